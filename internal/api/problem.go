@@ -1,0 +1,134 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+
+	"github.com/google/uuid"
+
+	"cardorder/internal/order"
+	"cardorder/internal/store"
+)
+
+// problem is an RFC 9457 problem document. It is also the error by which
+// handlers end a request: one place turns it into an answer.
+type problem struct {
+	Type     string  `json:"type"`
+	Title    string  `json:"title"`
+	Status   int     `json:"status"`
+	Detail   string  `json:"detail,omitempty"`
+	Instance string  `json:"instance,omitempty"` // the request's correlation id, as a URN
+	OrderID  string  `json:"conflictingOrder,omitempty"`
+	Errors   []fault `json:"errors,omitempty"`
+
+	retryAfter string // seconds
+}
+
+// fault is one thing wrong with a request, in its body, query or headers.
+type fault struct {
+	Pointer   *string `json:"pointer,omitempty"`   // RFC 6901, into the body
+	Parameter string  `json:"parameter,omitempty"` // of the query
+	Header    string  `json:"header,omitempty"`
+	Code      string  `json:"code"`
+	Detail    string  `json:"detail"`
+}
+
+func (p *problem) Error() string { return p.Title }
+
+// problemTypes is the prefix of every problem's type, a stable name rather than
+// a page.
+const problemTypes = "urn:cardorder:problem:"
+
+func newProblem(status int, name, title, detail string) *problem {
+	return &problem{Type: problemTypes + name, Title: title, Status: status, Detail: detail}
+}
+
+var (
+	errUnauthorized = newProblem(http.StatusUnauthorized, "unauthorized", "No valid bearer token",
+		"The request needs an Authorization header with a bearer token that is known here.")
+	errNoSuchPath   = newProblem(http.StatusNotFound, "not-found", "There is nothing here", "")
+	errNoSuchIssuer = newProblem(http.StatusNotFound, "unknown-issuer", "Unknown issuer",
+		"The issuer in the path is not configured here.")
+	errNoSuchOrder = newProblem(http.StatusNotFound, "unknown-order", "Unknown order",
+		"The issuer has no order with this id.")
+	errMethod      = newProblem(http.StatusMethodNotAllowed, "method-not-allowed", "Method not allowed here", "")
+	errContentType = newProblem(http.StatusUnsupportedMediaType, "unsupported-media-type", "Unsupported media type",
+		"The body must be application/json.")
+	errTooLarge = newProblem(http.StatusRequestEntityTooLarge, "too-large", "The body is too large", "")
+	errInternal = newProblem(http.StatusInternalServerError, "internal", "Something went wrong here",
+		"The fault is on this side and was logged. It is safe to send the request again with the same key.")
+	errUnavailable = newProblem(http.StatusServiceUnavailable, "unavailable", "The database does not answer",
+		"Nothing is known to be stored. It is safe to send the request again with the same key.")
+)
+
+func invalid(faults ...fault) *problem {
+	p := newProblem(http.StatusBadRequest, "invalid-request", "The request is not valid", "Nothing was stored. Every fault is listed.")
+	p.Errors = faults
+	return p
+}
+
+func invalidBody(faults order.Faults) *problem {
+	list := make([]fault, len(faults))
+	for i, f := range faults {
+		list[i] = fault{Pointer: &f.Pointer, Code: f.Code, Detail: f.Detail}
+	}
+	return invalid(list...)
+}
+
+func conflict(e *store.ConflictError) *problem {
+	p := newProblem(http.StatusConflict, "duplicate-order", "The card has another order",
+		"Another order for this card is open, or the card was created a short time ago. "+
+			"If a second card is really wanted, say why in duplicateOverride.")
+	if e.Kind == store.ContentDiffers {
+		p = newProblem(http.StatusUnprocessableEntity, "idempotency-conflict", "The key belongs to another request",
+			"An order with this issuerRequestId or Idempotency-Key exists, and its request was a different one.")
+	}
+	if e.OrderID != uuid.Nil {
+		p.OrderID = e.OrderID.String()
+	}
+	return p
+}
+
+// asProblem turns any error of a handler into what the caller may know of it.
+func asProblem(err error) *problem {
+	if p, ok := errors.AsType[*problem](err); ok {
+		return p
+	}
+	if e, ok := errors.AsType[*store.ConflictError](err); ok {
+		return conflict(e)
+	}
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return errTooLarge
+	}
+	if errors.Is(err, store.ErrNotFound) {
+		return errNoSuchOrder
+	}
+	if store.Unavailable(err) {
+		return errUnavailable
+	}
+	return errInternal
+}
+
+// writeProblem answers with p as it concerns this request.
+func writeProblem(w http.ResponseWriter, r *http.Request, p *problem) {
+	copied := *p
+	copied.Instance = "urn:cardorder:request:" + correlationID(r.Context())
+	if p.Status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="cardorder"`)
+	}
+	if p.Status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "1")
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(p.Status)
+	_ = json.NewEncoder(w).Encode(&copied) // the caller is gone if this fails
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v) // the caller is gone if this fails
+}

@@ -1,0 +1,108 @@
+// Package api is HTTP: orders for core banking, and notifications and their
+// tokens for D1, each on a listener of its own.
+package api
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+
+	"cardorder/internal/d1client"
+	"cardorder/internal/store"
+)
+
+// Config is what both sides of the API need.
+type Config struct {
+	Store   *store.Store
+	Clients []Client
+	Issuers []Issuer
+	Metrics *Metrics
+	Log     *slog.Logger
+	// TokenKeys sign (the first) and verify (all) the tokens that D1 gets from us.
+	TokenKeys []TokenKey
+	// Ready tells why the service cannot work, or nil.
+	Ready func(context.Context) error
+}
+
+// Issuer is what the API knows of an issuer.
+type Issuer struct {
+	ID             string
+	Encrypter      *d1client.Encrypter
+	SensitiveData  bool     // orders may carry card data in clear
+	OnHoldStatuses []string // of details.status
+	// ClientID and ClientSecret are D1's credentials for a token from us.
+	ClientID, ClientSecret string
+}
+
+type server struct {
+	Config
+	issuers map[string]*Issuer
+}
+
+func newServer(cfg Config) *server {
+	s := &server{Config: cfg, issuers: make(map[string]*Issuer, len(cfg.Issuers))}
+	for i := range cfg.Issuers {
+		s.issuers[cfg.Issuers[i].ID] = &cfg.Issuers[i]
+	}
+	return s
+}
+
+// NewHandler serves core banking.
+func NewHandler(cfg Config) http.Handler {
+	s := newServer(cfg)
+	r := newRouter("api", cfg)
+	r.Get("/healthz", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+	})
+	r.Get("/readyz", s.ready)
+	r.Route("/v1/issuers/{issuerId}", func(r chi.Router) {
+		r.Use(authenticate(cfg.Clients))
+		r.With(s.authorize(ScopeWrite)).Post("/orders", s.handle(s.placeOrder))
+		r.Group(func(r chi.Router) {
+			r.Use(s.authorize(ScopeRead))
+			r.Get("/orders", s.handle(s.listOrders))
+			r.Get("/orders/{orderId}", s.handle(s.getOrder))
+			r.Get("/orders/{orderId}/timeline", s.handle(s.getTimeline))
+		})
+	})
+	return r
+}
+
+func newRouter(listener string, cfg Config) chi.Router {
+	r := chi.NewRouter()
+	r.Use(observe(listener, cfg.Log, cfg.Metrics))
+	r.NotFound(func(w http.ResponseWriter, r *http.Request) { writeProblem(w, r, errNoSuchPath) })
+	r.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) { writeProblem(w, r, errMethod) })
+	return r
+}
+
+// handle runs a handler and answers with the problem that it returns.
+func (s *server) handle(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		err := h(w, r)
+		if err == nil {
+			return
+		}
+		p := asProblem(err)
+		if p.Status >= 500 {
+			s.Log.Error("a request failed", "correlationId", correlationID(r.Context()), "error", err)
+		}
+		annotate(r.Context(), slog.String("problem", p.Type))
+		writeProblem(w, r, p)
+	}
+}
+
+// ready tells load balancers whether this replica can take requests.
+func (s *server) ready(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+	defer cancel()
+	if err := s.Ready(ctx); err != nil {
+		s.Log.Warn("not ready", "error", err)
+		writeJSON(w, http.StatusServiceUnavailable, map[string]string{"status": "unavailable"})
+		return
+	}
+	writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+}

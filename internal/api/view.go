@@ -1,0 +1,171 @@
+package api
+
+import (
+	"encoding/json"
+	"strings"
+	"time"
+
+	"cardorder/internal/order"
+	"cardorder/internal/store"
+)
+
+// orderView is an order as JSON: what identifies a person is not in it.
+type orderView struct {
+	ID                  string             `json:"id"`
+	IssuerID            string             `json:"issuerId"`
+	IssuerRequestID     string             `json:"issuerRequestId"`
+	Status              order.Status       `json:"status"`
+	Version             int                `json:"version"`
+	Attention           []attentionView    `json:"attention"`
+	CardID              string             `json:"cardId"`
+	ConsumerID          string             `json:"consumerId"`
+	CardProductID       string             `json:"cardProductId"`
+	DistributionChannel order.Channel      `json:"distributionChannel"`
+	order.Terms                            // D1's members that may be shown
+	Urgent              bool               `json:"urgent"`
+	Metadata            map[string]string  `json:"metadata,omitempty"`
+	DuplicateOverride   *duplicateOverride `json:"duplicateOverride,omitempty"`
+	OperationID         string             `json:"operationId,omitempty"`
+	DueDate             string             `json:"dueDate,omitempty"`
+	ProductionSite      string             `json:"productionSite,omitempty"`
+	Shipments           []shipmentView     `json:"shipments"`
+	Warnings            []string           `json:"warnings"`
+	CreatedAt           time.Time          `json:"createdAt"`
+	CreatedBy           string             `json:"createdBy"`
+	UpdatedAt           time.Time          `json:"updatedAt"`
+	EndedAt             *time.Time         `json:"endedAt,omitempty"`
+}
+
+type duplicateOverride struct {
+	Reason string `json:"reason"`
+}
+
+type attentionView struct {
+	Code   order.Attention `json:"code"`
+	Detail string          `json:"detail"`
+	Actor  string          `json:"actor"`
+	Next   string          `json:"next"`
+}
+
+type shipmentView struct {
+	TrackingNumber string    `json:"trackingNumber,omitempty"`
+	Carrier        string    `json:"carrier,omitempty"`
+	Status         string    `json:"status,omitempty"`
+	Message        string    `json:"message,omitempty"`
+	TrackingURL    string    `json:"trackingUrl,omitempty"`
+	UpdatedAt      time.Time `json:"updatedAt"`
+}
+
+func viewOrder(o *store.Order) orderView {
+	v := orderView{
+		ID: o.ID.String(), IssuerID: o.IssuerID, IssuerRequestID: o.IssuerRequestID,
+		Status: o.State.Status, Version: o.State.Version, Attention: viewAttention(o.State.Attention),
+		CardID: o.CardID, ConsumerID: o.ConsumerID, CardProductID: o.CardProductID, DistributionChannel: o.Channel,
+		Terms: o.Terms, Urgent: o.Urgent, Metadata: o.Metadata,
+		OperationID: o.State.OperationID, DueDate: o.State.DueDate.Value, ProductionSite: o.State.ProductionSite.Value,
+		Shipments: []shipmentView{}, Warnings: append([]string{}, o.Warnings...),
+		CreatedAt: o.CreatedAt, CreatedBy: o.CreatedBy, UpdatedAt: o.UpdatedAt, EndedAt: o.EndedAt,
+	}
+	if o.DuplicateOverride != "" {
+		v.DuplicateOverride = &duplicateOverride{o.DuplicateOverride}
+	}
+	for _, s := range o.Shipments {
+		v.Shipments = append(v.Shipments, shipmentView{
+			TrackingNumber: s.TrackingNumber, Carrier: s.Carrier, Status: s.Status,
+			Message: maskDigits(s.Message), TrackingURL: s.TrackingURL, UpdatedAt: s.UpdatedAt,
+		})
+	}
+	return v
+}
+
+// maskDigits keeps a number out of D1's free texts: what it means is not known.
+func maskDigits(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' {
+			return '*'
+		}
+		return r
+	}, text)
+}
+
+func viewAttention(list []order.Attention) []attentionView {
+	views := make([]attentionView, len(list))
+	for i, a := range list {
+		advice := a.Advice()
+		views[i] = attentionView{a, advice.Detail, advice.Actor, advice.Next}
+	}
+	return views
+}
+
+// timelineEntry is one thing that happened to an order.
+type timelineEntry struct {
+	At           time.Time         `json:"at"`
+	Kind         string            `json:"kind"` // event, attempt, notification
+	Event        *eventView        `json:"event,omitempty"`
+	Attempt      *attemptView      `json:"attempt,omitempty"`
+	Notification *notificationView `json:"notification,omitempty"`
+}
+
+type eventView struct {
+	Seq            int               `json:"seq"`
+	Type           store.EventType   `json:"type"`
+	Status         order.Status      `json:"status"`
+	PreviousStatus order.Status      `json:"previousStatus,omitempty"`
+	Attention      []order.Attention `json:"attention"`
+	Cause          store.CauseKind   `json:"cause"`
+	CauseID        string            `json:"causeId,omitempty"`
+	Actor          string            `json:"actor,omitempty"`
+	Detail         json.RawMessage   `json:"detail,omitempty"`
+}
+
+type attemptView struct {
+	ID            string            `json:"id"`
+	Kind          store.AttemptKind `json:"kind"`
+	Outcome       string            `json:"outcome"`
+	Reason        string            `json:"reason"`
+	HTTPStatus    int               `json:"httpStatus,omitempty"`
+	ErrorCode     string            `json:"errorCode,omitempty"`
+	ErrorText     string            `json:"errorText,omitempty"`
+	OperationID   string            `json:"operationId,omitempty"`
+	CorrelationID string            `json:"correlationId"`
+	StartedAt     time.Time         `json:"startedAt"`
+	DurationMS    int64             `json:"durationMs"`
+	ClaimLost     bool              `json:"claimLost,omitempty"`
+}
+
+type notificationView struct {
+	ID            int64     `json:"id"`
+	OperationID   string    `json:"operationId,omitempty"`
+	Outcome       string    `json:"outcome"`
+	CorrelationID string    `json:"correlationId,omitempty"`
+	TimesSeen     int       `json:"timesSeen"`
+	LastSeenAt    time.Time `json:"lastSeenAt"`
+}
+
+func viewTimeline(entries []store.Entry) []timelineEntry {
+	views := make([]timelineEntry, len(entries))
+	for i, e := range entries {
+		v := timelineEntry{At: e.At}
+		switch {
+		case e.Event != nil:
+			v.Kind = "event"
+			v.Event = &eventView{
+				e.Event.Seq, e.Event.Type, e.Event.Status, e.Event.PreviousStatus, e.Event.Attention,
+				e.Event.Cause.Kind, e.Event.Cause.ID, e.Event.Cause.Actor, e.Event.Cause.Detail,
+			}
+		case e.Attempt != nil:
+			a := e.Attempt
+			v.Kind = "attempt"
+			v.Attempt = &attemptView{
+				a.ID.String(), a.Kind, a.Outcome, a.Reason, a.HTTPStatus, a.ErrorCode, a.ErrorText,
+				a.OperationID, a.CorrelationID, a.StartedAt, a.Duration.Milliseconds(), a.ClaimLost,
+			}
+		case e.Notification != nil:
+			n := e.Notification
+			v.Kind = "notification"
+			v.Notification = &notificationView{n.ID, n.OperationID, n.Outcome, n.CorrelationID, n.TimesSeen, n.LastSeenAt}
+		}
+		views[i] = v
+	}
+	return views
+}

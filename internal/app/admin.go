@@ -1,0 +1,93 @@
+package app
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"cardorder/internal/store"
+)
+
+// adminHandler serves operators: metrics, profiles, health. It has no
+// authentication and must not be reachable from outside.
+func adminHandler(registry *prometheus.Registry, ready func(context.Context) error) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+		defer cancel()
+		if err := ready(ctx); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		}
+	})
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+// statsCollector reads the backlog from the database at each scrape, so that
+// every replica tells the same and none has to remember.
+type statsCollector struct {
+	store *store.Store
+	log   *slog.Logger
+
+	messages, due, oldest, unknown, open, parked, parkedAge, up *prometheus.Desc
+}
+
+func newStatsCollector(st *store.Store, log *slog.Logger) *statsCollector {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("cardorder_"+name, help, labels, nil)
+	}
+	return &statsCollector{
+		store: st, log: log,
+		messages:  desc("outbox_messages", "Messages to send, by lane.", "lane"),
+		due:       desc("outbox_due_messages", "Messages that could be sent now, by lane.", "lane"),
+		oldest:    desc("outbox_oldest_due_seconds", "For how long the oldest due message has waited, by lane.", "lane"),
+		unknown:   desc("outbox_unknown_messages", "Messages whose outcome at D1 is unknown, by lane.", "lane"),
+		open:      desc("open_orders", "Orders that have not ended, by issuer and status.", "issuer", "status"),
+		parked:    desc("parked_notifications", "Notifications that wait for their order."),
+		parkedAge: desc("parked_notifications_oldest_seconds", "Age of the oldest parked notification."),
+		up:        desc("database_up", "Whether the database answered this scrape."),
+	}
+}
+
+func (c *statsCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.messages, c.due, c.oldest, c.unknown, c.open, c.parked, c.parkedAge, c.up} {
+		ch <- d
+	}
+}
+
+func (c *statsCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	stats, err := c.store.Stats(ctx)
+	if err != nil {
+		c.log.Warn("reading statistics failed", "error", err)
+		gauge(c.up, 0)
+		return
+	}
+	gauge(c.up, 1)
+	for _, l := range stats.Lanes {
+		gauge(c.messages, float64(l.Messages), l.Lane)
+		gauge(c.due, float64(l.Due), l.Lane)
+		gauge(c.oldest, l.Oldest.Seconds(), l.Lane)
+		gauge(c.unknown, float64(l.Unknown), l.Lane)
+	}
+	for key, n := range stats.Open {
+		gauge(c.open, float64(n), key.IssuerID, string(key.Status))
+	}
+	gauge(c.parked, float64(stats.Parked))
+	gauge(c.parkedAge, stats.ParkedSince.Seconds())
+}

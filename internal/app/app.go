@@ -1,0 +1,316 @@
+// Package app is the service's wiring and life cycle: what `server serve` runs
+// and what tests start in-process.
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"cardorder/internal/api"
+	"cardorder/internal/config"
+	"cardorder/internal/d1client"
+	"cardorder/internal/outbox"
+	"cardorder/internal/store"
+)
+
+// ErrSchema is returned when the database lacks migrations of this binary.
+var ErrSchema = errors.New("the database's schema is not current: run `server migrate up` first, or start with --migrate")
+
+// Service is a running service.
+type Service struct {
+	log     *slog.Logger
+	store   *store.Store
+	servers []*server
+	lanes   map[string]*outbox.Lane // by name
+	clients []*d1client.Client
+	failed  chan error
+
+	stopSending context.CancelFunc
+	background  sync.WaitGroup
+	stopOnce    sync.Once
+	stopping    chan struct{}
+}
+
+// Start starts everything and returns once all listeners answer. Stop ends it.
+func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Service, err error) {
+	s := &Service{
+		log: log, lanes: make(map[string]*outbox.Lane),
+		failed: make(chan error, 3), stopping: make(chan struct{}),
+	}
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	s.stopSending = cancel
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	issuers := issuerIDs(cfg)
+	var notifications *api.Notifications
+	if s.store, err = openStore(ctx, cfg, s.wakeLane, func() { notifications.Wake() }); err != nil {
+		return nil, err
+	}
+	current, err := s.store.SchemaCurrent(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !current {
+		return nil, ErrSchema
+	}
+	registry.MustRegister(newStatsCollector(s.store, log))
+
+	apiConfig, err := s.apiConfig(cfg, api.NewMetrics(registry, issuers))
+	if err != nil {
+		return nil, err
+	}
+	notifications = api.NewNotifications(apiConfig)
+	if err := s.addLanes(cfg, outbox.NewMetrics(registry, issuers)); err != nil {
+		return nil, err
+	}
+	for _, l := range []struct {
+		name    string
+		listen  config.Listener
+		handler http.Handler
+	}{
+		{"admin", cfg.Admin, adminHandler(registry, s.ready)},
+		{"notifications", cfg.Notifications, notifications.Handler()},
+		{"api", cfg.API, api.NewHandler(apiConfig)},
+	} {
+		if err := s.listen(ctx, l.name, l.listen, l.handler); err != nil {
+			return nil, err
+		}
+	}
+	s.background.Go(func() { notifications.Run(work) })
+	for _, lane := range s.lanes {
+		s.background.Go(func() { lane.Run(work) })
+	}
+	return s, nil
+}
+
+func issuerIDs(cfg *config.Config) []string {
+	ids := make([]string, len(cfg.Issuers))
+	for i := range cfg.Issuers {
+		ids[i] = cfg.Issuers[i].ID
+	}
+	return ids
+}
+
+func openStore(ctx context.Context, cfg *config.Config, onReady func(string), onParked func()) (*store.Store, error) {
+	sealer, err := store.NewSealer([]byte(cfg.Keys.Sealing.Reveal()))
+	if err != nil {
+		return nil, fmt.Errorf("keys.sealing: %w", err)
+	}
+	hashKey, err := cfg.Keys.ContentHash.Bytes32()
+	if err != nil {
+		return nil, fmt.Errorf("keys.contentHash: %w", err)
+	}
+	windows := make(map[string]time.Duration)
+	for _, in := range cfg.Issuers {
+		windows[in.ID] = in.DuplicateWindow
+	}
+	return store.Open(ctx, store.Config{
+		URL: cfg.Database.URL.Reveal(), MaxConns: cfg.Database.MaxConns,
+		Seal: sealer, HashKeys: store.HashKeys{Current: hashKey},
+		DuplicateWindows: windows, OnReady: onReady, OnParked: onParked,
+	})
+}
+
+func (s *Service) apiConfig(cfg *config.Config, metrics *api.Metrics) (api.Config, error) {
+	a := api.Config{Store: s.store, Metrics: metrics, Log: s.log, Ready: s.ready}
+	for _, k := range cfg.Keys.NotificationTokens {
+		secret, err := k.Secret.Bytes32()
+		if err != nil {
+			return a, fmt.Errorf("keys.notificationTokens: %w", err)
+		}
+		a.TokenKeys = append(a.TokenKeys, api.TokenKey{ID: k.ID, Secret: secret})
+	}
+	for _, c := range cfg.Clients {
+		hash, err := c.TokenHash()
+		if err != nil {
+			return a, fmt.Errorf("clients: %w", err)
+		}
+		a.Clients = append(a.Clients, api.Client{Name: c.Name, TokenHash: hash, Scopes: c.Scopes, Issuers: c.Issuers})
+	}
+	for i := range cfg.Issuers {
+		in := &cfg.Issuers[i]
+		encrypter, err := in.Encrypter()
+		if err != nil {
+			return a, fmt.Errorf("issuer %s: d1.encryptionKeys: %w", in.ID, err)
+		}
+		a.Issuers = append(a.Issuers, api.Issuer{
+			ID: in.ID, Encrypter: encrypter, SensitiveData: in.SensitiveData, OnHoldStatuses: in.OnHoldStatuses,
+			ClientID: in.Notifications.ClientID, ClientSecret: in.Notifications.ClientSecret.Reveal(),
+		})
+	}
+	return a, nil
+}
+
+func (s *Service) addLanes(cfg *config.Config, metrics *outbox.Metrics) error {
+	for i := range cfg.Issuers {
+		in := &cfg.Issuers[i]
+		clientConfig, err := in.ClientConfig(cfg.Environment)
+		if err != nil {
+			return fmt.Errorf("issuer %s: d1: %w", in.ID, err)
+		}
+		client, err := d1client.New(clientConfig)
+		if err != nil {
+			return fmt.Errorf("issuer %s: d1: %w", in.ID, err)
+		}
+		s.clients = append(s.clients, client)
+		s.lanes[store.LaneOf(in.ID)] = outbox.NewLane(outbox.Config{
+			IssuerID: in.ID, Concurrency: in.Sending.Concurrency, CallTimeout: in.Sending.CallTimeout, Poll: in.Sending.Poll,
+			Policy: outbox.Policy{
+				ResendAfter: in.Sending.ResendAfter, NeverResend: in.Sending.AfterUnknown == "wait",
+				RetryRefusedFor: in.Sending.RetryRefusedFor, OnHold: in.OnHoldStatuses,
+			},
+			Log: s.log,
+		}, s.store, client, metrics)
+	}
+	return nil
+}
+
+func (s *Service) wakeLane(name string) {
+	if lane := s.lanes[name]; lane != nil {
+		lane.Wake()
+	}
+}
+
+// ready tells why this replica cannot work, or nil.
+func (s *Service) ready(ctx context.Context) error {
+	select {
+	case <-s.stopping:
+		return errors.New("stopping")
+	default:
+	}
+	if err := s.store.Ping(ctx); err != nil {
+		return err
+	}
+	current, err := s.store.SchemaCurrent(ctx)
+	if err == nil && !current {
+		err = ErrSchema
+	}
+	return err
+}
+
+// server is one listener and what serves it.
+type server struct {
+	name     string
+	listener net.Listener
+	http     *http.Server
+	tls      bool
+}
+
+func (s *Service) listen(ctx context.Context, name string, cfg config.Listener, h http.Handler) error {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listening for %s: %w", name, err)
+	}
+	srv := &server{name: name, listener: l, tls: cfg.TLS != nil, http: &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       time.Minute,
+		WriteTimeout:      time.Minute,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(s.log.With("listener", name).Handler(), slog.LevelWarn),
+	}}
+	if cfg.TLS != nil {
+		serverTLS, err := cfg.TLS.Server()
+		if err != nil {
+			_ = l.Close()
+			return fmt.Errorf("%s: tls: %w", name, err)
+		}
+		srv.listener = tls.NewListener(l, serverTLS)
+	} else if name == "notifications" {
+		s.log.Warn("the notification listener has no TLS: D1 must come through a proxy that demands its client certificate")
+	}
+	s.servers = append(s.servers, srv)
+	s.background.Go(func() {
+		if err := srv.http.Serve(srv.listener); !errors.Is(err, http.ErrServerClosed) {
+			s.failed <- fmt.Errorf("serving %s: %w", name, err)
+		}
+	})
+	s.log.Info("listening", "listener", name, "address", l.Addr().String())
+	return nil
+}
+
+// URL returns the base URL of a listener: api, notifications or admin.
+func (s *Service) URL(name string) string {
+	for _, srv := range s.servers {
+		if srv.name != name {
+			continue
+		}
+		scheme := "http://"
+		if srv.tls {
+			scheme = "https://"
+		}
+		return scheme + srv.listener.Addr().String()
+	}
+	return ""
+}
+
+// Failed tells of a listener that broke; the service is then to be stopped.
+func (s *Service) Failed() <-chan error { return s.failed }
+
+// Stop drains the service: it takes no new requests and no new messages, lets
+// those under way finish until ctx ends, and then closes everything. Twice does
+// no harm.
+func (s *Service) Stop(ctx context.Context) error {
+	var err error
+	s.stopOnce.Do(func() {
+		close(s.stopping)
+		s.stopSending()
+		var wg sync.WaitGroup
+		errs := make([]error, len(s.servers))
+		for i, srv := range s.servers {
+			wg.Go(func() {
+				if errs[i] = srv.http.Shutdown(ctx); errs[i] != nil {
+					_ = srv.http.Close()
+				}
+			})
+		}
+		wg.Wait()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			s.background.Wait()
+		}()
+		select {
+		case <-done:
+			s.close()
+		case <-ctx.Done():
+			// What is still under way is in the database as claimed, and the next
+			// start asks D1 about it.
+			errs = append(errs, fmt.Errorf("draining: %w", ctx.Err()))
+		}
+		err = errors.Join(errs...)
+	})
+	return err
+}
+
+// close releases what Start took.
+func (s *Service) close() {
+	s.stopSending()
+	for _, srv := range s.servers {
+		_ = srv.http.Close()
+	}
+	s.background.Wait()
+	for _, c := range s.clients {
+		c.Close()
+	}
+	if s.store != nil {
+		s.store.Close()
+	}
+}

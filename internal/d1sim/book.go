@@ -1,0 +1,214 @@
+package d1sim
+
+import (
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// productionPath is every status of a card in the order in which they are reached.
+var productionPath = []string{CardProdRequested, DataException, DataPrepared, CardProdReady, CardProdOngoing,
+	CardProdException, CardProdDone, CardShipped}
+
+// book is all that the simulator knows of cards and requests; a reset opens a new one. Guarded by Sim.mu.
+type book struct {
+	cards     []*card
+	byRequest map[requestKey]*card // the first card of an issuerRequestId
+	byCard    map[cardKey][]*card  // orders of a card, oldest first
+
+	walking []*card // under way, the one that moved longest ago first
+	stopped []*card // under way, but at Settings.StopAt
+
+	queued     map[string][]*notification // by issuer, oldest first
+	inFlight   int                        // notifications in a call right now
+	deliveries []Delivery
+
+	scripts []*Script
+	history []Request
+}
+
+type requestKey struct{ issuerID, issuerRequestID string }
+type cardKey struct{ issuerID, cardID string }
+
+// card is one made card: one order that was accepted.
+type card struct {
+	issuerID   string
+	channel    string
+	ships      bool
+	op         Operation
+	acceptedAt time.Time
+	movedAt    time.Time
+}
+
+func newBook() *book {
+	return &book{
+		byRequest: make(map[requestKey]*card),
+		byCard:    make(map[cardKey][]*card),
+		queued:    make(map[string][]*notification),
+	}
+}
+
+// make makes a card for an order and takes it to its first status.
+func (b *book) make(issuerID, cardID string, o order, now time.Time, set Settings) *card {
+	c := &card{
+		issuerID:   issuerID,
+		channel:    o.channel,
+		ships:      o.ships(),
+		acceptedAt: now,
+		op: Operation{
+			OperationID:     uuid.NewString(),
+			Operation:       "PRODUCE",
+			StartTime:       now.UTC().Truncate(time.Millisecond),
+			CardID:          cardID,
+			IssuerRequestID: o.issuerRequestID,
+			Details: Details{
+				DueDate:        now.UTC().AddDate(0, 0, 1).Format(time.DateOnly),
+				ProductionSite: "SIMULATED-CENTRE",
+			},
+		},
+	}
+	b.cards = append(b.cards, c)
+	b.byCard[cardKey{issuerID, cardID}] = append(b.byCard[cardKey{issuerID, cardID}], c)
+	if key := (requestKey{issuerID, o.issuerRequestID}); o.issuerRequestID != "" && b.byRequest[key] == nil {
+		b.byRequest[key] = c
+	}
+	b.reach(c, CardProdRequested, now, set)
+	return c
+}
+
+// walkDue moves every card that is due one step on, and tells how many moved and when the next one is due.
+func (b *book) walkDue(now time.Time, set Settings) (moved int, next time.Time) {
+	interval := time.Duration(set.StepInterval)
+	for len(b.walking) > 0 {
+		c := b.walking[0]
+		if due := c.movedAt.Add(interval); due.After(now) {
+			return moved, due
+		}
+		b.walking = b.walking[1:]
+		b.reach(c, c.next(set.FailAt), now, set)
+		moved++
+	}
+	return moved, time.Time{}
+}
+
+// next is the status after the present one.
+func (c *card) next(fail *FailAt) string {
+	reached := slices.Index(productionPath, c.op.Details.Status)
+	for _, status := range productionPath[reached+1:] {
+		exception := status == DataException || status == CardProdException
+		if !exception || fail.hits(status, &c.op) {
+			return status
+		}
+	}
+	return c.op.Details.Status
+}
+
+// reach puts a card into a status, queues the notification, and lines the card up for its next step.
+func (b *book) reach(c *card, status string, now time.Time, set Settings) {
+	op := &c.op
+	c.movedAt = now
+	op.Status = OperationPending
+	op.Details.Status = status
+	op.Details.Reason, op.ErrorCode, op.Error = "", "", ""
+
+	switch {
+	case status == DataException || status == CardProdException:
+		op.Details.Reason = set.FailAt.Reason
+		if op.Status = set.FailAt.OperationStatus; op.Status == OperationFailed {
+			op.ErrorCode, op.Error = status, set.FailAt.Reason
+		}
+	case status == CardProdDone && !c.ships:
+		op.Status = OperationSuccessful
+	case status == CardShipped:
+		op.Status = OperationSuccessful
+		op.Details.Shipment = newShipment()
+	}
+	if op.Status != OperationPending {
+		end := now.UTC().Truncate(time.Millisecond)
+		op.EndTime = &end
+	}
+
+	b.queued[c.issuerID] = append(b.queued[c.issuerID], &notification{op: *op})
+	b.lineUp(c, set.StopAt)
+}
+
+// lineUp gives a card its place: walking, stopped, or at its end and in no line.
+func (b *book) lineUp(c *card, stopAt string) {
+	switch {
+	case c.op.Status != OperationPending:
+	case c.op.Details.Status == stopAt:
+		b.stopped = append(b.stopped, c)
+	default:
+		b.walking = append(b.walking, c)
+	}
+}
+
+// lineUpAgain follows a change of Settings.StopAt.
+func (b *book) lineUpAgain(stopAt string) {
+	underWay := slices.Concat(b.stopped, b.walking)
+	slices.SortStableFunc(underWay, func(x, y *card) int { return x.movedAt.Compare(y.movedAt) })
+	b.walking, b.stopped = nil, nil
+	for _, c := range underWay {
+		b.lineUp(c, stopAt)
+	}
+}
+
+func newShipment() *Shipment {
+	number := "SIM" + uuid.NewString()[:8]
+	return &Shipment{
+		Carrier:        "dhl",
+		TrackingNumber: number,
+		Status:         "HANDED_OVER",
+		Message:        "handed to the carrier",
+		TrackingURL:    "https://tracking.d1sim.invalid/" + number,
+	}
+}
+
+// Card is a made card, as the management port shows it.
+type Card struct {
+	IssuerID            string    `json:"issuerId"`
+	CardID              string    `json:"cardId"`
+	IssuerRequestID     string    `json:"issuerRequestId,omitempty"`
+	OperationID         string    `json:"operationId"`
+	DistributionChannel string    `json:"distributionChannel"`
+	Status              string    `json:"status"`          // of the card: CARD_PROD_READY, ...
+	OperationStatus     string    `json:"operationStatus"` // PENDING, SUCCESSFUL, FAILED
+	StartTime           time.Time `json:"startTime"`
+}
+
+func (c *card) view() Card {
+	return Card{
+		IssuerID:            c.issuerID,
+		CardID:              c.op.CardID,
+		IssuerRequestID:     c.op.IssuerRequestID,
+		OperationID:         c.op.OperationID,
+		DistributionChannel: c.channel,
+		Status:              c.op.Details.Status,
+		OperationStatus:     c.op.Status,
+		StartTime:           c.op.StartTime,
+	}
+}
+
+// Cards lists the cards made since the last reset, oldest first.
+func (s *Sim) Cards() []Card {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	views := make([]Card, 0, len(s.book.cards))
+	for _, c := range s.book.cards {
+		views = append(views, c.view())
+	}
+	return views
+}
+
+// CardCounts tells how many cards were made for each issuerRequestId since the last reset: more than one is a card too
+// many. Orders without issuerRequestId count under "".
+func (s *Sim) CardCounts() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	counts := make(map[string]int)
+	for _, c := range s.book.cards {
+		counts[c.op.IssuerRequestID]++
+	}
+	return counts
+}

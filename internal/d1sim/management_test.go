@@ -1,0 +1,150 @@
+package d1sim_test
+
+import (
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"cardorder/internal/d1sim"
+)
+
+func TestManagementPort(t *testing.T) {
+	t.Parallel()
+	b := newBureau(t, fast)
+	ctx, m := t.Context(), b.management
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	key, err := m.EncryptionKey(ctx)
+	must(err)
+	if want := b.sim.EncryptionKey(); key.KeyID != want.KeyID || !key.IsPublic() || key.Use != "enc" || key.Algorithm != "ECDH-ES" {
+		t.Errorf("encryption key %+v", key)
+	}
+
+	must(m.Script(ctx, d1sim.Script{Kind: d1sim.KindProduction, Action: d1sim.ActionReject}))
+	must(m.Script(ctx, d1sim.Script{Kind: d1sim.KindStatus, Action: d1sim.ActionReject, Times: 3}))
+	if got := b.order("card-1", b.thales("request-1")); got.status != http.StatusBadRequest {
+		t.Errorf("scripted order: got %d", got.status)
+	}
+	scripts, err := m.Scripts(ctx)
+	must(err)
+	if len(scripts) != 1 || scripts[0].Times != 3 {
+		t.Errorf("scripts %+v", scripts)
+	}
+	must(m.ClearScripts(ctx))
+
+	operationID := b.accepted("card-1", b.thales("request-1"))
+	must(m.Wait(ctx, d1sim.Condition{Cards: 1, Status: d1sim.CardShipped, Idle: true, Requests: 2, Kind: d1sim.KindProduction, CardID: "card-1"}, patience))
+	cards, err := m.Cards(ctx)
+	must(err)
+	if len(cards) != 1 || cards[0].OperationID != operationID || cards[0].IssuerRequestID != "request-1" || cards[0].CardID != "card-1" ||
+		cards[0].DistributionChannel != "THALES" || cards[0].Status != d1sim.CardShipped || cards[0].StartTime.IsZero() {
+		t.Errorf("cards %+v", cards)
+	}
+	counts, err := m.CardCounts(ctx)
+	must(err)
+	if len(counts) != 1 || counts["request-1"] != 1 {
+		t.Errorf("counts %v", counts)
+	}
+	history, err := m.History(ctx, d1sim.Filter{Kind: d1sim.KindProduction, IssuerRequestID: "request-1"})
+	must(err)
+	if len(history) != 2 || history[0].CardMade || !history[1].CardMade {
+		t.Errorf("history %+v", history)
+	}
+	deliveries, err := m.Notifications(ctx)
+	must(err)
+	if len(deliveries) == 0 || deliveries[0].Operations[0].OperationID != operationID {
+		t.Errorf("deliveries %+v", deliveries)
+	}
+
+	_, err = m.PatchSettings(ctx, map[string]any{"paused": true})
+	must(err)
+	must(m.Reset(ctx))
+	b.accepted("card-1", b.thales("request-1")) // not paused any more, not a repeat; and the token has outlived the reset
+	history, err = m.History(ctx, d1sim.Filter{})
+	must(err)
+	if len(history) != 1 {
+		t.Errorf("history after the reset %+v", history)
+	}
+}
+
+func TestWaitEnds(t *testing.T) {
+	t.Parallel()
+	b := newBureau(t, still)
+	if err := b.management.Wait(t.Context(), d1sim.Condition{Cards: 1}, time.Millisecond); !errors.Is(err, d1sim.ErrNotMet) {
+		t.Errorf("got %v, want ErrNotMet", err)
+	}
+	server := httptest.NewServer(b.sim.ManagementHandler())
+	t.Cleanup(server.Close)
+	for _, query := range []string{"cards=x", "idle=perhaps", "timeout=5", "card=1"} {
+		resp, err := http.Get(server.URL + "/wait?" + query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusBadRequest {
+			t.Errorf("%s: got %d", query, resp.StatusCode)
+		}
+	}
+}
+
+func TestSettingsArePatched(t *testing.T) {
+	t.Parallel()
+	b := newBureau(t, d1sim.Settings{})
+	ctx, m := t.Context(), b.management
+	set, err := m.Settings(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := d1sim.Settings{StepInterval: d1sim.Duration(300 * time.Millisecond), Repeat: "same", RequestIDPlace: "top", UnknownCard: "404",
+		MaxPerCall: 10, RetryBackoff: d1sim.Duration(100 * time.Millisecond), TokenLifetime: d1sim.Duration(15 * time.Minute)}
+	if set != want {
+		t.Errorf("defaults %+v", set)
+	}
+
+	set, err = m.PatchSettings(ctx, map[string]any{"stepInterval": "20ms", "failAt": map[string]any{"status": "DATA_EXCEPTION"}})
+	if err != nil || set.StepInterval != d1sim.Duration(20*time.Millisecond) || set.FailAt == nil || set.FailAt.OperationStatus != "FAILED" || set.MaxPerCall != 10 {
+		t.Errorf("patched %+v, %v", set, err)
+	}
+	if set, err = m.PatchSettings(ctx, map[string]any{"failAt": nil}); err != nil || set.FailAt != nil {
+		t.Errorf("patched %+v, %v", set, err)
+	}
+	if err := m.UpdateSettings(ctx, func(s *d1sim.Settings) { s.StatusLatestOnly = true }); err != nil || !b.sim.Settings().StatusLatestOnly {
+		t.Errorf("updated %+v, %v", b.sim.Settings(), err)
+	}
+
+	before := b.sim.Settings()
+	for _, patch := range []map[string]any{
+		{"stepIntervall": "1s"}, {"stepInterval": 5}, {"stepInterval": "-1s"}, {"repeat": "twice"}, {"requestIdPlace": "x"},
+		{"unknownCard": "x"}, {"maxPerCall": -1}, {"stopAt": "x"}, {"failAt": map[string]any{"status": "CARD_SHIPPED"}},
+		{"tokenLifetime": "1ms"}, {"answerDelay": "-1s"}, {"failAt": map[string]any{"status": "DATA_EXCEPTION", "operationStatus": "x"}},
+	} {
+		if _, err := m.PatchSettings(ctx, patch); err == nil {
+			t.Errorf("%v: accepted", patch)
+		}
+	}
+	if b.sim.Settings() != before {
+		t.Errorf("refused patches changed %+v to %+v", before, b.sim.Settings())
+	}
+}
+
+func TestNewTellsAllFaults(t *testing.T) {
+	t.Parallel()
+	_, err := d1sim.New(d1sim.Config{
+		Issuers:     []d1sim.Issuer{{ID: "short"}, {ID: issuerID, PathStyle: "x"}, {ID: lowercaseID}, {ID: lowercaseID}},
+		Aggregators: []d1sim.Aggregator{{ID: "a", IssuerIDs: []string{"bank000009"}}},
+		Settings:    d1sim.Settings{Repeat: "x"},
+	})
+	for _, want := range []string{"short", "path style", "twice", "bank000009", "repeat"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: says nothing of %q", err, want)
+		}
+	}
+}

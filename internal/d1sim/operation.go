@@ -1,0 +1,73 @@
+package d1sim
+
+import "time"
+
+// The status of an operation (not of its card).
+const (
+	OperationPending    = "PENDING"
+	OperationSuccessful = "SUCCESSFUL"
+	OperationFailed     = "FAILED"
+)
+
+// The status of a card in production: details.status of a PRODUCE operation.
+const (
+	CardProdRequested = "CARD_PROD_REQUESTED"
+	DataException     = "DATA_EXCEPTION"
+	DataPrepared      = "DATA_PREPARED"
+	CardProdReady     = "CARD_PROD_READY"
+	CardProdOngoing   = "CARD_PROD_ONGOING"
+	CardProdException = "CARD_PROD_EXCEPTION"
+	CardProdDone      = "CARD_PROD_DONE"
+	CardShipped       = "CARD_SHIPPED"
+)
+
+// Operation is what notifications and productionStatus tell of one order.
+type Operation struct {
+	OperationID     string     `json:"operationId"`
+	Operation       string     `json:"operation"` // always PRODUCE
+	Status          string     `json:"status"`
+	StartTime       time.Time  `json:"startTime"` // of the operation: the same in all its notifications
+	EndTime         *time.Time `json:"endTime,omitempty"`
+	CardID          string     `json:"cardId"`
+	IssuerRequestID string     `json:"issuerRequestId,omitempty"`
+	ErrorCode       string     `json:"errorCode,omitempty"`
+	Error           string     `json:"error,omitempty"`
+	Details         Details    `json:"details"`
+}
+
+// Details is the part of an Operation that tells of the card.
+type Details struct {
+	Status          string    `json:"status"`
+	Reason          string    `json:"reason,omitempty"`
+	DueDate         string    `json:"dueDate,omitempty"` // a date, YYYY-MM-DD
+	ProductionSite  string    `json:"productionSite,omitempty"`
+	IssuerRequestID string    `json:"issuerRequestId,omitempty"`
+	Shipment        *Shipment `json:"shipment,omitempty"` // never changed once set: copies share it
+}
+
+// Shipment is what the carrier reports.
+type Shipment struct {
+	Carrier        string `json:"carrier"`
+	TrackingNumber string `json:"trackingNumber"`
+	Status         string `json:"status"`
+	Message        string `json:"message,omitempty"`
+	TrackingURL    string `json:"trackingUrl,omitempty"`
+}
+
+// operations is the envelope of notifications and of productionStatus.
+type operations struct {
+	Operations []Operation `json:"operations"`
+}
+
+// placed returns the operation with its issuerRequestId where it is to be shown; the place "" shows it nowhere.
+func (o Operation) placed(place string) Operation {
+	id := o.IssuerRequestID
+	o.IssuerRequestID = ""
+	if place == PlaceTop || place == PlaceBoth {
+		o.IssuerRequestID = id
+	}
+	if place == PlaceDetails || place == PlaceBoth {
+		o.Details.IssuerRequestID = id
+	}
+	return o
+}

@@ -1,0 +1,97 @@
+package order
+
+// Attention marks an order that a human has to look at.
+type Attention string
+
+const (
+	AttentionSecondCard       Attention = "second-card"
+	AttentionContradiction    Attention = "contradiction"
+	AttentionAmbiguous        Attention = "ambiguous-operation"
+	AttentionForeignOperation Attention = "foreign-operation"
+	AttentionConflict         Attention = "conflict"
+	AttentionOutcomeUnknown   Attention = "outcome-unknown"
+	AttentionUnknownStatus    Attention = "unknown-status"
+	AttentionRejected         Attention = "rejected"
+	AttentionException        Attention = "exception"
+	AttentionFailed           Attention = "failed"
+	AttentionUnreadable       Attention = "unreadable"
+	AttentionUnapplied        Attention = "unapplied-notification"
+)
+
+// Advice is what a person is told about an attention.
+type Advice struct {
+	Detail string // one sentence: what is the matter
+	Actor  string // who should act: support, operator, core-banking
+	Next   string // the next step
+}
+
+// Advices holds the text of every attention, the gravest first. All texts for
+// people stand here, ready for translation.
+var advices = []struct {
+	Attention
+	Advice
+}{
+	{AttentionSecondCard, Advice{
+		"D1 has a second production operation for this order: a second card may be in the post.",
+		"support", "Ask D1 to stop the second operation and have the card that arrives twice destroyed."}},
+	{AttentionContradiction, Advice{
+		"D1 reported both an end of this order and progress beyond it.",
+		"support", "Ask D1 which of the two is true."}},
+	{AttentionAmbiguous, Advice{
+		"D1 shows operations for this card that may or may not be this order's.",
+		"operator", "Ask D1 which operation belongs to this issuerRequestId; nothing is sent again until then."}},
+	{AttentionForeignOperation, Advice{
+		"D1 answered with an operation that belongs to another order.",
+		"operator", "Ask D1 what became of this issuerRequestId."}},
+	{AttentionConflict, Advice{
+		"D1 answered 409 and shows no operation for this order; it is not sent again.",
+		"operator", "Ask D1 what the conflict is."}},
+	{AttentionOutcomeUnknown, Advice{
+		"It is still unknown whether D1 took this order.",
+		"operator", "Check that D1 answers status requests; the order is asked about for as long as it takes."}},
+	{AttentionUnreadable, Advice{
+		"The sealed content of this order cannot be opened, so it cannot be sent.",
+		"operator", "Check the sealing keys in the configuration."}},
+	{AttentionUnapplied, Advice{
+		"A notification from D1 for this order is stored but could not be applied.",
+		"operator", "Look for the error in the log; the order's status may be behind D1's."}},
+	{AttentionUnknownStatus, Advice{
+		"D1 reported a status that this service does not know.",
+		"operator", "Ask D1 what the status means."}},
+	{AttentionFailed, Advice{
+		"D1 could not make this card.",
+		"support", "Order the card again after the cause is removed."}},
+	{AttentionRejected, Advice{
+		"D1 refused this order.",
+		"core-banking", "Correct what the attempt's error code names."}},
+	{AttentionException, Advice{
+		"D1 has trouble making this card.",
+		"support", "Wait for D1, or ask it for the reason."}},
+}
+
+// Advice returns what to tell a person about a.
+func (a Attention) Advice() Advice {
+	for _, row := range advices {
+		if row.Attention == a {
+			return row.Advice
+		}
+	}
+	return Advice{}
+}
+
+// gravity orders attentions: the lower, the graver.
+func (a Attention) gravity() int {
+	for i, row := range advices {
+		if row.Attention == a {
+			return i
+		}
+	}
+	return len(advices)
+}
+
+// attentionOf is the attention that comes and goes with a status.
+var attentionOf = map[Status]Attention{
+	Rejected:  AttentionRejected,
+	Exception: AttentionException,
+	Failed:    AttentionFailed,
+}

@@ -1,0 +1,284 @@
+package order
+
+import (
+	"cmp"
+	"slices"
+)
+
+// State is the part of an order that changes. Only Advance changes it.
+type State struct {
+	Version        int // 1 when accepted; every change adds one and leaves an event
+	Status         Status
+	Rank           int    // rank of Status
+	StepRank       int    // highest step of production ever reported
+	TopRank        int    // highest rank ever reported, failures apart
+	EndRank        int    // lowest rank at which D1 reported an end without a card, 0 for none
+	OperationID    string // the D1 operation that makes the card, "" before one is known
+	EndsAt         Status // the status at which the order has arrived
+	Attention      []Attention
+	DueDate        Latest // D1's estimate of the shipping date, as D1 wrote it
+	ProductionSite Latest
+
+	touched bool // something that belongs to the order, but not to its state, changed
+}
+
+// Latest is a value that D1 repeats and changes as it goes. Reports come in any
+// order, so the one of the highest rank counts, at equal rank the greater value.
+type Latest struct {
+	Value string
+	Rank  int
+}
+
+func (l *Latest) offer(value string, rank int) {
+	if value != "" && (rank > l.Rank || rank == l.Rank && value > l.Value) {
+		l.Value, l.Rank = value, rank
+	}
+}
+
+// NewState is the state of an order that was just accepted.
+func NewState(endsAt Status) State {
+	return State{Version: 1, Status: Accepted, EndsAt: endsAt}
+}
+
+// Ended tells whether nothing more is expected of the order: its card is no
+// longer on its way here.
+func (s State) Ended() bool {
+	switch s.Status {
+	case Failed, Cancelled, Returned, Delivered, Shipped:
+		return true
+	case Produced:
+		return s.EndsAt == Produced
+	}
+	return false
+}
+
+// Arrived tells whether the order ended as it was meant to.
+func (s State) Arrived() bool {
+	return s.Status == s.EndsAt || s.Rank > rankProduced && s.Status != Returned
+}
+
+// Made tells whether the card was made, whatever became of it then.
+func (s State) Made() bool { return s.StepRank >= rankProduced }
+
+// Waiting tells whether the order still has to be brought to D1.
+func (s State) Waiting() bool {
+	return s.Status == Accepted || s.Status == Held || s.Status == OutcomeUnknown
+}
+
+// Evidence is something learned about an order.
+type Evidence interface {
+	apply(*State)
+}
+
+// Advance returns the state that follows from s and the evidence, and whether
+// it differs. It is the only way in which an order's state changes.
+func Advance(s State, evidence ...Evidence) (State, bool) {
+	next := s
+	next.Attention = slices.Clone(s.Attention)
+	for _, e := range evidence {
+		e.apply(&next)
+	}
+	next.settleAttention()
+	if !next.touched && next.equal(s) {
+		return s, false
+	}
+	next.touched = false
+	next.Version++
+	return next, true
+}
+
+func (s State) equal(t State) bool {
+	return slices.Equal(s.Attention, t.Attention) &&
+		s.Version == t.Version && s.Status == t.Status && s.Rank == t.Rank &&
+		s.StepRank == t.StepRank && s.TopRank == t.TopRank && s.EndRank == t.EndRank &&
+		s.OperationID == t.OperationID && s.EndsAt == t.EndsAt &&
+		s.DueDate == t.DueDate && s.ProductionSite == t.ProductionSite
+}
+
+// LostAnswer is a call to D1 whose outcome is unknown.
+type LostAnswer struct{}
+
+func (LostAnswer) apply(s *State) {
+	if s.Status == Accepted || s.Status == Held {
+		s.Status = OutcomeUnknown
+	}
+}
+
+// NotFound is proof that D1 does not have an order whose outcome was unknown:
+// it may be sent again.
+type NotFound struct{}
+
+func (NotFound) apply(s *State) {
+	if s.Status == OutcomeUnknown {
+		s.Status = Accepted
+		s.drop(AttentionOutcomeUnknown)
+	}
+}
+
+// Refusal is D1's refusal of an order.
+type Refusal struct{}
+
+func (Refusal) apply(s *State) {
+	if s.Waiting() {
+		s.Status = Rejected
+	}
+}
+
+// Taken is D1's word that it took the order. OperationID may be empty: D1's
+// schema leaves it optional, and it is adopted later.
+type Taken struct{ OperationID string }
+
+func (t Taken) apply(s *State) {
+	if !s.adopt(t.OperationID) {
+		return
+	}
+	s.reach(place{Submitted, rankSubmitted, step})
+}
+
+// Report is what D1 says of a PRODUCE operation of the order.
+type Report struct {
+	OperationID string
+	Operation   OperationStatus
+	Status      string // details.status
+	OnHold      bool   // Status is one of the on-hold names of the configuration
+	DueDate     string
+	Site        string
+	Now         bool // an answer of productionStatus: D1's word of now, not of some time before
+}
+
+// OperationStatus is D1's status of an operation, not of the card.
+type OperationStatus string
+
+const (
+	OperationPending    OperationStatus = "PENDING"
+	OperationSuccessful OperationStatus = "SUCCESSFUL"
+	OperationFailed     OperationStatus = "FAILED"
+)
+
+func (r Report) apply(s *State) {
+	if !s.adopt(r.OperationID) {
+		return
+	}
+	p := r.place(s)
+	if r.Now && p.kind == step {
+		s.lift(p.rank)
+	}
+	s.reach(p)
+	s.DueDate.offer(r.DueDate, p.rank)
+	s.ProductionSite.offer(r.Site, p.rank)
+}
+
+// place finds where a report puts the order. Any sign of the operation shows
+// that D1 took the order, and an unknown status shows no more than that.
+func (r Report) place(s *State) place {
+	p, known := places[r.Status]
+	if r.OnHold {
+		p, known = place{OnHold, rankOnHold, side}, true
+	}
+	if !known {
+		p = place{Submitted, rankSubmitted, step}
+		if r.Status != "" {
+			s.raise(AttentionUnknownStatus)
+		}
+	}
+	if r.Operation != OperationFailed {
+		return p
+	}
+	switch {
+	case p.status == Exception:
+		return place{Failed, p.rank, dead}
+	case p.status == Cancelled:
+		return p
+	}
+	return place{Failed, rankFailed, dead}
+}
+
+// adopt binds the order to a D1 operation. A second operation for the same
+// order is a second card: it is flagged and never moves the status.
+func (s *State) adopt(operationID string) bool {
+	switch {
+	case operationID == "" || operationID == s.OperationID:
+		return true
+	case s.OperationID == "":
+		s.OperationID = operationID
+		s.drop(AttentionOutcomeUnknown, AttentionAmbiguous, AttentionConflict)
+		return true
+	}
+	s.raise(AttentionSecondCard)
+	return false
+}
+
+// reach moves the order to p if p outranks where it stands. An end and
+// progress beyond it contradict each other, whichever was heard of first.
+func (s *State) reach(p place) {
+	if p.kind == step {
+		s.StepRank = max(s.StepRank, p.rank)
+	}
+	if p.status != Failed {
+		s.TopRank = max(s.TopRank, p.rank)
+	}
+	if p.kind == dead && (s.EndRank == 0 || p.rank < s.EndRank) {
+		s.EndRank = p.rank
+	}
+	endedHere := s.Rank == 0 && (s.Status == Rejected || s.Status == Cancelled)
+	if endedHere || s.EndRank > 0 && s.TopRank > s.EndRank {
+		s.raise(AttentionContradiction)
+	}
+	if p.rank > s.Rank || p.rank == s.Rank && p.status == Failed && s.Status == Exception {
+		s.Status, s.Rank = p.status, p.rank
+	}
+}
+
+// lift ends a side state when D1 says now that production is at a step. It
+// never lowers a step that was reached before.
+func (s *State) lift(rank int) {
+	if s.Status == OnHold || s.Status == Exception {
+		s.Rank = max(s.StepRank, rank)
+		s.Status = stepAt(s.Rank)
+	}
+}
+
+// Operations is every PRODUCE operation that was ever seen for the order.
+type Operations struct{ IDs []string }
+
+func (o Operations) apply(s *State) {
+	for _, id := range o.IDs {
+		if s.OperationID != "" && id != s.OperationID {
+			s.raise(AttentionSecondCard)
+		}
+	}
+}
+
+// Details is a change of what belongs to the order beside its state, as a
+// shipment: the order has a new version.
+type Details struct{}
+
+func (Details) apply(s *State) { s.touched = true }
+
+// Notice is something about an order that needs a human.
+type Notice struct{ Attention Attention }
+
+func (n Notice) apply(s *State) { s.raise(n.Attention) }
+
+func (s *State) raise(a Attention) {
+	if !slices.Contains(s.Attention, a) {
+		s.Attention = append(s.Attention, a)
+	}
+}
+
+func (s *State) drop(gone ...Attention) {
+	s.Attention = slices.DeleteFunc(s.Attention, func(a Attention) bool { return slices.Contains(gone, a) })
+}
+
+// settleAttention makes the attentions that belong to a status follow it, and
+// sorts: the gravest first.
+func (s *State) settleAttention() {
+	for status, a := range attentionOf {
+		if status == s.Status {
+			s.raise(a)
+		} else {
+			s.drop(a)
+		}
+	}
+	slices.SortFunc(s.Attention, func(a, b Attention) int { return cmp.Compare(a.gravity(), b.gravity()) })
+}

@@ -1,0 +1,90 @@
+package order
+
+// Status is where an order stands.
+type Status string
+
+const (
+	Accepted       Status = "ACCEPTED"        // stored, waiting to be sent
+	Held           Status = "HELD"            // kept back
+	OutcomeUnknown Status = "OUTCOME_UNKNOWN" // sent, no answer; D1 is asked before anything is sent again
+	Rejected       Status = "REJECTED"        // D1 refused it
+	Submitted      Status = "SUBMITTED"       // D1 took it
+	DataPrepared   Status = "DATA_PREPARED"
+	Ready          Status = "READY"
+	OnHold         Status = "ON_HOLD" // D1 holds it
+	InProduction   Status = "IN_PRODUCTION"
+	Exception      Status = "EXCEPTION" // trouble at D1 that may pass
+	Failed         Status = "FAILED"
+	Cancelled      Status = "CANCELLED"
+	Produced       Status = "PRODUCED"
+	Shipped        Status = "SHIPPED"
+	Delivered      Status = "DELIVERED"
+	Returned       Status = "RETURNED"
+)
+
+// Statuses lists every status, in the order in which orders usually pass them.
+var Statuses = []Status{
+	Accepted, Held, OutcomeUnknown, Rejected, Submitted, DataPrepared, Ready, OnHold, InProduction,
+	Exception, Failed, Cancelled, Produced, Shipped, Delivered, Returned,
+}
+
+// KnownStatus tells whether s is one of Statuses.
+func KnownStatus(s Status) bool {
+	for _, known := range Statuses {
+		if s == known {
+			return true
+		}
+	}
+	return false
+}
+
+// kind tells how a status takes part in the race of ranks.
+type kind int
+
+const (
+	step kind = iota // a step of production: only ever forward
+	side             // a state beside the steps that D1's word of now may lift
+	dead             // the end of an order without its card
+)
+
+// place is a status with its rank. D1 sends no time and no sequence number, so
+// the order of arrival proves nothing: the highest rank ever heard of wins.
+type place struct {
+	status Status
+	rank   int
+	kind   kind
+}
+
+// Ranks of the places that are used by name.
+const (
+	rankSubmitted = 10
+	rankFailed    = 45 // an operation that failed without saying where
+	rankProduced  = 50
+)
+
+// places maps D1's details.status of a PRODUCE operation that is PENDING or
+// SUCCESSFUL to its place in an order's life.
+var places = map[string]place{
+	"CARD_PROD_REQUESTED": {Submitted, rankSubmitted, step},
+	"DATA_PREPARED":       {DataPrepared, 20, step},
+	"DATA_EXCEPTION":      {Exception, 25, side},
+	"CARD_PROD_READY":     {Ready, 30, step},
+	"CARD_PROD_ONGOING":   {InProduction, 40, step},
+	"CARD_PROD_EXCEPTION": {Exception, 45, side},
+	"CARD_PROD_CANCELED":  {Cancelled, 49, dead},
+	"CARD_PROD_DONE":      {Produced, rankProduced, step},
+	"CARD_SHIPPED":        {Shipped, 60, step},
+}
+
+// rankOnHold is where D1's on-hold states stand; their names are a setting.
+const rankOnHold = 35
+
+// stepAt returns the step of production with the given rank.
+func stepAt(rank int) Status {
+	for _, p := range places {
+		if p.rank == rank && p.kind == step {
+			return p.status
+		}
+	}
+	return Accepted
+}

@@ -1,0 +1,197 @@
+package outbox
+
+import (
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"cardorder/internal/d1client"
+	"cardorder/internal/order"
+	"cardorder/internal/store"
+)
+
+// Policy is how answers, and missing answers, are taken.
+type Policy struct {
+	// ResendAfter is how long D1 may need to show an order that it accepted. An
+	// order whose outcome is unknown is sent again only after two answers later
+	// than this that say it is not there; 0 means 5 min. Every delay between
+	// questions is a share of it.
+	ResendAfter time.Duration
+	// NeverResend asks for ever instead (afterUnknown: wait).
+	NeverResend bool
+	// RetryRefusedFor is for how long an order is tried again after a refusal that
+	// need not be its own fault: 403, 404, a wrong key, no error body; 0 means 15 min.
+	RetryRefusedFor time.Duration
+	// OnHold names the values of details.status that mean "on hold".
+	OnHold []string
+}
+
+func (p Policy) withDefaults() Policy {
+	if p.ResendAfter == 0 {
+		p.ResendAfter = 5 * time.Minute
+	}
+	if p.RetryRefusedFor == 0 {
+		p.RetryRefusedFor = 15 * time.Minute
+	}
+	return p
+}
+
+// submitted says what follows from D1's answer to an order.
+func (p Policy) submitted(m store.Message, attempt store.Attempt, a d1client.Answer) store.Completion {
+	attempt.Kind, attempt.Outcome, attempt.OperationID = store.AttemptSubmit, a.Outcome.String(), a.OperationID
+	c := store.Completion{Message: m, Attempt: note(attempt, a.Reply)}
+	retry := store.Next{RunIn: max(a.RetryAfter, backoff(m.Tries)), Tries: m.Tries + 1}
+	switch a.Outcome {
+	case d1client.Taken:
+		c.Evidence = []order.Evidence{order.Taken{OperationID: a.OperationID}}
+		if a.OperationID != "" {
+			c.Seen = []string{a.OperationID}
+		}
+	case d1client.NotTaken:
+		c.Next = retry
+	case d1client.Refused:
+		if ownFault(a) || m.Age > p.RetryRefusedFor {
+			c.Evidence = []order.Evidence{order.Refusal{}}
+		} else {
+			c.Next = retry
+		}
+	default:
+		c.Evidence = []order.Evidence{order.LostAnswer{}}
+		// A 409 may mean that D1 has it: only a question can tell, never a repeat.
+		c.Next = store.Next{RunIn: p.askIn(0, 0), Maybe: store.MaybeNow, ResendOff: a.Reason == d1client.ReasonConflict}
+	}
+	return c
+}
+
+// ownFault tells whether a refusal is certainly the order's own fault: D1 names
+// a field of it. A key that D1 cannot use may be wrong for all orders.
+func ownFault(a d1client.Answer) bool {
+	return a.Status == 400 && a.HasErrorBody && a.ErrorCode != "CRYPTO_ERROR"
+}
+
+// asked says what follows from D1's answer to the question whether it has an
+// order. owners tells which operations belong to which orders; proven, that a
+// 404 really means an unknown card.
+func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusAnswer, owners map[string]uuid.UUID, proven bool) store.Completion {
+	attempt.Kind, attempt.Outcome = store.AttemptAsk, a.Finding.String()
+	c := store.Completion{Message: m, Attempt: note(attempt, a.Reply)}
+	if a.Finding == d1client.LookupFailed {
+		c.Evidence = p.stillUnknown(m)
+		c.Next = store.Next{RunIn: max(a.RetryAfter, backoff(m.Tries)), Tries: m.Tries + 1, Asks: m.Asks, Negatives: m.Negatives}
+		return c
+	}
+	mine, doubtful := p.candidates(m, a.Operations, owners)
+	switch {
+	case len(mine) > 0:
+		c.Attempt.OperationID = mine[0].OperationID
+		report := mine[0].Report(p.OnHold)
+		report.Now = true
+		c.Evidence = []order.Evidence{report}
+		for _, op := range mine {
+			c.Seen = append(c.Seen, op.OperationID)
+		}
+		return c
+	case doubtful:
+		c.Evidence = append(p.stillUnknown(m), order.Notice{Attention: order.AttentionAmbiguous})
+		c.Next = store.Next{RunIn: p.askIn(m.Asks+1, m.SentAgo), Asks: m.Asks + 1}
+		return c
+	}
+	negatives := m.Negatives
+	clean := a.Skipped == 0 && (a.Finding == d1client.Found || proven)
+	if clean && m.SentAgo >= p.ResendAfter {
+		negatives++
+	}
+	if negatives >= 2 && !m.ResendOff && !p.NeverResend {
+		c.Evidence = []order.Evidence{order.NotFound{}}
+		c.Next = store.Next{Maybe: store.MaybeClear}
+		return c
+	}
+	c.Evidence = p.stillUnknown(m)
+	c.Next = store.Next{RunIn: p.askIn(m.Asks+1, m.SentAgo), Asks: m.Asks + 1, Negatives: negatives}
+	return c
+}
+
+// stillUnknown keeps the outcome unknown, and calls for a human when it should
+// have been known by now.
+func (p Policy) stillUnknown(m store.Message) []order.Evidence {
+	evidence := []order.Evidence{order.LostAnswer{}}
+	switch {
+	case m.ResendOff:
+		evidence = append(evidence, order.Notice{Attention: order.AttentionConflict})
+	case m.SentAgo < p.ResendAfter:
+	case p.NeverResend || m.SentAgo >= 2*p.ResendAfter:
+		evidence = append(evidence, order.Notice{Attention: order.AttentionOutcomeUnknown})
+	}
+	return evidence
+}
+
+// skew is by how much D1's clock may be behind the database's.
+const skew = 2 * time.Minute
+
+// candidates finds the operations that make this order's card, the first of
+// them first. An operation that carries our issuerRequestId is ours. One that
+// carries none is ours if it is the only one, belongs to no other order and did
+// not start before we first sent; if there are several, it cannot be told.
+func (p Policy) candidates(m store.Message, operations []d1client.Operation, owners map[string]uuid.UUID) (mine []d1client.Operation, doubtful bool) {
+	var nameless []d1client.Operation
+	for _, op := range operations {
+		owner, owned := owners[op.OperationID]
+		switch {
+		case op.Operation != "PRODUCE" || op.OperationID == "" || owned && owner != m.OrderID:
+		case owned, op.IssuerRequestID != "" && op.IssuerRequestID == m.Production.IssuerRequestID:
+			mine = append(mine, op)
+		case op.IssuerRequestID == "" && op.InputFileName == "" && !op.StartTime.Before(m.FirstSentAt.Add(-skew)):
+			nameless = append(nameless, op)
+		}
+	}
+	if len(mine) == 0 && len(nameless) == 1 {
+		mine = nameless
+	}
+	slices.SortStableFunc(mine, func(a, b d1client.Operation) int { return a.StartTime.Compare(b.StartTime) })
+	return mine, len(mine) == 0 && len(nameless) > 1
+}
+
+func note(a store.Attempt, r d1client.Reply) store.Attempt {
+	a.Reason, a.HTTPStatus, a.ErrorCode, a.ErrorText = string(r.Reason), r.Status, r.ErrorCode, r.ErrorText
+	a.CorrelationID, a.Duration = r.CorrelationID, r.Duration
+	return a
+}
+
+// askIn is when to ask next, after asks questions, the last byte having left
+// sentAgo ago: early and again, since the answer is usually there (2 s, 10 s and
+// 50 s at the default of ResendAfter), then when a "no" begins to count, then
+// ever more rarely, for as long as it takes.
+func (p Policy) askIn(asks int, sentAgo time.Duration) time.Duration {
+	early := []time.Duration{p.ResendAfter / 150, p.ResendAfter / 30, p.ResendAfter / 6}
+	switch {
+	case asks < len(early):
+		return early[asks] + jitter(early[asks]/10)
+	case sentAgo < p.ResendAfter:
+		wait := p.ResendAfter - sentAgo
+		return wait + jitter(p.ResendAfter/50)
+	}
+	wait := min(p.ResendAfter/30<<min(asks-len(early), 10), 2*p.ResendAfter)
+	return wait + jitter(wait/10)
+}
+
+// Bounds of the back-off between calls of one message.
+const (
+	backoffFirst = 200 * time.Millisecond
+	backoffMax   = time.Minute
+)
+
+// backoff is exponential with full jitter: the cap comes before the jitter, so
+// that messages which failed together do not come back together.
+func backoff(tries int) time.Duration {
+	ceiling := min(backoffFirst<<min(tries, 20), backoffMax)
+	return backoffFirst/2 + jitter(ceiling)
+}
+
+func jitter(d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	return rand.N(d)
+}

@@ -1,0 +1,205 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"cardorder/internal/order"
+)
+
+// lockedOrder is an order whose state this transaction has locked.
+type lockedOrder struct {
+	orderKey
+	state      order.State
+	cardID     string
+	issuance   order.Issuance
+	operations []string // every PRODUCE operation seen for it
+}
+
+// operation is a PRODUCE operation of D1 that was seen for an order.
+type operation struct {
+	key    orderKey
+	id     string
+	source string
+}
+
+// lockOrders locks orders, in the one order that all transactions use, stores
+// the operations seen for them, and reads where they stand. owners tells to
+// which order each of the operations belongs: the first that it was seen for.
+//
+// The three statements are sent in one round trip but each has a snapshot of
+// its own: what is read after the lock includes what others wrote before it.
+func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operation) (locked map[orderKey]*lockedOrder, owners map[string]orderKey, err error) {
+	locked, owners = make(map[orderKey]*lockedOrder, len(keys)), make(map[string]orderKey, len(seen))
+	if len(keys) == 0 {
+		return locked, owners, nil
+	}
+	var b pgx.Batch
+	issuers, ids := columns(keys)
+	b.Queue(`
+		SELECT s.issuer_id, s.order_id, o.card_id, o.terms -> 'services' ->> 'issuance', `+stateColumns+`
+		FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
+		WHERE (s.issuer_id, s.order_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[]))
+		ORDER BY s.issuer_id, s.order_id
+		FOR UPDATE OF s`,
+		issuers, ids).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			o := &lockedOrder{}
+			fields := []any{&o.issuer, &o.id, &o.cardID, &o.issuance}
+			if err := rows.Scan(append(fields, stateFields(&o.state)...)...); err != nil {
+				return err
+			}
+			locked[o.orderKey] = o
+			return nil
+		})
+	})
+	queueOperations(&b, seen)
+	b.Queue(`
+		SELECT p.issuer_id, p.order_id, p.operation_id FROM operations p
+		WHERE (p.issuer_id, p.order_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[])) AND p.operation = 'PRODUCE'`,
+		issuers, ids).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			var key orderKey
+			var id string
+			if err := rows.Scan(&key.issuer, &key.id, &id); err != nil {
+				return err
+			}
+			owners[id] = key
+			if o := locked[key]; o != nil {
+				o.operations = append(o.operations, id)
+			}
+			return nil
+		})
+	})
+	if err := send(ctx, tx, &b); err != nil {
+		return nil, nil, fmt.Errorf("locking orders: %w", err)
+	}
+	return locked, owners, nil
+}
+
+func queueOperations(b *pgx.Batch, seen []operation) {
+	if len(seen) == 0 {
+		return
+	}
+	// Sorted, so that two transactions never wait for each other's rows.
+	slices.SortFunc(seen, func(x, y operation) int {
+		return cmp.Or(cmp.Compare(x.key.issuer, y.key.issuer), cmp.Compare(x.id, y.id))
+	})
+	n := len(seen)
+	issuers, ids, orders, sources := make([]string, n), make([]string, n), make([]uuid.UUID, n), make([]string, n)
+	for i, op := range seen {
+		issuers[i], ids[i], orders[i], sources[i] = op.key.issuer, op.id, op.key.id, op.source
+	}
+	exec(b, `
+		INSERT INTO operations (issuer_id, operation_id, order_id, operation, source)
+		SELECT i, p, o, 'PRODUCE', s FROM unnest($1::text[], $2::text[], $3::uuid[], $4::text[]) AS t(i, p, o, s)
+		ON CONFLICT DO NOTHING`, issuers, ids, orders, sources)
+}
+
+func columns(keys []orderKey) (issuers []string, ids []uuid.UUID) {
+	for _, k := range keys {
+		issuers, ids = append(issuers, k.issuer), append(ids, k.id)
+	}
+	return issuers, ids
+}
+
+// queueAdvance advances a locked order by evidence and queues every write that
+// follows from it: state, event, guard, and the end of a submit message that
+// has become pointless.
+func (s *Store) queueAdvance(b *pgx.Batch, o *lockedOrder, cause Cause, evidence ...order.Evidence) {
+	before := o.state
+	next, changed := order.Advance(before, append(evidence, order.Operations{IDs: o.operations})...)
+	if !changed {
+		return
+	}
+	o.state = next
+	var ended *bool
+	if next.Ended() != before.Ended() {
+		now := next.Ended()
+		ended = &now
+	}
+	exec(b, `
+		UPDATE order_state SET version = $3, status = $4, rank = $5, step_rank = $6, top_rank = $7, end_rank = $8,
+			operation_id = $9, attention = $10, due_date = $11, due_date_rank = $12,
+			production_site = $13, production_site_rank = $14, updated_at = now(),
+			ended_at = CASE WHEN $15::boolean IS NULL THEN ended_at WHEN $15 THEN now() END
+		WHERE issuer_id = $1 AND order_id = $2`,
+		o.issuer, o.id, next.Version, next.Status, next.Rank, next.StepRank, next.TopRank, next.EndRank,
+		optional(next.OperationID), attentions(next), optional(next.DueDate.Value), next.DueDate.Rank,
+		optional(next.ProductionSite.Value), next.ProductionSite.Rank, ended)
+	queueEvent(b, o.orderKey, event{
+		seq: next.Version, kind: eventType(before, next), state: next, previous: before.Status, Cause: cause,
+	})
+	if before.Waiting() && !next.Waiting() {
+		exec(b, `DELETE FROM outbox WHERE issuer_id = $1 AND order_id = $2 AND kind = 'submit'`, o.issuer, o.id)
+	}
+	if ended != nil {
+		if *ended {
+			releaseGuard(b, o, s.duplicateWindow(o.issuer))
+		} else {
+			holdGuard(b, o)
+		}
+	}
+}
+
+func eventType(before, after order.State) EventType {
+	switch {
+	case before.Status != after.Status:
+		return EventStatusChanged
+	case !slices.Equal(before.Attention, after.Attention):
+		return EventAttentionChanged
+	}
+	return EventDetailsChanged
+}
+
+type event struct {
+	seq      int
+	kind     EventType
+	state    order.State
+	previous order.Status
+	Cause
+}
+
+func queueEvent(b *pgx.Batch, key orderKey, e event) {
+	exec(b, `
+		INSERT INTO order_events (issuer_id, order_id, seq, type, status, previous_status, attention, cause, cause_id, actor, detail)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
+		key.issuer, key.id, e.seq, e.kind, e.state.Status, optional(string(e.previous)), attentions(e.state),
+		e.Cause.Kind, optional(e.ID), optional(e.Actor), e.Detail)
+}
+
+// attentions returns a list that is never null.
+func attentions(s order.State) []order.Attention {
+	if s.Attention == nil {
+		return []order.Attention{}
+	}
+	return s.Attention
+}
+
+// ShipmentUpdate is what D1 repeats of the carrier's word.
+type ShipmentUpdate struct {
+	TrackingNumber, Carrier, Status, Message, TrackingURL string
+}
+
+func (u ShipmentUpdate) empty() bool { return u == ShipmentUpdate{} }
+
+// queueShipment queues one shipment row per tracking number. What D1 leaves
+// out of a later update stays as it was.
+func queueShipment(b *pgx.Batch, key orderKey, u ShipmentUpdate) {
+	if u.empty() {
+		return
+	}
+	exec(b, `
+		INSERT INTO shipments AS s (issuer_id, order_id, tracking_number, carrier, status, message, tracking_url)
+		VALUES ($1, $2, $3, $4, $5, $6, $7)
+		ON CONFLICT (issuer_id, order_id, tracking_number) DO UPDATE SET
+			carrier = coalesce(EXCLUDED.carrier, s.carrier), status = coalesce(EXCLUDED.status, s.status),
+			message = coalesce(EXCLUDED.message, s.message), tracking_url = coalesce(EXCLUDED.tracking_url, s.tracking_url),
+			updated_at = now()`,
+		key.issuer, key.id, u.TrackingNumber, optional(u.Carrier), optional(u.Status), optional(u.Message), optional(u.TrackingURL))
+}

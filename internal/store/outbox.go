@@ -1,0 +1,343 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"cardorder/internal/order"
+)
+
+// Message is a claimed message: an order to submit, or to ask D1 about when it
+// is unknown whether D1 has it.
+type Message struct {
+	ID         int64
+	Token      uuid.UUID // every result must match it
+	IssuerID   string
+	OrderID    uuid.UUID
+	CardID     string
+	Production order.Production // complete; empty when Err is set
+	Err        error            // the sealed content could not be read
+
+	Tries       int           // calls since the last progress
+	FirstSentAt time.Time     // the first moment at which a byte may have left, by the database's clock
+	Age         time.Duration // since then
+	// MaybeSent tells that D1 may have the order: it must be asked, and nothing
+	// be sent. SentAgo is how long ago the last byte may have left.
+	MaybeSent bool
+	SentAgo   time.Duration
+	Asks      int  // questions asked so far
+	Negatives int  // of them, answers that count as "not there"
+	ResendOff bool // never send again, only ask
+}
+
+// Claim takes up to limit messages of a lane that are due, until lease has
+// passed on the database's clock. A message whose lease ran out under another
+// worker is due again, and its outcome is unknown: a byte may have left until
+// the very end of that lease.
+//
+// One card at a time: a message waits while an earlier one of its card exists.
+func (s *Store) Claim(ctx context.Context, lane string, limit int, lease time.Duration) ([]Message, error) {
+	token, err := uuid.NewV7()
+	if err != nil {
+		return nil, fmt.Errorf("making a claim token: %w", err)
+	}
+	rows, err := s.pool.Query(ctx, `
+		WITH due AS (
+			SELECT m.id FROM outbox m
+			WHERE m.lane = $1 AND m.class = 0 AND m.run_at <= now()
+				AND NOT EXISTS (SELECT FROM outbox e
+					WHERE e.issuer_id = m.issuer_id AND e.card_id = m.card_id AND e.id < m.id)
+			ORDER BY m.run_at LIMIT $2
+			FOR UPDATE OF m SKIP LOCKED
+		), claimed AS (
+			UPDATE outbox m SET
+				claim_token = $3, run_at = now() + $4::interval,
+				first_sent_at = coalesce(m.first_sent_at, now()),
+				maybe_sent_at = coalesce(m.maybe_sent_at, CASE WHEN m.claim_token IS NOT NULL THEN m.run_at END)
+			FROM due WHERE m.id = due.id
+			RETURNING m.*
+		)
+		SELECT c.id, c.issuer_id, c.order_id, c.card_id, c.tries, c.first_sent_at, now() - c.first_sent_at, c.maybe_sent_at IS NOT NULL,
+			coalesce(now() - c.maybe_sent_at, '0'), c.asks, c.negatives, c.resend_off, p.production, p.encrypted_data
+		FROM claimed c LEFT JOIN order_payload p ON p.issuer_id = c.issuer_id AND p.order_id = c.order_id
+		ORDER BY c.id`,
+		lane, limit, token, lease)
+	if err != nil {
+		return nil, fmt.Errorf("claiming messages: %w", err)
+	}
+	messages, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Message, error) {
+		m := Message{Token: token}
+		var sealed sealedPayload
+		err := row.Scan(&m.ID, &m.IssuerID, &m.OrderID, &m.CardID, &m.Tries, &m.FirstSentAt, &m.Age, &m.MaybeSent,
+			&m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &sealed.production, &sealed.encryptedData)
+		if err == nil {
+			m.Production, m.Err = s.openProduction(m.IssuerID, m.OrderID, sealed)
+		}
+		return m, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("claiming messages: %w", err)
+	}
+	return messages, nil
+}
+
+// openProduction reads one message's content. A row that cannot be read is that
+// row's trouble and must not strand the others of its batch.
+func (s *Store) openProduction(issuer string, id uuid.UUID, sealed sealedPayload) (order.Production, error) {
+	var p order.Production
+	plain, err := s.cfg.Seal.open(sealed.production, columnProduction, issuer, id.String())
+	if err != nil {
+		return p, err
+	}
+	if err := json.Unmarshal(plain, &p); err != nil {
+		return order.Production{}, fmt.Errorf("decoding %s: the content is not what was sealed", columnProduction)
+	}
+	encryptedData, err := s.cfg.Seal.open(sealed.encryptedData, columnEncryptedData, issuer, id.String())
+	if err != nil {
+		return order.Production{}, err
+	}
+	p.EncryptedData = string(encryptedData)
+	return p, nil
+}
+
+// Release gives back messages of which certainly no byte was sent.
+func (s *Store) Release(ctx context.Context, messages []Message) error {
+	if len(messages) == 0 {
+		return nil
+	}
+	ids, tokens := claims(messages)
+	_, err := s.pool.Exec(ctx, `
+		UPDATE outbox m SET claim_token = NULL, run_at = now()
+		FROM unnest($1::bigint[], $2::uuid[]) AS t(id, token)
+		WHERE m.id = t.id AND m.claim_token = t.token`, ids, tokens)
+	if err != nil {
+		return fmt.Errorf("giving messages back: %w", err)
+	}
+	return nil
+}
+
+func claims(messages []Message) (ids []int64, tokens []uuid.UUID) {
+	for _, m := range messages {
+		ids, tokens = append(ids, m.ID), append(tokens, m.Token)
+	}
+	return ids, tokens
+}
+
+// Completion is what came of a claimed message.
+type Completion struct {
+	Message  Message
+	Attempt  Attempt
+	Seen     []string         // PRODUCE operations that D1 showed for the order
+	Evidence []order.Evidence // how the order advances, if the claim still holds
+	Next     Next             // what becomes of the message, if the order still waits
+}
+
+// Attempt is one call to D1 and its answer.
+type Attempt struct {
+	ID            uuid.UUID
+	Kind          AttemptKind
+	Outcome       string
+	Reason        string // of a closed set
+	HTTPStatus    int
+	ErrorCode     string
+	ErrorText     string // D1's, digits masked
+	OperationID   string
+	CorrelationID string
+	StartedAt     time.Time
+	Duration      time.Duration
+	ClaimLost     bool // another worker had taken over when it was stored
+	CreatedAt     time.Time
+}
+
+// AttemptKind is what D1 was asked to do.
+type AttemptKind string
+
+const (
+	AttemptSubmit AttemptKind = "submit"
+	AttemptAsk    AttemptKind = "ask"
+)
+
+// Next is the new content of a message that stays.
+type Next struct {
+	RunIn     time.Duration
+	Tries     int
+	Asks      int
+	Negatives int
+	ResendOff bool
+	// Maybe says whether D1 may have the order.
+	Maybe Maybe
+}
+
+// Maybe is what a call teaches about whether D1 may have the order.
+type Maybe int
+
+const (
+	MaybeKeep  Maybe = iota // nothing new
+	MaybeNow                // a byte may have left until now
+	MaybeClear              // D1 certainly does not have it
+)
+
+// Complete stores what came of calls: all of them in one transaction. An
+// attempt and its operations are facts and are stored always; an order and its
+// message change only while the claim holds.
+func (s *Store) Complete(ctx context.Context, completions []Completion) error {
+	parked := false
+	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
+		parked, err = s.complete(ctx, tx, completions)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("storing what came of calls: %w", err)
+	}
+	if parked {
+		s.cfg.OnParked()
+	}
+	return nil
+}
+
+func (s *Store) complete(ctx context.Context, tx pgx.Tx, completions []Completion) (parked bool, err error) {
+	var keys []orderKey
+	var seen []operation
+	var issuers, operationIDs []string
+	messages := make([]Message, len(completions))
+	for i, c := range completions {
+		key := orderKey{c.Message.IssuerID, c.Message.OrderID}
+		keys = append(keys, key)
+		messages[i] = c.Message
+		for _, id := range c.Seen {
+			seen = append(seen, operation{key, id, string(c.Attempt.Kind)})
+			issuers, operationIDs = append(issuers, key.issuer), append(operationIDs, id)
+		}
+	}
+	locked, owners, err := lockOrders(ctx, tx, keys, seen)
+	if err != nil {
+		return false, err
+	}
+	held, err := lockClaims(ctx, tx, messages)
+	if err != nil {
+		return false, err
+	}
+	var b pgx.Batch
+	for i := range completions {
+		c := &completions[i]
+		o := locked[keys[i]]
+		if o == nil {
+			continue // erased in the meantime
+		}
+		s.queueCompletion(&b, c, o, held[c.Message.ID], owners)
+	}
+	if len(operationIDs) > 0 {
+		b.Queue(`
+			SELECT EXISTS (SELECT FROM notifications n WHERE n.outcome = 'parked'
+				AND (n.issuer_id, n.operation_id) IN (SELECT * FROM unnest($1::text[], $2::text[])))`,
+			issuers, operationIDs).QueryRow(func(row pgx.Row) error { return row.Scan(&parked) })
+	}
+	return parked, send(ctx, tx, &b)
+}
+
+// lockClaims locks the messages that are still claimed by the given tokens.
+func lockClaims(ctx context.Context, tx pgx.Tx, messages []Message) (map[int64]bool, error) {
+	ids, tokens := claims(messages)
+	rows, err := tx.Query(ctx, `
+		SELECT m.id FROM outbox m JOIN unnest($1::bigint[], $2::uuid[]) AS t(id, token)
+			ON m.id = t.id AND m.claim_token = t.token
+		ORDER BY m.id FOR UPDATE OF m`, ids, tokens)
+	if err != nil {
+		return nil, fmt.Errorf("locking messages: %w", err)
+	}
+	held := make(map[int64]bool, len(messages))
+	var id int64
+	if _, err := pgx.ForEachRow(rows, []any{&id}, func() error { held[id] = true; return nil }); err != nil {
+		return nil, fmt.Errorf("locking messages: %w", err)
+	}
+	return held, nil
+}
+
+func (s *Store) queueCompletion(b *pgx.Batch, c *Completion, o *lockedOrder, held bool, owners map[string]orderKey) {
+	queueAttempt(b, o.orderKey, c.Attempt, !held)
+	var evidence []order.Evidence
+	if held {
+		evidence = c.Evidence
+	}
+	for _, id := range c.Seen {
+		if owners[id] != o.orderKey {
+			// Adopting another order's operation would hide a lost card.
+			evidence = []order.Evidence{order.Notice{Attention: order.AttentionForeignOperation}, order.LostAnswer{}}
+			c.Next = Next{RunIn: c.Next.RunIn + time.Minute, Asks: c.Next.Asks + 1, ResendOff: true, Maybe: MaybeNow}
+		}
+	}
+	s.queueAdvance(b, o, Cause{Kind: CauseAttempt, ID: c.Attempt.ID.String()}, evidence...)
+	if !held {
+		return
+	}
+	exec(b, `UPDATE order_state SET first_sent_at = $3 WHERE issuer_id = $1 AND order_id = $2 AND first_sent_at IS NULL`,
+		o.issuer, o.id, c.Message.FirstSentAt)
+	if o.state.Waiting() {
+		queueNext(b, c)
+	}
+}
+
+// queueNext reschedules a message; only the claim's holder can.
+func queueNext(b *pgx.Batch, c *Completion) {
+	exec(b, `
+		UPDATE outbox SET claim_token = NULL, run_at = now() + $3::interval,
+			tries = $4, asks = $5, negatives = $6, resend_off = resend_off OR $7,
+			maybe_sent_at = CASE $8 WHEN 0 THEN maybe_sent_at WHEN 1 THEN now() END
+		WHERE id = $1 AND claim_token = $2`,
+		c.Message.ID, c.Message.Token, c.Next.RunIn, c.Next.Tries, c.Next.Asks, c.Next.Negatives, c.Next.ResendOff, int(c.Next.Maybe))
+}
+
+func queueAttempt(b *pgx.Batch, key orderKey, a Attempt, claimLost bool) {
+	var status *int
+	if a.HTTPStatus != 0 {
+		status = &a.HTTPStatus
+	}
+	exec(b, `
+		INSERT INTO attempts (issuer_id, order_id, id, kind, outcome, reason, http_status, error_code, error_text,
+			operation_id, correlation_id, started_at, duration_ms, claim_lost)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+		ON CONFLICT DO NOTHING`,
+		key.issuer, key.id, a.ID, a.Kind, a.Outcome, a.Reason, status, optional(a.ErrorCode), optional(a.ErrorText),
+		optional(a.OperationID), a.CorrelationID, a.StartedAt, a.Duration.Milliseconds(), claimLost)
+}
+
+// OperationOwners returns which of the given operations belong to which orders.
+func (s *Store) OperationOwners(ctx context.Context, issuer string, operationIDs []string) (map[string]uuid.UUID, error) {
+	rows, err := s.pool.Query(ctx, `SELECT operation_id, order_id FROM operations WHERE issuer_id = $1 AND operation_id = ANY($2)`,
+		issuer, operationIDs)
+	if err != nil {
+		return nil, fmt.Errorf("looking up operations: %w", err)
+	}
+	owners := make(map[string]uuid.UUID)
+	var operationID string
+	var orderID uuid.UUID
+	_, err = pgx.ForEachRow(rows, []any{&operationID, &orderID}, func() error { owners[operationID] = orderID; return nil })
+	if err != nil {
+		return nil, fmt.Errorf("looking up operations: %w", err)
+	}
+	return owners, nil
+}
+
+// KnownCard returns a card of the issuer that D1 certainly has: the newest of
+// which an operation was adopted. ErrNotFound when there is none.
+func (s *Store) KnownCard(ctx context.Context, issuer string) (string, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT o.card_id FROM operations p JOIN orders o ON o.issuer_id = p.issuer_id AND o.id = p.order_id
+		WHERE p.issuer_id = $1 AND p.operation = 'PRODUCE' ORDER BY p.order_id DESC LIMIT 1`, issuer)
+	if err != nil {
+		return "", fmt.Errorf("looking for a known card: %w", err)
+	}
+	card, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return "", fmt.Errorf("looking for a known card: %w", err)
+	}
+	if len(card) == 0 {
+		return "", ErrNotFound
+	}
+	return card[0], nil
+}

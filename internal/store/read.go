@@ -1,0 +1,294 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"cardorder/internal/order"
+)
+
+// Order is an order as it may be shown: without personal data.
+type Order struct {
+	IssuerID          string
+	ID                uuid.UUID
+	IssuerRequestID   string
+	CardID            string
+	ConsumerID        string
+	CardProductID     string
+	Channel           order.Channel
+	Terms             order.Terms
+	Metadata          map[string]string
+	Urgent            bool
+	DuplicateOverride string
+	Warnings          []string
+	CreatedAt         time.Time
+	CreatedBy         string
+	State             order.State
+	UpdatedAt         time.Time
+	EndedAt           *time.Time
+	Shipments         []Shipment
+}
+
+// Shipment is what the carrier says of a parcel.
+type Shipment struct {
+	TrackingNumber string    `json:"trackingNumber"`
+	Carrier        string    `json:"carrier"`
+	Status         string    `json:"status"`
+	Message        string    `json:"message"`
+	TrackingURL    string    `json:"trackingUrl"`
+	CreatedAt      time.Time `json:"createdAt"`
+	UpdatedAt      time.Time `json:"updatedAt"`
+}
+
+// stateColumns are the columns of order_state that make an order.State, in the
+// order of stateFields.
+const stateColumns = `s.version, s.status, s.rank, s.step_rank, s.top_rank, s.end_rank, s.ends_at,
+	coalesce(s.operation_id, ''), s.attention, coalesce(s.due_date, ''), s.due_date_rank,
+	coalesce(s.production_site, ''), s.production_site_rank`
+
+func stateFields(s *order.State) []any {
+	return []any{
+		&s.Version, &s.Status, &s.Rank, &s.StepRank, &s.TopRank, &s.EndRank, &s.EndsAt,
+		&s.OperationID, &s.Attention, &s.DueDate.Value, &s.DueDate.Rank,
+		&s.ProductionSite.Value, &s.ProductionSite.Rank,
+	}
+}
+
+// selectOrders reads whole orders; conditions follow.
+const selectOrders = `
+	SELECT o.issuer_id, o.id, o.issuer_request_id, o.card_id, o.consumer_id, o.card_product_id,
+		o.distribution_channel, o.terms, o.metadata, o.urgent, coalesce(o.duplicate_override, ''), o.warnings,
+		o.created_at, o.created_by, s.updated_at, s.ended_at, ` + stateColumns + `,
+		(SELECT coalesce(json_agg(json_build_object(
+				'trackingNumber', p.tracking_number, 'carrier', p.carrier, 'status', p.status, 'message', p.message,
+				'trackingUrl', p.tracking_url, 'createdAt', p.created_at, 'updatedAt', p.updated_at)
+				ORDER BY p.created_at), '[]')
+			FROM shipments p WHERE p.issuer_id = o.issuer_id AND p.order_id = o.id)
+	FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id `
+
+func scanOrder(row pgx.CollectableRow) (*Order, error) {
+	var o Order
+	fields := append([]any{
+		&o.IssuerID, &o.ID, &o.IssuerRequestID, &o.CardID, &o.ConsumerID, &o.CardProductID,
+		&o.Channel, &o.Terms, &o.Metadata, &o.Urgent, &o.DuplicateOverride, &o.Warnings,
+		&o.CreatedAt, &o.CreatedBy, &o.UpdatedAt, &o.EndedAt,
+	}, stateFields(&o.State)...)
+	return &o, row.Scan(append(fields, &o.Shipments)...)
+}
+
+// Order reads one order. The error is ErrNotFound when the issuer has no such order.
+func (s *Store) Order(ctx context.Context, issuer string, id uuid.UUID) (*Order, error) {
+	rows, err := s.pool.Query(ctx, selectOrders+`WHERE o.issuer_id = $1 AND o.id = $2`, issuer, id)
+	if err != nil {
+		return nil, fmt.Errorf("reading an order: %w", err)
+	}
+	o, err := pgx.CollectExactlyOneRow(rows, scanOrder)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading an order: %w", err)
+	}
+	return o, nil
+}
+
+// Filter selects orders of an issuer; what is empty selects nothing out.
+type Filter struct {
+	Statuses        []order.Status
+	CardID          string
+	IssuerRequestID string
+	IdempotencyKey  string
+	OperationID     string
+	Attention       bool      // only orders that need a human
+	Before          uuid.UUID // only orders older than this one
+	Limit           int       // 1 to 200
+}
+
+// Orders lists orders, newest first. Order ids are UUIDv7, so the primary key
+// gives that order, and a page starts after the last id of the one before it.
+func (s *Store) Orders(ctx context.Context, issuer string, f Filter) ([]*Order, error) {
+	args := []any{issuer}
+	conditions := []string{"o.issuer_id = $1"}
+	where := func(condition string, arg any) {
+		args = append(args, arg)
+		conditions = append(conditions, strings.ReplaceAll(condition, "?", fmt.Sprintf("$%d", len(args))))
+	}
+	if len(f.Statuses) > 0 {
+		where("s.status = ANY(?)", f.Statuses)
+	}
+	if f.CardID != "" {
+		where("o.card_id = ?", f.CardID)
+	}
+	if f.IssuerRequestID != "" {
+		where("o.issuer_request_id = ?", f.IssuerRequestID)
+	}
+	if f.IdempotencyKey != "" {
+		where("o.id = (SELECT k.order_id FROM idempotency_keys k WHERE k.issuer_id = $1 AND k.key = ?)", f.IdempotencyKey)
+	}
+	if f.OperationID != "" {
+		where("o.id = (SELECT p.order_id FROM operations p WHERE p.issuer_id = $1 AND p.operation_id = ?)", f.OperationID)
+	}
+	if f.Attention {
+		conditions = append(conditions, "s.attention <> '{}'")
+	}
+	if f.Before != uuid.Nil {
+		where("o.id < ?", f.Before)
+	}
+	args = append(args, f.Limit)
+	sql := selectOrders + "WHERE " + strings.Join(conditions, " AND ") +
+		fmt.Sprintf(" ORDER BY o.id DESC LIMIT $%d", len(args))
+	rows, err := s.pool.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, fmt.Errorf("listing orders: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, scanOrder)
+	if err != nil {
+		return nil, fmt.Errorf("listing orders: %w", err)
+	}
+	return list, nil
+}
+
+// Entry is one thing that happened to an order. Exactly one of the pointers is set.
+type Entry struct {
+	At           time.Time
+	Event        *Event
+	Attempt      *Attempt
+	Notification *Received
+}
+
+// Event is a change of an order.
+type Event struct {
+	Seq            int
+	Type           EventType
+	Status         order.Status
+	PreviousStatus order.Status
+	Attention      []order.Attention
+	Cause          Cause
+	CreatedAt      time.Time
+}
+
+// Received is a notification as a timeline shows it: that it came, not what
+// was in it.
+type Received struct {
+	ID            int64
+	OperationID   string
+	Outcome       string
+	CorrelationID string
+	TimesSeen     int
+	CreatedAt     time.Time
+	LastSeenAt    time.Time
+}
+
+// maxTimeline bounds each part of a timeline.
+const maxTimeline = 1000
+
+// Timeline returns all that happened to an order, oldest first.
+func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]Entry, error) {
+	var entries []Entry
+	var b pgx.Batch
+	b.Queue(`
+		SELECT seq, type, status, coalesce(previous_status, ''), attention, cause, coalesce(cause_id, ''),
+			coalesce(actor, ''), detail, created_at
+		FROM order_events WHERE issuer_id = $1 AND order_id = $2 ORDER BY seq LIMIT $3`,
+		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			var e Event
+			err := rows.Scan(&e.Seq, &e.Type, &e.Status, &e.PreviousStatus, &e.Attention,
+				&e.Cause.Kind, &e.Cause.ID, &e.Cause.Actor, &e.Cause.Detail, &e.CreatedAt)
+			entries = append(entries, Entry{At: e.CreatedAt, Event: &e})
+			return err
+		})
+	})
+	b.Queue(`
+		SELECT id, kind, outcome, reason, coalesce(http_status, 0), coalesce(error_code, ''), coalesce(error_text, ''),
+			coalesce(operation_id, ''), correlation_id, started_at, duration_ms, claim_lost, created_at
+		FROM attempts WHERE issuer_id = $1 AND order_id = $2 ORDER BY id LIMIT $3`,
+		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			var a Attempt
+			var ms int64
+			err := rows.Scan(&a.ID, &a.Kind, &a.Outcome, &a.Reason, &a.HTTPStatus, &a.ErrorCode, &a.ErrorText,
+				&a.OperationID, &a.CorrelationID, &a.StartedAt, &ms, &a.ClaimLost, &a.CreatedAt)
+			a.Duration = time.Duration(ms) * time.Millisecond
+			entries = append(entries, Entry{At: a.CreatedAt, Attempt: &a})
+			return err
+		})
+	})
+	b.Queue(`
+		SELECT id, coalesce(operation_id, ''), outcome, coalesce(correlation_id, ''), times_seen, created_at, last_seen_at
+		FROM notifications WHERE issuer_id = $1 AND order_id = $2 ORDER BY id LIMIT $3`,
+		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			var n Received
+			err := rows.Scan(&n.ID, &n.OperationID, &n.Outcome, &n.CorrelationID, &n.TimesSeen, &n.CreatedAt, &n.LastSeenAt)
+			entries = append(entries, Entry{At: n.CreatedAt, Notification: &n})
+			return err
+		})
+	})
+	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
+		return nil, fmt.Errorf("reading a timeline: %w", err)
+	}
+	if len(entries) == 0 {
+		return nil, ErrNotFound
+	}
+	// Within one transaction the fact (attempt, notification) comes before the
+	// change that it caused: they share a time, and events were added first.
+	slices.SortStableFunc(entries, func(a, b Entry) int {
+		if c := a.At.Compare(b.At); c != 0 {
+			return c
+		}
+		return a.weight() - b.weight()
+	})
+	return entries, nil
+}
+
+func (e Entry) weight() int {
+	if e.Event != nil {
+		return 1
+	}
+	return 0
+}
+
+func each(rows pgx.Rows, f func() error) error {
+	for rows.Next() {
+		if err := f(); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// Cause says why an order changed.
+type Cause struct {
+	Kind   CauseKind
+	ID     string // of the attempt or notification
+	Actor  string // client or person
+	Detail json.RawMessage
+}
+
+// CauseKind is where a change came from.
+type CauseKind string
+
+const (
+	CauseRequest      CauseKind = "request"
+	CauseAttempt      CauseKind = "attempt"
+	CauseNotification CauseKind = "notification"
+)
+
+// EventType is what kind of change an event records.
+type EventType string
+
+const (
+	EventAccepted         EventType = "accepted"
+	EventStatusChanged    EventType = "status-changed"
+	EventAttentionChanged EventType = "attention-changed"
+	EventDetailsChanged   EventType = "details-changed"
+)

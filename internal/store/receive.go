@@ -1,0 +1,315 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"cardorder/internal/order"
+)
+
+// Notification is one operation of a notification from D1, as far as it could
+// be read. Its bytes are kept whatever they say.
+type Notification struct {
+	Raw     []byte // as D1 sent it
+	Content []byte // the same, in the form by which a repeat is recognised
+
+	Operation       string // D1's kind of operation, "" when unreadable
+	OperationID     string
+	CardID          string
+	IssuerRequestID string
+	InputFileName   string
+	StartTime       time.Time
+	Report          order.Report
+	Shipment        ShipmentUpdate
+	CorrelationID   string
+}
+
+// Outcome is what became of a notification.
+type Outcome string
+
+const (
+	OutcomeApplied   Outcome = "applied"   // its order has heard it
+	OutcomeParked    Outcome = "parked"    // no order yet: tried again
+	OutcomeUnapplied Outcome = "unapplied" // it belongs to an order but could not be applied
+	OutcomeIgnored   Outcome = "ignored"   // nothing for this service to act upon
+	OutcomeRepeated  Outcome = "repeated"  // seen before
+)
+
+// operationProduce is D1's operation that makes a card.
+const operationProduce = "PRODUCE"
+
+// skew is by how much D1's clock may be behind ours when an operation's start
+// is compared with our first send.
+const skew = 2 * time.Minute
+
+// Receive stores notifications of an issuer and applies them to their orders.
+// When it returns without error all of them are safe, whatever came of each.
+func (s *Store) Receive(ctx context.Context, issuer string, list []Notification) ([]Outcome, error) {
+	var outcomes []Outcome
+	err := s.inTx(ctx, func(tx pgx.Tx) error {
+		outcomes = make([]Outcome, len(list))
+		fresh, err := s.storeNotifications(ctx, tx, issuer, list, outcomes)
+		if err != nil {
+			return err
+		}
+		return s.apply(ctx, tx, issuer, fresh, func(n *stored, outcome Outcome) { outcomes[n.index] = outcome })
+	})
+	if err != nil {
+		return nil, fmt.Errorf("storing notifications: %w", err)
+	}
+	return outcomes, nil
+}
+
+// stored is a notification that has a row, not yet applied.
+type stored struct {
+	Notification
+	index  int // in the caller's list
+	digest []byte
+	id     int64
+	order  orderKey
+}
+
+// storeNotifications writes one row for each content. A repeat raises the
+// counter of its row; only what was never seen is returned.
+func (s *Store) storeNotifications(ctx context.Context, tx pgx.Tx, issuer string, list []Notification, outcomes []Outcome) ([]*stored, error) {
+	all := make([]*stored, len(list))
+	for i := range list {
+		all[i] = &stored{Notification: list[i], index: i, digest: s.cfg.HashKeys.sum(list[i].Content)}
+	}
+	// In the order of the unique index, so that two calls with the same content
+	// never wait for each other.
+	byDigest := slices.SortedFunc(slices.Values(all), func(x, y *stored) int { return bytes.Compare(x.digest, y.digest) })
+	var b pgx.Batch
+	for _, n := range byDigest {
+		body, err := s.cfg.Seal.seal(n.Raw, columnNotification, issuer, string(n.digest))
+		if err != nil {
+			return nil, err
+		}
+		outcome := OutcomeIgnored
+		if n.Operation == operationProduce {
+			outcome = OutcomeParked
+		}
+		b.Queue(`
+			INSERT INTO notifications AS n (issuer_id, digest, body, operation, operation_id, card_id, issuer_request_id,
+				outcome, correlation_id, next_try_at)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, CASE WHEN $8 = 'parked' THEN now() + interval '2 s' END)
+			ON CONFLICT (issuer_id, digest) DO UPDATE SET times_seen = n.times_seen + 1, last_seen_at = now()
+			RETURNING id, times_seen`,
+			issuer, n.digest, body, optional(n.Operation), optional(n.OperationID), optional(n.CardID), optional(n.IssuerRequestID),
+			outcome, optional(n.CorrelationID),
+		).QueryRow(func(row pgx.Row) error {
+			var times int
+			if err := row.Scan(&n.id, &times); err != nil {
+				return err
+			}
+			if outcomes[n.index] = outcome; times > 1 {
+				outcomes[n.index] = OutcomeRepeated
+			}
+			return nil
+		})
+	}
+	if err := send(ctx, tx, &b); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(n *stored) bool { return outcomes[n.index] != OutcomeParked }), nil
+}
+
+// apply finds the orders of stored PRODUCE notifications and advances them,
+// each in a savepoint of its own: one that fails harms no other.
+func (s *Store) apply(ctx context.Context, tx pgx.Tx, issuer string, list []*stored, report func(*stored, Outcome)) error {
+	matched, err := match(ctx, tx, issuer, list)
+	if err != nil {
+		return err
+	}
+	var keys []orderKey
+	var seen []operation
+	for _, n := range matched {
+		keys = append(keys, n.order)
+		if n.OperationID != "" {
+			seen = append(seen, operation{n.order, n.OperationID, "notification"})
+		}
+	}
+	locked, _, err := lockOrders(ctx, tx, keys, seen)
+	if err != nil {
+		return err
+	}
+	for _, n := range list {
+		outcome := OutcomeParked
+		if o := locked[n.order]; o != nil {
+			outcome = OutcomeApplied
+			before := o.state
+			if err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return s.applyOne(ctx, tx, o, n) }); err != nil {
+				if ctx.Err() != nil || repeatable(err) {
+					return err
+				}
+				o.state, outcome = before, OutcomeUnapplied
+				var b pgx.Batch
+				s.queueAdvance(&b, o, n.cause(), order.Notice{Attention: order.AttentionUnapplied})
+				if err := send(ctx, tx, &b); err != nil {
+					return err
+				}
+			}
+		}
+		if err := settle(ctx, tx, n, outcome); err != nil {
+			return err
+		}
+		report(n, outcome)
+	}
+	return nil
+}
+
+func (n *stored) cause() Cause {
+	return Cause{Kind: CauseNotification, ID: strconv.FormatInt(n.id, 10)}
+}
+
+func (s *Store) applyOne(ctx context.Context, tx pgx.Tx, o *lockedOrder, n *stored) error {
+	evidence := []order.Evidence{n.Report}
+	var b pgx.Batch
+	if n.Shipment != (ShipmentUpdate{}) {
+		queueShipment(&b, o.orderKey, n.Shipment)
+		evidence = append(evidence, order.Details{})
+	}
+	s.queueAdvance(&b, o, n.cause(), evidence...)
+	return send(ctx, tx, &b)
+}
+
+// settle writes what became of a notification. A parked one is tried again,
+// ever less often.
+func settle(ctx context.Context, tx pgx.Tx, n *stored, outcome Outcome) error {
+	var id *uuid.UUID
+	if outcome != OutcomeParked {
+		id = &n.order.id
+	}
+	_, err := tx.Exec(ctx, `
+		UPDATE notifications SET outcome = $2, order_id = $3, tries = tries + 1,
+			next_try_at = CASE WHEN $2 = 'parked' THEN now() + least(interval '1 h', interval '2 s' * (2 ^ least(tries, 12))) END
+		WHERE id = $1`, n.id, outcome, id)
+	if err != nil {
+		return fmt.Errorf("settling a notification: %w", err)
+	}
+	return nil
+}
+
+// match finds the order of each PRODUCE notification: by the operation; else
+// by issuerRequestId, and if that is there but unknown, not at all; else by the
+// card, if exactly one order of it was sent and has no operation yet.
+func match(ctx context.Context, tx pgx.Tx, issuer string, list []*stored) ([]*stored, error) {
+	n := len(list)
+	if n == 0 {
+		return nil, nil
+	}
+	operations, requests, cards, starts, files := make([]string, n), make([]string, n), make([]string, n), make([]time.Time, n), make([]bool, n)
+	for i, e := range list {
+		operations[i], requests[i], cards[i], starts[i], files[i] = e.OperationID, e.IssuerRequestID, e.CardID, e.StartTime, e.InputFileName != ""
+	}
+	rows, err := tx.Query(ctx, `
+		SELECT n.i, coalesce(
+			(SELECT p.order_id FROM operations p WHERE p.issuer_id = $1 AND p.operation_id = n.operation_id),
+			(SELECT o.id FROM orders o WHERE o.issuer_id = $1 AND o.issuer_request_id = n.request_id),
+			CASE WHEN n.request_id = '' AND NOT n.from_file THEN
+				(SELECT (array_agg(o.id))[1] FROM orders o
+					JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
+					LEFT JOIN outbox m ON m.issuer_id = o.issuer_id AND m.order_id = o.id AND m.kind = 'submit'
+				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND s.operation_id IS NULL
+					AND n.start_time >= coalesce(s.first_sent_at, m.first_sent_at) - $7::interval
+				HAVING count(*) = 1)
+			END)
+		FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::boolean[]) WITH ORDINALITY
+			AS n(operation_id, request_id, card_id, start_time, from_file, i)`,
+		issuer, operations, requests, cards, starts, files, skew)
+	if err != nil {
+		return nil, fmt.Errorf("matching notifications: %w", err)
+	}
+	var matched []*stored
+	var i int
+	var id *uuid.UUID
+	_, err = pgx.ForEachRow(rows, []any{&i, &id}, func() error {
+		if id != nil {
+			list[i-1].order = orderKey{issuer, *id}
+			matched = append(matched, list[i-1])
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("matching notifications: %w", err)
+	}
+	return matched, nil
+}
+
+// Parked is a notification that waits for its order.
+type Parked struct {
+	IssuerID      string
+	Raw           []byte
+	CorrelationID string
+	id            int64
+}
+
+// ApplyParked tries the notifications that wait for their orders again, those
+// that are due or whose operation has become known. parse reads the bytes that
+// were stored. It returns how many found their order.
+func (s *Store) ApplyParked(ctx context.Context, parse func(issuer string, raw []byte, correlationID string) Notification) (int, error) {
+	parked, err := s.dueParked(ctx)
+	if err != nil {
+		return 0, err
+	}
+	applied := 0
+	var failed []error
+	for _, p := range parked {
+		n := &stored{Notification: parse(p.IssuerID, p.Raw, p.CorrelationID), id: p.id}
+		err := s.inTx(ctx, func(tx pgx.Tx) error {
+			var still bool
+			err := tx.QueryRow(ctx, `SELECT outcome = 'parked' FROM notifications WHERE id = $1 FOR UPDATE SKIP LOCKED`, p.id).Scan(&still)
+			if errors.Is(err, pgx.ErrNoRows) || err == nil && !still {
+				return nil // another replica has it
+			}
+			if err != nil {
+				return fmt.Errorf("locking a parked notification: %w", err)
+			}
+			return s.apply(ctx, tx, p.IssuerID, []*stored{n}, func(_ *stored, outcome Outcome) {
+				if outcome == OutcomeApplied {
+					applied++
+				}
+			})
+		})
+		if err != nil {
+			failed = append(failed, err)
+		}
+	}
+	if len(failed) > 0 {
+		return applied, fmt.Errorf("applying parked notifications: %w", errors.Join(failed...))
+	}
+	return applied, nil
+}
+
+func (s *Store) dueParked(ctx context.Context) ([]Parked, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT n.id, n.issuer_id, n.digest, n.body, coalesce(n.correlation_id, '') FROM notifications n
+		WHERE n.outcome = 'parked' AND (n.next_try_at <= now() OR EXISTS (
+			SELECT FROM operations p WHERE p.issuer_id = n.issuer_id AND p.operation_id = n.operation_id))
+		ORDER BY n.next_try_at LIMIT 100`)
+	if err != nil {
+		return nil, fmt.Errorf("looking for parked notifications: %w", err)
+	}
+	parked, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Parked, error) {
+		var p Parked
+		var digest, body []byte
+		if err := row.Scan(&p.id, &p.IssuerID, &digest, &body, &p.CorrelationID); err != nil {
+			return p, err
+		}
+		// What cannot be opened is left parked as empty: its age raises the alarm.
+		p.Raw, _ = s.cfg.Seal.open(body, columnNotification, p.IssuerID, string(digest))
+		return p, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading parked notifications: %w", err)
+	}
+	return parked, nil
+}

@@ -1,0 +1,177 @@
+// Package store is Postgres: every SQL statement of the project, and the
+// transactions that matter. Nothing is answered, sent or acknowledged before
+// the row that makes it survive a crash is committed here.
+//
+// Locks are taken in one order everywhere: order_state rows by (issuer_id,
+// order_id), then messages, then card_guard. A deadlock or a serialization
+// failure repeats the whole transaction.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Config says which database to use and with which keys.
+type Config struct {
+	URL      string // postgres://…
+	MaxConns int32  // connections of the pool; 0 means 16
+	Seal     *Sealer
+	HashKeys HashKeys
+	// DuplicateWindows is, for each issuer, for how long after a CREATION was
+	// produced another CREATION of the same card is refused; 30 days by default.
+	DuplicateWindows map[string]time.Duration
+	// OnReady is called after a commit that left something to send in a lane.
+	// It must not block.
+	OnReady func(lane string)
+	// OnParked is called after a commit that may let a parked notification
+	// find its order. It must not block.
+	OnParked func()
+}
+
+// Store is the service's database.
+type Store struct {
+	pool *pgxpool.Pool
+	cfg  Config
+}
+
+// Open connects to the database. The schema is not looked at: see Migrated.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	pc, err := pgxpool.ParseConfig(cfg.URL)
+	if err != nil {
+		// The error of pgx masks the password, but not every other part.
+		return nil, errors.New("parsing the database URL: it is not a PostgreSQL URL")
+	}
+	pc.MaxConns = cfg.MaxConns
+	if pc.MaxConns == 0 {
+		pc.MaxConns = 16
+	}
+	params := pc.ConnConfig.RuntimeParams
+	params["application_name"] = "cardorder"
+	params["timezone"] = "UTC"
+	// No statement of the service is slow, and no transaction waits for anything
+	// outside the database; what does, is broken and must not hold locks.
+	params["statement_timeout"] = "10s"
+	params["lock_timeout"] = "5s"
+	params["idle_in_transaction_session_timeout"] = "10s"
+	if cfg.OnReady == nil {
+		cfg.OnReady = func(string) {}
+	}
+	if cfg.OnParked == nil {
+		cfg.OnParked = func() {}
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return nil, fmt.Errorf("opening the database pool: %w", err)
+	}
+	return &Store{pool: pool, cfg: cfg}, nil
+}
+
+// Close closes every connection; it waits for those in use.
+func (s *Store) Close() { s.pool.Close() }
+
+// Ping checks that the database answers.
+func (s *Store) Ping(ctx context.Context) error {
+	if err := s.pool.Ping(ctx); err != nil {
+		return fmt.Errorf("asking the database: %w", err)
+	}
+	return nil
+}
+
+// ErrNotFound is returned for a row that does not exist.
+var ErrNotFound = errors.New("not found")
+
+// orderKey names an order.
+type orderKey struct {
+	issuer string
+	id     uuid.UUID
+}
+
+// inTx runs f in a transaction and repeats it whole when Postgres says that it
+// might succeed next time. f must not leave traces outside the transaction.
+func (s *Store) inTx(ctx context.Context, f func(pgx.Tx) error) error {
+	for try := 1; ; try++ {
+		err := pgx.BeginFunc(ctx, s.pool, f)
+		if err == nil || try == 10 || !repeatable(err) {
+			return err
+		}
+		pause := time.NewTimer(rand.N(time.Duration(try) * 10 * time.Millisecond))
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return err
+		}
+	}
+}
+
+// repeatable tells whether a failed transaction left nothing behind and may
+// succeed when it is repeated: a deadlock or a serialization failure.
+func repeatable(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (pg.Code == "40001" || pg.Code == "40P01")
+}
+
+// Unavailable tells whether err means that the database could not be asked, or
+// gave up: the request may succeed when it is sent again.
+func Unavailable(err error) bool {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		switch pg.Code[:2] {
+		case "08", "40", "53", "55", "57", "58": // connection, rollback, resources, locks, operator, system
+			return true
+		}
+		return pg.Code == "25006" // a standby
+	}
+	_, connect := errors.AsType[*pgconn.ConnectError](err)
+	return connect || pgconn.Timeout(err) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || isNetError(err)
+}
+
+func isNetError(err error) bool {
+	_, ok := errors.AsType[*net.OpError](err)
+	return ok
+}
+
+// violated returns the name of the unique constraint that err is about.
+func violated(err error) string {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "23505" {
+		return pg.ConstraintName
+	}
+	return ""
+}
+
+// exec queues a statement whose result nobody needs.
+func exec(b *pgx.Batch, sql string, args ...any) { b.Queue(sql, args...) }
+
+// send runs a batch in one round trip and returns the first error.
+func send(ctx context.Context, tx pgx.Tx, b *pgx.Batch) error {
+	if b.Len() == 0 {
+		return nil
+	}
+	return tx.SendBatch(ctx, b).Close()
+}
+
+// optional turns the empty string into NULL.
+func optional(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+func text(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
