@@ -27,7 +27,8 @@ const maxOrderBody = 128 << 10
 
 // placeOrder stores an order: 201 for a new one, 200 for a repeated request.
 func (s *server) placeOrder(w http.ResponseWriter, r *http.Request) error {
-	key, err := idempotencyKey(r)
+	issuer := s.issuers[chi.URLParam(r, "issuerId")]
+	key, err := idempotencyKey(r, issuer.Guard)
 	if err != nil {
 		return err
 	}
@@ -36,8 +37,7 @@ func (s *server) placeOrder(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer clear(body) // it may hold card data
-	issuer := s.issuers[chi.URLParam(r, "issuerId")]
-	request, faults := order.Decode(body)
+	request, faults := order.Decode(body, issuer.Guard)
 	if faults == nil {
 		faults = protectCardData(issuer, request)
 	}
@@ -97,14 +97,17 @@ func protectCardData(issuer *Issuer, request *order.Request) order.Faults {
 	return nil
 }
 
-func idempotencyKey(r *http.Request) (string, error) {
+func idempotencyKey(r *http.Request, guard order.PANGuard) (string, error) {
 	values := r.Header.Values("Idempotency-Key")
 	if len(values) == 0 {
 		return "", nil
 	}
 	detail := order.IdempotencyKey(values[0])
-	if len(values) > 1 {
+	switch {
+	case len(values) > 1:
 		detail = "must be sent once"
+	case guard.Finds(values[0], false):
+		detail = "holds what looks like a card number"
 	}
 	if detail != "" {
 		return "", invalid(fault{Header: "Idempotency-Key", Code: order.CodeInvalidFormat, Detail: detail})

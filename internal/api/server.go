@@ -11,6 +11,7 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"cardorder/internal/d1client"
+	"cardorder/internal/order"
 	"cardorder/internal/store"
 )
 
@@ -31,6 +32,7 @@ type Config struct {
 type Issuer struct {
 	ID             string
 	Encrypter      *d1client.Encrypter
+	Guard          order.PANGuard
 	SensitiveData  bool     // orders may carry card data in clear
 	OnHoldStatuses []string // of details.status
 	// ClientID and ClientSecret are D1's credentials for a token from us.

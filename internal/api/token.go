@@ -110,7 +110,8 @@ func equal(a, b string) int {
 
 func (t *tokens) sign(subject string, issuers []string) (string, error) {
 	key := t.keys[0]
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.HS256, Key: jose.JSONWebKey{Key: key.Secret, KeyID: key.ID}}, nil)
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.HS256, Key: key.Secret},
+		(&jose.SignerOptions{}).WithHeader("kid", key.ID))
 	if err != nil {
 		return "", fmt.Errorf("making a token signer: %w", err)
 	}
@@ -135,6 +136,7 @@ var errToken = errors.New("the token is not valid")
 func (t *tokens) verify(token, issuer string) error {
 	parsed, err := jwt.ParseSigned(token, []jose.SignatureAlgorithm{jose.HS256})
 	if err != nil || len(parsed.Headers) != 1 {
+
 		return errToken
 	}
 	for _, key := range t.keys {

@@ -19,6 +19,7 @@ import (
 	"cardorder/internal/api"
 	"cardorder/internal/config"
 	"cardorder/internal/d1client"
+	"cardorder/internal/order"
 	"cardorder/internal/outbox"
 	"cardorder/internal/store"
 )
@@ -150,7 +151,7 @@ func (s *Service) apiConfig(cfg *config.Config, metrics *api.Metrics) (api.Confi
 			return a, fmt.Errorf("issuer %s: d1.encryptionKeys: %w", in.ID, err)
 		}
 		a.Issuers = append(a.Issuers, api.Issuer{
-			ID: in.ID, Encrypter: encrypter, SensitiveData: in.SensitiveData, OnHoldStatuses: in.OnHoldStatuses,
+			ID: in.ID, Guard: order.PANGuard{BINs: in.BINs}, Encrypter: encrypter, SensitiveData: in.SensitiveData, OnHoldStatuses: in.OnHoldStatuses,
 			ClientID: in.Notifications.ClientID, ClientSecret: in.Notifications.ClientSecret.Reveal(),
 		})
 	}

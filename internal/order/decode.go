@@ -15,8 +15,8 @@ const (
 // Decode reads an order as core banking sends it. It returns every fault there
 // is, not the first. The returned request refers to text (SensitiveData), and
 // the caller clears text when the order carries card data in clear.
-func Decode(text []byte) (*Request, Faults) {
-	d := &document{text: text}
+func Decode(text []byte, guard PANGuard) (*Request, Faults) {
+	d := &document{text: text, guard: guard}
 	root, ok := d.root()
 	if !ok {
 		return nil, d.faults
@@ -31,9 +31,7 @@ func Decode(text []byte) (*Request, Faults) {
 		o.close()
 	}
 	if value, ok := root.take("sensitiveData"); ok {
-		if value.Kind() != '{' {
-			d.fault("/sensitiveData", CodeWrongType, "must be an object")
-		}
+		d.sensitiveData(value)
 		r.SensitiveData = value
 	}
 	r.Production = decodeProduction(&root)
@@ -60,7 +58,7 @@ func decodeProduction(root *object) Production {
 		IssuerRequestID: root.text("issuerRequestId", issuerRequestID),
 		Channel: Channel(root.need("distributionChannel",
 			oneOf(string(ChannelThales), string(ChannelInstant), string(ChannelCentral)))),
-		EncryptedData: root.text("encryptedData", compactJWE),
+		EncryptedData: root.text("encryptedData", encryptedData),
 		PersoStation:  root.text("persoStation", agreedID),
 		State:         root.text("state", agreedID),
 		OldCardID:     root.text("oldCardId", cardID),

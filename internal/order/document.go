@@ -15,6 +15,7 @@ import (
 // stopping at the first. It never copies the text: values are parts of it.
 type document struct {
 	text   []byte
+	guard  PANGuard
 	faults Faults
 }
 
@@ -194,7 +195,7 @@ func (o *object) strings(name string, limit int, nameRule, valueRule textRule) m
 	}
 	m := make(map[string]string, len(inner.members))
 	for _, member := range inner.members {
-		if code, _ := nameRule(member.name); code != "" {
+		if code, _ := nameRule.check(member.name); code != "" || o.d.guard.Finds(member.name, nameRule.free) {
 			o.d.fault(inner.pointer, CodeInvalidFormat, "has a member whose name is not 1 to 64 of A-Z a-z 0-9 . _ -")
 			continue
 		}
@@ -232,7 +233,11 @@ func (d *document) stringAt(pointer string, value jsontext.Value, rule textRule)
 		d.fault(pointer, CodeInvalidCharacter, "has a control character at position %d", utf8.RuneCountInString(text[:i])+1)
 		return ""
 	}
-	if code, detail := rule(text); code != "" {
+	if d.guard.Finds(text, rule.free) {
+		d.fault(pointer, CodeCardNumber, "holds what looks like a card number")
+		return ""
+	}
+	if code, detail := rule.check(text); code != "" {
 		d.fault(pointer, code, "%s", detail)
 		return ""
 	}
@@ -244,8 +249,8 @@ func isControl(r rune) bool { return r < 0x20 || r >= 0x7f && r < 0xa0 }
 // isPlainName tells whether a name that came from outside may be repeated in
 // an answer: what looks like an identifier is no card data.
 func isPlainName(s string) bool {
-	code, _ := memberName(s)
-	return code == ""
+	code, _ := memberName.check(s)
+	return code == "" && !PANGuard{}.Finds(s, true)
 }
 
 func isPlainPointer(p string) bool {

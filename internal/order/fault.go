@@ -25,6 +25,7 @@ const (
 	CodeTooLong          = "too-long"
 	CodeTooMany          = "too-many"
 	CodeNotAllowed       = "not-allowed"
+	CodeCardNumber       = "card-number" // a card number where none may stand
 )
 
 // Faults is everything wrong with a request; as an error it lists them all.

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"cardorder/internal/app"
+	"cardorder/internal/config"
+	"cardorder/internal/local"
+	"cardorder/internal/store"
+)
+
+// drainTimeout is how long a stop waits for what is under way: a little longer
+// than the deadline of a call to D1.
+const drainTimeout = 40 * time.Second
+
+func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
+	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
+	path := flags.String("config", "", "the configuration `file` (required)")
+	migrateFirst := flags.Bool("migrate", false, "bring the schema up to date before starting")
+	if err := parse(flags, args, stderr); err != nil {
+		return err
+	}
+	cfg, err := loadConfig(*path)
+	if err != nil {
+		return err
+	}
+	level, err := cfg.Log.Slog()
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level}))
+	summary, err := cfg.Summary()
+	if err != nil {
+		return err
+	}
+	log.Info("starting", "config", summary)
+	if *migrateFirst {
+		if err := store.Migrate(ctx, cfg.Database.MigrateURL.Reveal()); err != nil {
+			return err
+		}
+	}
+	service, err := app.Start(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	var failed error
+	select {
+	case <-ctx.Done():
+	case failed = <-service.Failed():
+	}
+	log.Info("stopping")
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	if err := errors.Join(failed, service.Stop(drain)); err != nil {
+		return err
+	}
+	log.Info("stopped")
+	return nil
+}
+
+func loadConfig(path string) (*config.Config, error) {
+	if path == "" {
+		return nil, errors.New("--config is required")
+	}
+	return config.Load(path)
+}
+
+func showConfig(_ context.Context, args []string, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("config", flag.ContinueOnError)
+	path := flags.String("config", "", "the configuration `file` (required)")
+	if err := parse(flags, args, stderr); err != nil {
+		return err
+	}
+	cfg, err := loadConfig(*path)
+	if err != nil {
+		return err
+	}
+	summary, err := cfg.Summary()
+	if err != nil {
+		return err
+	}
+	enc := json.NewEncoder(stdout)
+	enc.SetIndent("", "  ")
+	return enc.Encode(summary)
+}
+
+func migrate(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) == 0 || args[0] != "up" && args[0] != "status" {
+		_, _ = fmt.Fprintln(stderr, "usage: server migrate up|status --config file")
+		return errUsage
+	}
+	flags := flag.NewFlagSet("migrate "+args[0], flag.ContinueOnError)
+	path := flags.String("config", "", "the configuration `file` (required)")
+	if err := parse(flags, args[1:], stderr); err != nil {
+		return err
+	}
+	cfg, err := loadConfig(*path)
+	if err != nil {
+		return err
+	}
+	url := cfg.Database.MigrateURL.Reveal()
+	if args[0] == "up" {
+		if err := store.Migrate(ctx, url); err != nil {
+			return err
+		}
+	}
+	list, err := store.Migrations(ctx, url)
+	if err != nil {
+		return err
+	}
+	for _, m := range list {
+		state := "pending"
+		if m.Applied {
+			state = "applied"
+		}
+		_, _ = fmt.Fprintf(stdout, "%-8s %s\n", state, m.Name)
+	}
+	return nil
+}
+
+func healthcheck(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("healthcheck", flag.ContinueOnError)
+	url := flags.String("url", "http://127.0.0.1:8080/readyz", "the `URL` to ask")
+	timeout := flags.Duration("timeout", 3*time.Second, "how long to wait")
+	if err := parse(flags, args, stderr); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, *timeout)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, *url, nil)
+	if err != nil {
+		return fmt.Errorf("the URL: %w", err)
+	}
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return err
+	}
+	_ = res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("not ready: %s", res.Status)
+	}
+	_, _ = fmt.Fprintln(stdout, "ready")
+	return nil
+}
+
+func keygen(_ context.Context, args []string, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("keygen", flag.ContinueOnError)
+	dir := flags.String("dir", "", "the `folder` to write to (required); what exists there is kept")
+	if err := parse(flags, args, stderr); err != nil {
+		return err
+	}
+	if *dir == "" {
+		return errors.New("--dir is required")
+	}
+	if _, err := local.MakeKeys(*dir); err != nil {
+		return err
+	}
+	_, _ = fmt.Fprintf(stdout, "keys are in %s; each file holds one value of the configuration\n", *dir)
+	return nil
+}

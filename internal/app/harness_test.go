@@ -1,0 +1,318 @@
+package app_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"cardorder/internal/config"
+	"cardorder/internal/d1client"
+	"cardorder/internal/d1sim"
+	"cardorder/internal/local"
+	"cardorder/internal/pgtest"
+	"cardorder/internal/store"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m, store.Migrate)) }
+
+// bank is a core banking system in front of a whole environment: the service
+// in-process, the simulator over HTTP, a database of its own.
+type bank struct {
+	t         *testing.T
+	env       *local.Environment
+	encrypter *d1client.Encrypter
+}
+
+// patience is how long a test waits for what must happen.
+const patience = 20 * time.Second
+
+// fast are the settings of the simulator in tests.
+var fast = d1sim.Settings{StepInterval: d1sim.Duration(5 * time.Millisecond), RetryBackoff: d1sim.Duration(10 * time.Millisecond)}
+
+// quick makes everything that takes minutes in production take moments.
+func quick(cfg *config.Config) {
+	cfg.Issuers[0].Sending = config.Sending{
+		Concurrency: 8, CallTimeout: 2 * time.Second, Poll: 20 * time.Millisecond,
+		ResendAfter: 600 * time.Millisecond, AfterUnknown: "resend", RetryRefusedFor: 300 * time.Millisecond,
+	}
+}
+
+func newBank(t *testing.T, sim d1sim.Settings, adjust ...func(*config.Config)) *bank {
+	t.Helper()
+	logs := &bytes.Buffer{}
+	env, err := local.Start(t.Context(), local.Config{
+		DatabaseURL: pgtest.New(t), Simulator: sim,
+		Adjust: func(cfg *config.Config) {
+			quick(cfg)
+			for _, f := range adjust {
+				f(cfg)
+			}
+		},
+		Log: slog.New(slog.NewTextHandler(logs, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := env.Stop(ctx); err != nil {
+			t.Errorf("stopping: %v", err)
+		}
+		if t.Failed() {
+			t.Logf("the service's log:\n%s", withoutReads(logs.String()))
+		}
+		if strings.Contains(logs.String(), testPAN) {
+			t.Error("the service's log holds a card number")
+		}
+	})
+	key, err := d1client.ParsePublicJWK(env.Ready.D1EncryptionKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encrypter, err := d1client.NewEncrypter(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &bank{t: t, env: env, encrypter: encrypter}
+}
+
+// withoutReads drops the lines of requests that tests make while they wait.
+func withoutReads(log string) string {
+	var kept []string
+	for line := range strings.Lines(log) {
+		if !strings.Contains(line, "method=GET") {
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept, "")
+}
+
+// testPAN is Visa's published test number.
+const testPAN = "4111111111111111"
+
+func (b *bank) jwe() string {
+	b.t.Helper()
+	jwe, err := b.encrypter.Encrypt(time.Now(), []byte(`{"pan":"`+testPAN+`","exp":"3012","name":"A CARDHOLDER"}`))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return jwe
+}
+
+// body is an order as JSON.
+type body map[string]any
+
+// with returns the order with other members.
+func (o body) with(changes body) body {
+	changed := maps.Clone(o)
+	for name, value := range changes {
+		if value == nil {
+			delete(changed, name)
+		} else {
+			changed[name] = value
+		}
+	}
+	return changed
+}
+
+// thales is an individual order; name makes its ids.
+func (b *bank) thales(name string) body {
+	return body{
+		"cardId": "card-" + name, "issuerRequestId": "request-" + name,
+		"consumerId": "consumer-" + name, "cardProductId": "gold", "distributionChannel": "THALES",
+		"services":           body{"issuance": "CREATION", "delivery": "POST"},
+		"paymentApplication": body{"config": "visa", "odaKeyIndex": "1", "derivationKeyIndex": "1"},
+		"shipment": body{"type": "INDIVIDUAL", "deliveryAddress": body{
+			"firstName": "Ada", "lastName": "Example", "line1": "1 Rue de la Paix", "zipCode": "75002", "city": "Paris", "countryCode": "FR",
+		}},
+		"encryptedData": b.jwe(),
+	}
+}
+
+// answer is what the API said.
+type answer struct {
+	status int
+	header http.Header
+	text   string
+	view   struct {
+		ID, IssuerRequestID, Status, OperationID, CardID, Type, ConflictingOrder string
+		Version                                                                  int
+		Attention                                                                []struct{ Code string }
+		Warnings                                                                 []string
+		Shipments                                                                []struct{ TrackingNumber, Carrier, TrackingURL string }
+		Errors                                                                   []struct{ Pointer, Parameter, Header, Code, Detail string }
+		Data                                                                     []json.RawMessage
+		NextCursor                                                               *string
+	}
+}
+
+func (b *bank) do(method, path string, header http.Header, content []byte) answer {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, method, b.env.Ready.APIURL+path, bytes.NewReader(content))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+b.env.Ready.Token)
+	if content != nil {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	for name, values := range header {
+		r.Header[name] = values
+	}
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	a := answer{status: res.StatusCode, header: res.Header, text: string(text)}
+	if err := json.Unmarshal(text, &a.view); err != nil {
+		b.t.Fatalf("%s %s answered %d with what is not JSON: %.200q", method, path, a.status, text)
+	}
+	return a
+}
+
+const orders = "/v1/issuers/" + local.IssuerID + "/orders"
+
+func (b *bank) post(o body, header http.Header) answer {
+	b.t.Helper()
+	content, err := json.Marshal(o)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return b.do(http.MethodPost, orders, header, content)
+}
+
+// place places an order that must be accepted, and returns its id.
+func (b *bank) place(o body) string {
+	b.t.Helper()
+	a := b.post(o, nil)
+	if a.status != http.StatusCreated {
+		b.t.Fatalf("placing an order: %d %s", a.status, a.text)
+	}
+	return a.view.ID
+}
+
+func (b *bank) get(id string) answer {
+	b.t.Helper()
+	return b.do(http.MethodGet, orders+"/"+id, nil, nil)
+}
+
+// eventually waits until f is true.
+func (b *bank) eventually(what string, f func() bool) {
+	b.t.Helper()
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for !f() {
+		select {
+		case <-again.C:
+		case <-deadline.C:
+			b.t.Fatalf("did not happen: %s", what)
+		}
+	}
+}
+
+// await waits until an order has a status, and returns it.
+func (b *bank) await(id, status string) answer {
+	b.t.Helper()
+	var a answer
+	b.eventually("order "+id+" is "+status, func() bool {
+		a = b.get(id)
+		return a.view.Status == status
+	})
+	return a
+}
+
+// cards returns how many cards the simulator made for a request id.
+func (b *bank) cards(issuerRequestID string) int {
+	b.t.Helper()
+	counts, err := b.env.Management.CardCounts(b.t.Context())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return counts[issuerRequestID]
+}
+
+func (b *bank) script(s d1sim.Script) {
+	b.t.Helper()
+	if err := b.env.Management.Script(b.t.Context(), s); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bank) settings(change func(*d1sim.Settings)) {
+	b.t.Helper()
+	if err := b.env.Management.UpdateSettings(b.t.Context(), change); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bank) wait(c d1sim.Condition) {
+	b.t.Helper()
+	if err := b.env.Management.Wait(b.t.Context(), c, patience); err != nil {
+		b.t.Fatalf("waiting for the simulator: %v", err)
+	}
+}
+
+// query reads one value from the database.
+func query[T any](b *bank, sql string, args ...any) T {
+	b.t.Helper()
+	conn, err := pgx.Connect(b.t.Context(), b.env.Ready.DatabaseURL)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	var value T
+	if err := conn.QueryRow(b.t.Context(), sql, args...).Scan(&value); err != nil {
+		b.t.Fatalf("%s: %v", sql, err)
+	}
+	return value
+}
+
+// noGaps checks that an order's events are numbered from 1 without a gap, up to
+// its version, and that each begins where the one before it ended.
+func (b *bank) noGaps(id string) {
+	b.t.Helper()
+	a := b.do(http.MethodGet, orders+"/"+id+"/timeline", nil, nil)
+	seq, status := 0, ""
+	for _, raw := range a.view.Data {
+		var entry struct {
+			Event *struct {
+				Seq                    int
+				Status, PreviousStatus string
+			}
+		}
+		if err := json.Unmarshal(raw, &entry); err != nil {
+			b.t.Fatal(err)
+		}
+		if entry.Event == nil {
+			continue
+		}
+		seq++
+		if entry.Event.Seq != seq || entry.Event.PreviousStatus != status {
+			b.t.Errorf("order %s: event %d says seq %d from %q, want from %q", id, seq, entry.Event.Seq, entry.Event.PreviousStatus, status)
+		}
+		status = entry.Event.Status
+	}
+	if o := b.get(id); o.view.Version != seq || o.view.Status != status {
+		b.t.Errorf("order %s is version %d, %s; its events end at %d, %s", id, o.view.Version, o.view.Status, seq, status)
+	}
+}

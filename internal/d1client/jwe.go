@@ -1,0 +1,182 @@
+package d1client
+
+import (
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+)
+
+// maxJWE is the longest encryptedData assumed to be accepted by D1, in characters.
+const maxJWE = 8192
+
+// EncryptionKey is a public key of D1 for card data.
+type EncryptionKey struct {
+	// KeyID is the kid under which D1 knows the key. Required.
+	KeyID string
+	// Public is a key on P-256. Required.
+	Public *ecdsa.PublicKey
+	// NotAfter is the last moment at which the key may be used. Default: no end.
+	NotAfter time.Time
+}
+
+func (k EncryptionKey) validAt(now time.Time) bool {
+	return k.NotAfter.IsZero() || !now.After(k.NotAfter)
+}
+
+func (k EncryptionKey) outlasts(other EncryptionKey) bool {
+	return !other.NotAfter.IsZero() && (k.NotAfter.IsZero() || k.NotAfter.After(other.NotAfter))
+}
+
+// Encrypter encrypts card data for D1 and checks what others have encrypted. It is
+// safe for concurrent use.
+type Encrypter struct{ keys map[string]encryptionKey }
+
+type encryptionKey struct {
+	EncryptionKey
+	encrypter jose.Encrypter
+}
+
+// NewEncrypter takes all keys of D1 that may be in use, the retiring one included.
+func NewEncrypter(keys ...EncryptionKey) (*Encrypter, error) {
+	if len(keys) == 0 {
+		return nil, errors.New("d1client: no encryption key")
+	}
+	e := &Encrypter{keys: make(map[string]encryptionKey, len(keys))}
+	for i, k := range keys {
+		if k.KeyID == "" || k.Public == nil || k.Public.Curve != elliptic.P256() {
+			return nil, fmt.Errorf("d1client: encryption key %d needs a key id and a P-256 public key", i)
+		}
+		if _, ok := e.keys[k.KeyID]; ok {
+			return nil, fmt.Errorf("d1client: encryption key %d has the key id of another", i)
+		}
+		encrypter, err := jose.NewEncrypter(jose.A256GCM,
+			jose.Recipient{Algorithm: jose.ECDH_ES, Key: k.Public, KeyID: k.KeyID}, nil)
+		if err != nil {
+			return nil, fmt.Errorf("d1client: encryption key %d cannot be used", i)
+		}
+		e.keys[k.KeyID] = encryptionKey{k, encrypter}
+	}
+	return e, nil
+}
+
+// Encrypt makes a compact JWE (ECDH-ES, A256GCM) with the key that is valid longest
+// of those valid at now, so that a new key is used as soon as it is configured. The
+// caller clears plaintext.
+func (e *Encrypter) Encrypt(now time.Time, plaintext []byte) (string, error) {
+	var best *encryptionKey
+	for id := range e.keys {
+		k := e.keys[id]
+		if !k.validAt(now) {
+			continue
+		}
+		// Two that end together: by key id, so that the choice does not waver.
+		if best == nil || k.outlasts(best.EncryptionKey) ||
+			!best.outlasts(k.EncryptionKey) && k.KeyID < best.KeyID {
+			best = &k
+		}
+	}
+	if best == nil {
+		return "", errors.New("d1client: every encryption key has expired")
+	}
+	sealed, err := best.encrypter.Encrypt(plaintext)
+	if err != nil {
+		return "", errors.New("d1client: encryption failed")
+	}
+	compact, err := sealed.CompactSerialize()
+	if err != nil {
+		return "", errors.New("d1client: encryption failed")
+	}
+	if len(compact) > maxJWE {
+		return "", fmt.Errorf("d1client: encrypted data is longer than %d characters", maxJWE)
+	}
+	return compact, nil
+}
+
+// Check tells whether D1 can be expected to decrypt compact at now, as far as that
+// can be told without its private key: the form, the algorithms, the key and the
+// ephemeral point. The error never quotes compact.
+func (e *Encrypter) Check(now time.Time, compact string) error {
+	if len(compact) > maxJWE {
+		return fmt.Errorf("encrypted data is longer than %d characters", maxJWE)
+	}
+	parts := strings.Split(compact, ".")
+	if len(parts) != 5 {
+		return errors.New("encrypted data is not a compact JWE of five parts")
+	}
+	var decoded [5][]byte
+	for i, part := range parts {
+		b, err := base64.RawURLEncoding.Strict().DecodeString(part)
+		// The decoder skips line breaks, which a compact JWE has none of.
+		if err != nil || strings.ContainsAny(part, "\r\n") {
+			return fmt.Errorf("part %d of the encrypted data is not base64url", i+1)
+		}
+		decoded[i] = b
+	}
+	header, ok := parseObject(decoded[0])
+	_, critical := header["crit"]
+	_, zipped := header["zip"]
+	key, known := e.keys[header.str("kid")]
+	switch {
+	case !ok:
+		return errors.New("the header of the encrypted data is not a JSON object")
+	case header.str("alg") != string(jose.ECDH_ES):
+		return errors.New("the encrypted data's alg is not ECDH-ES")
+	case header.str("enc") != string(jose.A256GCM):
+		return errors.New("the encrypted data's enc is not A256GCM")
+	case critical || zipped:
+		return errors.New("the encrypted data's header has crit or zip")
+	case !known:
+		return errors.New("the encrypted data's kid is not a known key")
+	case !key.validAt(now):
+		return errors.New("the encrypted data's key has expired")
+	case !validPoint(header.object("epk")):
+		return errors.New("the encrypted data's epk is not a point on P-256")
+	case len(decoded[1]) != 0:
+		return errors.New("the encrypted data has an encrypted key, which ECDH-ES leaves empty")
+	case len(decoded[2]) != 12:
+		return errors.New("the encrypted data's initialization vector is not of 96 bits")
+	case len(decoded[3]) == 0:
+		return errors.New("the encrypted data has no ciphertext")
+	case len(decoded[4]) != 16:
+		return errors.New("the encrypted data's authentication tag is not of 128 bits")
+	}
+	return nil
+}
+
+func validPoint(epk members) bool {
+	x, errX := base64.RawURLEncoding.DecodeString(epk.str("x"))
+	y, errY := base64.RawURLEncoding.DecodeString(epk.str("y"))
+	if epk.str("kty") != "EC" || epk.str("crv") != "P-256" || errX != nil || errY != nil || len(x) != 32 || len(y) != 32 {
+		return false
+	}
+	_, err := ecdh.P256().NewPublicKey(append(append([]byte{4}, x...), y...))
+	return err == nil
+}
+
+// ParsePublicJWK reads a public key of D1 from its JWK. NotAfter is the caller's to
+// set. The error never quotes raw, in case it is a private key by mistake.
+func ParsePublicJWK(raw []byte) (EncryptionKey, error) {
+	var jwk jose.JSONWebKey
+	if jwk.UnmarshalJSON(raw) != nil {
+		return EncryptionKey{}, errors.New("d1client: not a JWK")
+	}
+	public, ok := jwk.Key.(*ecdsa.PublicKey)
+	switch {
+	case !ok || public.Curve != elliptic.P256():
+		return EncryptionKey{}, errors.New("d1client: the JWK is not a public key on P-256")
+	case jwk.KeyID == "":
+		return EncryptionKey{}, errors.New("d1client: the JWK has no kid")
+	case jwk.Use != "" && jwk.Use != "enc":
+		return EncryptionKey{}, errors.New("d1client: the JWK is not for encryption")
+	case jwk.Algorithm != "" && jwk.Algorithm != string(jose.ECDH_ES):
+		return EncryptionKey{}, errors.New("d1client: the JWK is not for ECDH-ES")
+	}
+	return EncryptionKey{KeyID: jwk.KeyID, Public: public}, nil
+}
