@@ -6,8 +6,10 @@
 -- Every key begins with issuer_id, so that issuers can be spread over a
 -- distributed Postgres. Order ids are UUIDv7: new rows land at the right-hand
 -- edge of each index. There are no foreign keys: all rows of an order are
--- written in one transaction by one function, and a check per row would cost a
--- third of the write.
+-- written in one transaction by one function.
+--
+-- What happened is dated by clock_timestamp(), taken after the order was locked:
+-- now() is the start of a transaction, which may have waited for another one.
 
 -- +goose Up
 
@@ -108,7 +110,7 @@ CREATE TABLE order_events (
     cause_id        text,                 -- of the attempt or notification
     actor           text,                 -- the client or person, where there is one
     detail          jsonb,
-    created_at      timestamptz NOT NULL DEFAULT now(),
+    created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (issuer_id, order_id, seq)
 );
 
@@ -173,7 +175,7 @@ CREATE TABLE attempts (
     started_at     timestamptz NOT NULL, -- by the worker's clock
     duration_ms    integer     NOT NULL,
     claim_lost     boolean     NOT NULL, -- another worker had taken over
-    created_at     timestamptz NOT NULL DEFAULT now(),
+    created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (issuer_id, order_id, id)
 );
 
@@ -191,8 +193,8 @@ CREATE TABLE notifications (
     outcome           text        NOT NULL, -- applied, parked, unapplied, ignored
     correlation_id    text,
     times_seen        integer     NOT NULL DEFAULT 1,
-    created_at        timestamptz NOT NULL DEFAULT now(),
-    last_seen_at      timestamptz NOT NULL DEFAULT now(),
+    created_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    last_seen_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     next_try_at       timestamptz,          -- of a parked one
     tries             integer     NOT NULL DEFAULT 0
 );

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"cardorder/internal/order"
 	"cardorder/internal/store"
 )
 
@@ -37,18 +38,19 @@ func adminHandler(registry *prometheus.Registry, ready func(context.Context) err
 // statsCollector reads the backlog from the database at each scrape, so that
 // every replica tells the same and none has to remember.
 type statsCollector struct {
-	store *store.Store
-	log   *slog.Logger
+	store   *store.Store
+	issuers []string
+	log     *slog.Logger
 
 	messages, due, oldest, unknown, open, parked, parkedAge, up *prometheus.Desc
 }
 
-func newStatsCollector(st *store.Store, log *slog.Logger) *statsCollector {
+func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *statsCollector {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc("cardorder_"+name, help, labels, nil)
 	}
 	return &statsCollector{
-		store: st, log: log,
+		store: st, issuers: issuers, log: log,
 		messages:  desc("outbox_messages", "Messages to send, by lane.", "lane"),
 		due:       desc("outbox_due_messages", "Messages that could be sent now, by lane.", "lane"),
 		oldest:    desc("outbox_oldest_due_seconds", "For how long the oldest due message has waited, by lane.", "lane"),
@@ -79,14 +81,24 @@ func (c *statsCollector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	gauge(c.up, 1)
+	lanes := make(map[string]store.LaneStats)
 	for _, l := range stats.Lanes {
+		lanes[l.Lane] = l
+	}
+	for _, issuer := range c.issuers { // zero too: an absent series raises no alarm
+		if name := store.LaneOf(issuer); lanes[name].Lane == "" {
+			lanes[name] = store.LaneStats{Lane: name}
+		}
+		for _, status := range order.Statuses {
+			n := stats.Open[store.IssuerStatus{IssuerID: issuer, Status: status}]
+			gauge(c.open, float64(n), issuer, string(status))
+		}
+	}
+	for _, l := range lanes {
 		gauge(c.messages, float64(l.Messages), l.Lane)
 		gauge(c.due, float64(l.Due), l.Lane)
 		gauge(c.oldest, l.Oldest.Seconds(), l.Lane)
 		gauge(c.unknown, float64(l.Unknown), l.Lane)
-	}
-	for key, n := range stats.Open {
-		gauge(c.open, float64(n), key.IssuerID, string(key.Status))
 	}
 	gauge(c.parked, float64(stats.Parked))
 	gauge(c.parkedAge, stats.ParkedSince.Seconds())

@@ -70,7 +70,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	if !current {
 		return nil, ErrSchema
 	}
-	registry.MustRegister(newStatsCollector(s.store, log))
+	registry.MustRegister(newStatsCollector(s.store, issuers, log))
 
 	apiConfig, err := s.apiConfig(cfg, api.NewMetrics(registry, issuers))
 	if err != nil {

@@ -146,14 +146,15 @@ type answer struct {
 	header http.Header
 	text   string
 	view   struct {
-		ID, IssuerRequestID, Status, OperationID, CardID, Type, ConflictingOrder string
-		Version                                                                  int
-		Attention                                                                []struct{ Code string }
-		Warnings                                                                 []string
-		Shipments                                                                []struct{ TrackingNumber, Carrier, TrackingURL string }
-		Errors                                                                   []struct{ Pointer, Parameter, Header, Code, Detail string }
-		Data                                                                     []json.RawMessage
-		NextCursor                                                               *string
+		ID, IssuerRequestID, OperationID, CardID, Type, ConflictingOrder string
+		Status                                                           word
+		Version                                                          int
+		Attention                                                        []struct{ Code string }
+		Warnings                                                         []string
+		Shipments                                                        []struct{ TrackingNumber, Carrier, TrackingURL string }
+		Errors                                                           []struct{ Pointer, Parameter, Header, Code, Detail string }
+		Data                                                             []json.RawMessage
+		NextCursor                                                       *string
 	}
 }
 
@@ -186,6 +187,14 @@ func (b *bank) do(method, path string, header http.Header, content []byte) answe
 		b.t.Fatalf("%s %s answered %d with what is not JSON: %.200q", method, path, a.status, text)
 	}
 	return a
+}
+
+// word is a JSON scalar as text: an order's status is a string, a problem's a number.
+type word string
+
+func (w *word) UnmarshalJSON(b []byte) error {
+	*w = word(strings.Trim(string(b), `"`))
+	return nil
 }
 
 const orders = "/v1/issuers/" + local.IssuerID + "/orders"
@@ -231,10 +240,10 @@ func (b *bank) eventually(what string, f func() bool) {
 }
 
 // await waits until an order has a status, and returns it.
-func (b *bank) await(id, status string) answer {
+func (b *bank) await(id string, status word) answer {
 	b.t.Helper()
 	var a answer
-	b.eventually("order "+id+" is "+status, func() bool {
+	b.eventually("order "+id+" is "+string(status), func() bool {
 		a = b.get(id)
 		return a.view.Status == status
 	})
@@ -312,7 +321,26 @@ func (b *bank) noGaps(id string) {
 		}
 		status = entry.Event.Status
 	}
-	if o := b.get(id); o.view.Version != seq || o.view.Status != status {
+	if o := b.get(id); o.view.Version != seq || string(o.view.Status) != status {
 		b.t.Errorf("order %s is version %d, %s; its events end at %d, %s", id, o.view.Version, o.view.Status, seq, status)
 	}
+}
+
+// metrics scrapes the service.
+func (b *bank) metrics() string {
+	b.t.Helper()
+	r, err := http.NewRequestWithContext(b.t.Context(), http.MethodGet, b.env.Ready.MetricsURL, nil)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return string(text)
 }

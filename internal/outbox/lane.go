@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -282,26 +283,19 @@ func (l *Lane) findsKnownCard(ctx context.Context) bool {
 const maxBatch = 100
 
 // storeCompletions stores what came of calls until the channel is closed. While
-// one batch is being written the next one gathers by itself. The database may be
-// away: a completion is kept until it is stored, or, during a shutdown, for as
-// long as a call may take; after that its lease ends and D1 is asked.
+// one batch is being written the next one gathers by itself.
 func (l *Lane) storeCompletions(ctx context.Context) {
 	for first := range l.completions {
 		batch := l.gather(first)
-		for pause := 50 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
-			err := l.storeBatch(ctx, batch)
-			if err == nil {
-				break
-			}
-			l.cfg.Log.Error("storing completions failed", "lane", l.name, "count", len(batch), "error", err)
-			if ctx.Err() != nil {
-				break
-			}
-			retry := time.NewTimer(pause)
-			select {
-			case <-retry.C:
-			case <-ctx.Done():
-				retry.Stop()
+		err := l.storeBatch(ctx, batch)
+		if err == nil || store.Unavailable(err) {
+			continue
+		}
+		// One of them cannot be stored; the others must not suffer for it.
+		for i := range batch {
+			if err := l.storeBatch(ctx, batch[i:i+1]); err != nil {
+				l.cfg.Log.Error("what came of a call cannot be stored; D1 is asked when the lease ends",
+					"lane", l.name, "orderId", batch[i].Message.OrderID, "error", err)
 			}
 		}
 	}
@@ -323,17 +317,34 @@ func (l *Lane) gather(first store.Completion) []store.Completion {
 	return batch
 }
 
+// storeBatch stores completions. While the database is away they are kept and
+// tried again; a shutdown tries once more, and what is then still not stored is
+// found out by asking D1 when the leases end.
 func (l *Lane) storeBatch(ctx context.Context, batch []store.Completion) error {
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		stopping := ctx.Err() != nil
+		err := l.complete(ctx, batch)
+		if err == nil || stopping || !store.Unavailable(err) {
+			return err
+		}
+		l.cfg.Log.Error("storing what came of calls failed", "lane", l.name, "count", len(batch), "error", err)
+		retry := time.NewTimer(pause)
+		select {
+		case <-retry.C:
+		case <-ctx.Done():
+			retry.Stop()
+		}
+	}
+}
+
+func (l *Lane) complete(ctx context.Context, batch []store.Completion) error {
 	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.cfg.CallTimeout)
 	defer cancel()
 	if err := l.store.Complete(short, batch); err != nil {
 		return err
 	}
-	for _, c := range batch {
-		if c.Next.RunIn == 0 {
-			l.Wake() // something may be due at once
-			break
-		}
+	if slices.ContainsFunc(batch, func(c store.Completion) bool { return c.Next.RunIn == 0 }) {
+		l.Wake() // something may be due at once
 	}
 	return nil
 }

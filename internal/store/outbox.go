@@ -287,7 +287,7 @@ func queueNext(b *pgx.Batch, c *Completion) {
 	exec(b, `
 		UPDATE outbox SET claim_token = NULL, run_at = now() + $3::interval,
 			tries = $4, asks = $5, negatives = $6, resend_off = resend_off OR $7,
-			maybe_sent_at = CASE $8 WHEN 0 THEN maybe_sent_at WHEN 1 THEN now() END
+			maybe_sent_at = CASE $8::int WHEN 0 THEN maybe_sent_at WHEN 1 THEN now() END
 		WHERE id = $1 AND claim_token = $2`,
 		c.Message.ID, c.Message.Token, c.Next.RunIn, c.Next.Tries, c.Next.Asks, c.Next.Negatives, c.Next.ResendOff, int(c.Next.Maybe))
 }

@@ -239,22 +239,19 @@ func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]En
 	if len(entries) == 0 {
 		return nil, ErrNotFound
 	}
-	// Within one transaction the fact (attempt, notification) comes before the
-	// change that it caused: they share a time, and events were added first.
-	slices.SortStableFunc(entries, func(a, b Entry) int {
-		if c := a.At.Compare(b.At); c != 0 {
-			return c
+	// Events keep the order of their seq even if the database's clock was set
+	// back between two of them.
+	var latest time.Time
+	for i := range entries {
+		if e := &entries[i]; e.Event != nil {
+			if e.At.Before(latest) {
+				e.At = latest
+			}
+			latest = e.At
 		}
-		return a.weight() - b.weight()
-	})
-	return entries, nil
-}
-
-func (e Entry) weight() int {
-	if e.Event != nil {
-		return 1
 	}
-	return 0
+	slices.SortStableFunc(entries, func(a, b Entry) int { return a.At.Compare(b.At) })
+	return entries, nil
 }
 
 func each(rows pgx.Rows, f func() error) error {

@@ -1,0 +1,369 @@
+package app_test
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	"cardorder/internal/config"
+	"cardorder/internal/d1sim"
+)
+
+// stored counts the orders in the database.
+func (b *bank) stored() int {
+	b.t.Helper()
+	return query[int](b, `SELECT count(*) FROM orders`)
+}
+
+// Every bad request gets a problem document that names what is wrong and never
+// repeats the value, and nothing is stored.
+func TestBadRequests(t *testing.T) {
+	t.Parallel()
+	b := newBank(t, fast)
+	good := b.thales("bad")
+	const secret = "4111 1111 1111 1111" // must not come back
+	json := func(changes body) string { return string(mustJSON(t, good.with(changes))) }
+	header := func(name, value string) http.Header { return http.Header{name: {value}} }
+	for _, c := range []struct {
+		name    string
+		header  http.Header
+		content string
+		status  int
+		problem string
+		pointer string // of one of the errors
+	}{
+		{"no JSON", nil, `{"cardId": `, 400, "invalid-request", ""},
+		{"a list", nil, `[]`, 400, "invalid-request", ""},
+		{"empty", nil, ``, 400, "invalid-request", ""},
+		{"trailing text", nil, json(nil) + "{}", 400, "invalid-request", ""},
+		{"member twice", nil, `{"cardId":"a","cardId":"b"}`, 400, "invalid-request", "/cardId"},
+		{"missing member", nil, json(body{"cardProductId": nil}), 400, "invalid-request", "/cardProductId"},
+		{"wrong type", nil, json(body{"cardId": 7}), 400, "invalid-request", "/cardId"},
+		{"too long", nil, json(body{"consumerId": strings.Repeat("x", 65)}), 400, "invalid-request", "/consumerId"},
+		{"U+0000", nil, json(body{"metadata": body{"note": "a\x00b"}}), 400, "invalid-request", "/metadata/note"},
+		{"unknown member", nil, json(body{"colour": "red"}), 400, "invalid-request", "/colour"},
+		{"unknown nested member", nil, json(body{"services": body{"issuance": "CREATION", "speed": "fast"}}), 400, "invalid-request", "/services/speed"},
+		{"a card number as id", nil, json(body{"consumerId": strings.ReplaceAll(secret, " ", "")}), 400, "invalid-request", "/consumerId"},
+		{"a card number in a note", nil, json(body{"metadata": body{"note": "card " + secret}}), 400, "invalid-request", "/metadata/note"},
+		{"not a JWE", nil, json(body{"encryptedData": "a.b.c.d.e"}), 400, "invalid-request", "/encryptedData"},
+		{"no card data", nil, json(body{"encryptedData": nil}), 400, "invalid-request", "/encryptedData"},
+		{"2 MB", nil, json(body{"metadata": body{"note": strings.Repeat("x", 2<<20)}}), 413, "too-large", ""},
+		{"another content type", header("Content-Type", "text/plain"), json(nil), 415, "unsupported-media-type", ""},
+		{"another charset", header("Content-Type", "application/json; charset=latin1"), json(nil), 415, "unsupported-media-type", ""},
+		{"no key at all", nil, json(body{"issuerRequestId": nil}), 400, "invalid-request", ""},
+		{"a key with a space", header("Idempotency-Key", "a b"), json(nil), 400, "invalid-request", ""},
+		{"a card number as key", header("Idempotency-Key", strings.ReplaceAll(secret, " ", "-")), json(nil), 400, "invalid-request", ""},
+		{"no token", header("Authorization", ""), json(nil), 401, "unauthorized", ""},
+		{"a wrong token", header("Authorization", "Bearer wrong"), json(nil), 401, "unauthorized", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a := b.do(http.MethodPost, orders, c.header, []byte(c.content))
+			if a.status != c.status || a.view.Type != "urn:cardorder:problem:"+c.problem {
+				t.Errorf("answered %d %s, want %d %s", a.status, a.view.Type, c.status, c.problem)
+			}
+			if got := a.header.Get("Content-Type"); got != "application/problem+json" {
+				t.Errorf("content type %q", got)
+			}
+			if strings.Contains(a.text, "1111") || strings.Contains(a.text, ".go:") {
+				t.Errorf("the answer repeats a value or shows code: %s", a.text)
+			}
+			found := c.pointer == ""
+			for _, e := range a.view.Errors {
+				found = found || e.Pointer == c.pointer
+			}
+			if !found {
+				t.Errorf("no error points at %s: %s", c.pointer, a.text)
+			}
+		})
+	}
+	if a := b.do(http.MethodPost, "/v1/issuers/NOBODY0001/orders", nil, []byte(json(nil))); a.status != 404 || !strings.HasSuffix(a.view.Type, ":unknown-issuer") {
+		t.Errorf("unknown issuer: %d %s", a.status, a.text)
+	}
+	if a := b.do(http.MethodDelete, orders, nil, nil); a.status != 405 {
+		t.Errorf("DELETE: %d", a.status)
+	}
+	if a := b.do(http.MethodGet, "/v2", nil, nil); a.status != 404 {
+		t.Errorf("another path: %d", a.status)
+	}
+	for _, id := range []string{"01a20a68-77ec-74e1-b66d-6c97bb9262a5", "x", "01A20A68-77EC-74E1-B66D-6C97BB9262A5"} {
+		if a := b.get(id); a.status != 404 {
+			t.Errorf("order %s: %d", id, a.status)
+		}
+	}
+	if n := b.stored(); n != 0 {
+		t.Errorf("%d orders were stored", n)
+	}
+}
+
+// All faults are told at once.
+func TestEveryFaultIsListed(t *testing.T) {
+	t.Parallel()
+	b := newBank(t, fast)
+	a := b.post(body{"cardId": "no spaces please", "distributionChannel": "MOON", "services": body{"issuance": 1}, "extra": true}, nil)
+	if a.status != 400 || len(a.view.Errors) < 8 {
+		t.Errorf("%d with %d errors: %s", a.status, len(a.view.Errors), a.text)
+	}
+}
+
+// Scopes and issuers of a token are kept apart.
+func TestAuthorization(t *testing.T) {
+	t.Parallel()
+	token := func(name string) config.Secret {
+		hash := sha256.Sum256([]byte(name))
+		return config.NewSecret(hex.EncodeToString(hash[:]))
+	}
+	b := newBank(t, fast, func(cfg *config.Config) {
+		issuer := cfg.Issuers[0].ID
+		cfg.Clients = append(cfg.Clients,
+			config.Client{Name: "reader", TokenSHA256: token("reader"), Scopes: []string{"orders:read"}, Issuers: []string{issuer}},
+			config.Client{Name: "stranger", TokenSHA256: token("stranger"), Scopes: []string{"orders:read", "orders:write"}},
+		)
+	})
+	as := func(name string) http.Header { return http.Header{"Authorization": {"Bearer " + name}} }
+	if a := b.post(b.thales("a"), as("reader")); a.status != 403 {
+		t.Errorf("a reader places an order: %d", a.status)
+	}
+	if a := b.do(http.MethodGet, orders, as("reader"), nil); a.status != 200 {
+		t.Errorf("a reader reads: %d", a.status)
+	}
+	if a := b.do(http.MethodGet, orders, as("stranger"), nil); a.status != 403 {
+		t.Errorf("another issuer's client reads: %d", a.status)
+	}
+	if n := b.stored(); n != 0 {
+		t.Errorf("%d orders were stored", n)
+	}
+}
+
+func TestIdempotency(t *testing.T) {
+	t.Parallel()
+	sim := fast
+	sim.HoldNotifications = true
+	b := newBank(t, sim)
+	key := func(k string) http.Header { return http.Header{"Idempotency-Key": {k}} }
+	o := b.thales("same")
+	first := b.post(o, key("k1"))
+	if first.status != 201 || first.header.Get("Location") != orders+"/"+first.view.ID || first.header.Get("ETag") != `"1"` {
+		t.Fatalf("first: %d %v", first.status, first.header)
+	}
+	replays := map[string]http.Header{"with the same key": key("k1"), "with a new key": key("k2"), "by issuerRequestId alone": nil}
+	for name, header := range replays {
+		a := b.post(o, header)
+		if a.status != 200 || a.view.ID != first.view.ID || a.header.Get("Idempotent-Replayed") != "true" {
+			t.Errorf("%s: %d %s", name, a.status, a.text)
+		}
+	}
+	if a := b.post(o.with(body{"encryptedData": b.jwe()}), nil); a.status != 200 || fmt.Sprint(a.view.Warnings) != "[card-data-not-compared]" {
+		t.Errorf("another JWE: %d %v", a.status, a.view.Warnings)
+	}
+	for name, c := range map[string]struct {
+		order  body
+		header http.Header
+	}{
+		"the same id, other content":  {o.with(body{"urgent": true}), nil},
+		"the same key, other content": {b.thales("other"), key("k1")},
+		"a key bound by a replay":     {b.thales("other"), key("k2")},
+		"the key, without the id":     {o.with(body{"issuerRequestId": nil}), key("k1")},
+	} {
+		a := b.post(c.order, c.header)
+		if a.status != 422 || a.view.ConflictingOrder != first.view.ID {
+			t.Errorf("%s: %d %s", name, a.status, a.text)
+		}
+	}
+	other := b.post(b.thales("other"), key("k3"))
+	if a := b.post(b.thales("other"), key("k1")); a.status != 422 {
+		t.Errorf("keys of two orders (%s): %d %s", other.view.ID, a.status, a.text)
+	}
+	if n := b.stored(); n != 2 {
+		t.Errorf("%d orders are stored, want 2", n)
+	}
+}
+
+// A hundred identical requests at once are one order, with a key alone too.
+func TestConcurrentIdenticalRequests(t *testing.T) {
+	t.Parallel()
+	b := newBank(t, fast)
+	o := b.thales("crowd").with(body{"issuerRequestId": nil})
+	var mu sync.Mutex
+	statuses := make(map[int]int)
+	ids := make(map[string]bool)
+	var wg sync.WaitGroup
+	for range 100 {
+		wg.Go(func() {
+			a := b.post(o, http.Header{"Idempotency-Key": {"crowd"}})
+			mu.Lock()
+			defer mu.Unlock()
+			statuses[a.status]++
+			ids[a.view.ID] = true
+		})
+	}
+	wg.Wait()
+	if statuses[201] != 1 || statuses[200] != 99 || len(ids) != 1 || b.stored() != 1 {
+		t.Errorf("statuses %v, %d ids, %d stored", statuses, len(ids), b.stored())
+	}
+}
+
+// A card has one open order; a created card is not created again for a while.
+func TestDuplicateGuard(t *testing.T) {
+	t.Parallel()
+	sim := fast
+	sim.HoldNotifications = true
+	b := newBank(t, sim)
+	o := b.thales("guarded")
+	first := b.place(o)
+	renewal := o.with(body{"issuerRequestId": "r2", "services": body{"issuance": "RENEWAL", "delivery": "POST"}})
+	if a := b.post(renewal, nil); a.status != 409 || a.view.ConflictingOrder != first {
+		t.Errorf("while the first is open: %d %s", a.status, a.text)
+	}
+	b.settings(func(s *d1sim.Settings) { s.HoldNotifications = false })
+	b.await(first, "SHIPPED")
+	if a := b.post(o.with(body{"issuerRequestId": "r3"}), nil); a.status != 409 || a.view.ConflictingOrder != first {
+		t.Errorf("a second creation: %d %s", a.status, a.text)
+	}
+	second := b.place(renewal)
+	if a := b.post(o.with(body{"issuerRequestId": "r4"}), nil); a.status != 409 || a.view.ConflictingOrder != second {
+		t.Errorf("while the renewal is open: %d %s", a.status, a.text)
+	}
+	override := o.with(body{"issuerRequestId": "r5", "duplicateOverride": body{"reason": "stolen in the post"}})
+	third := b.post(override, nil)
+	if third.status != 201 || !strings.Contains(third.text, "stolen in the post") {
+		t.Errorf("with an override: %d %s", third.status, third.text)
+	}
+	b.await(second, "SHIPPED")
+	b.await(third.view.ID, "SHIPPED")
+	if n := query[int](b, `SELECT count(*) FROM card_guard WHERE order_ids <> '{}'`); n != 0 {
+		t.Errorf("%d cards are still guarded by an open order", n)
+	}
+}
+
+func TestConcurrentOrdersForOneCard(t *testing.T) {
+	t.Parallel()
+	sim := fast
+	sim.HoldNotifications = true
+	b := newBank(t, sim)
+	o := b.thales("coveted")
+	var mu sync.Mutex
+	statuses := make(map[int]int)
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			a := b.post(o.with(body{"issuerRequestId": fmt.Sprintf("r-%d", i)}), nil)
+			mu.Lock()
+			defer mu.Unlock()
+			statuses[a.status]++
+		})
+	}
+	wg.Wait()
+	if statuses[201] != 1 || statuses[409] != 99 {
+		t.Errorf("statuses %v", statuses)
+	}
+}
+
+func TestList(t *testing.T) {
+	t.Parallel()
+	b := newBank(t, fast)
+	var ids []string
+	for i := range 5 {
+		ids = append([]string{b.place(b.thales(fmt.Sprintf("list-%d", i)))}, ids...)
+	}
+	for _, id := range ids {
+		b.await(id, "SHIPPED")
+	}
+	list := func(query string) ([]string, *string) {
+		t.Helper()
+		a := b.do(http.MethodGet, orders+"?"+query, nil, nil)
+		if a.status != 200 {
+			t.Fatalf("%s: %d %s", query, a.status, a.text)
+		}
+		var got []string
+		for _, raw := range a.view.Data {
+			id, _, _ := strings.Cut(strings.TrimPrefix(string(raw), `{"id":"`), `"`)
+			got = append(got, id)
+		}
+		return got, a.view.NextCursor
+	}
+	// Newest first, page by page, also while orders come in.
+	page1, cursor := list("limit=2")
+	b.place(b.thales("list-new"))
+	page2, cursor2 := list("limit=2&cursor=" + *cursor)
+	page3, end := list("limit=2&cursor=" + *cursor2)
+	if got := append(append(page1, page2...), page3...); fmt.Sprint(got) != fmt.Sprint(ids) || end != nil {
+		t.Errorf("pages %v, want %v; end %v", got, ids, end)
+	}
+	operation := b.get(ids[2]).view.OperationID
+	for query, want := range map[string][]string{
+		"cardId=card-list-2":              {ids[2]},
+		"issuerRequestId=request-list-1":  {ids[3]},
+		"operationId=" + operation:        {ids[2]},
+		"status=SHIPPED&limit=200":        ids,
+		"status=REJECTED,FAILED":          nil,
+		"attention=true":                  nil,
+		"cardId=card-list-2&status=READY": nil,
+	} {
+		if got, _ := list(query); query != "status=SHIPPED&limit=200" && fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("%s: %v, want %v", query, got, want)
+		}
+	}
+	for _, query := range []string{"limit=0", "limit=201", "limit=x", "status=LOST", "cursor=x", "colour=red", "attention=no", "cardId=", "cardId=a&cardId=b"} {
+		if a := b.do(http.MethodGet, orders+"?"+query, nil, nil); a.status != 400 {
+			t.Errorf("%s: %d", query, a.status)
+		}
+	}
+}
+
+// Card data that comes in clear leaves this process only as a JWE, and rests
+// nowhere: neither in a row nor in the log (which every test looks through).
+func TestSensitiveDataRestsNowhere(t *testing.T) {
+	t.Parallel()
+	b := newBank(t, fast)
+	id := b.place(b.thales("clear").with(body{
+		"encryptedData": nil, "sensitiveData": body{"pan": testPAN, "exp": "3012", "name": "ADA EXAMPLE", "cvv2": "987"},
+	}))
+	b.await(id, "SHIPPED")
+	for _, secret := range []string{testPAN, "ADA EXAMPLE", "Rue de la Paix"} {
+		for _, table := range []string{
+			"orders", "order_state", "order_payload", "card_guard", "order_events", "outbox", "operations",
+			"attempts", "notifications", "shipments", "idempotency_keys",
+		} {
+			n := query[int](b, fmt.Sprintf(`SELECT count(*) FROM %s t WHERE t::text LIKE '%%' || $1 || '%%' OR t::text LIKE '%%' || encode($1::text::bytea, 'hex') || '%%'`, table), secret)
+			if n != 0 {
+				t.Errorf("%s holds clear data", table)
+			}
+		}
+	}
+	off := newBank(t, fast, func(cfg *config.Config) { cfg.Issuers[0].SensitiveData = false })
+	a := off.post(off.thales("off").with(body{"encryptedData": nil, "sensitiveData": body{"pan": testPAN, "exp": "3012"}}), nil)
+	if a.status != 400 || strings.Contains(a.text, testPAN) || off.stored() != 0 {
+		t.Errorf("where it is not allowed: %d %s", a.status, a.text)
+	}
+}
+
+// Operators see the service's health and work.
+func TestHealthAndMetrics(t *testing.T) {
+	t.Parallel()
+	b := newBank(t, fast)
+	b.await(b.place(b.thales("seen")), "SHIPPED")
+	for _, path := range []string{"/healthz", "/readyz"} {
+		if a := b.do(http.MethodGet, path, nil, nil); a.status != 200 {
+			t.Errorf("%s: %d", path, a.status)
+		}
+	}
+	text := b.metrics()
+	for _, want := range []string{
+		`cardorder_d1_attempts_total{issuer="ISSUER0001",kind="submit",reason="accepted"} 1`,
+		`cardorder_d1_attempts_total{issuer="ISSUER0001",kind="submit",reason="timeout"} 0`,
+		`cardorder_notifications_total{issuer="ISSUER0001",outcome="applied"} 6`,
+		`cardorder_http_requests_total{listener="api",method="POST",route="/v1/issuers/{issuerId}/orders",status="201"} 1`,
+		`cardorder_outbox_messages{lane="d1/ISSUER0001"} 0`,
+		`cardorder_outbox_oldest_due_seconds{lane="d1/ISSUER0001"} 0`,
+		`cardorder_open_orders{issuer="ISSUER0001",status="SHIPPED"} 0`,
+		`cardorder_parked_notifications 0`, `cardorder_database_up 1`,
+	} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("the metrics lack %s", want)
+		}
+	}
+}
