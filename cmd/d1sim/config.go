@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"cardorder/internal/d1sim"
 
@@ -38,7 +39,8 @@ type issuer struct {
 	TokenURL         string       `yaml:"tokenUrl"`         // empty: notifications carry no token
 	ClientID         string       `yaml:"clientId"`         // Basic credentials at tokenUrl
 	ClientSecret     string       `yaml:"clientSecret"`
-	ClientSecretEnv  string       `yaml:"clientSecretEnv"` // environment variable to take the secret from instead
+	ClientSecretEnv  string       `yaml:"clientSecretEnv"`  // environment variable to take the secret from instead
+	ClientSecretFile string       `yaml:"clientSecretFile"` // or the file; a relative path starts at the YAML file
 }
 
 type aggregator struct {
@@ -78,7 +80,7 @@ func loadConfig(path string) (d1sim.Config, error) {
 		return loaded
 	}
 	for _, i := range file.Issuers {
-		secret, err := i.secret()
+		secret, err := i.secret(filepath.Dir(path))
 		if err != nil {
 			faults = append(faults, fmt.Errorf("issuer %s: %w", i.ID, err))
 		}
@@ -102,18 +104,35 @@ func loadConfig(path string) (d1sim.Config, error) {
 	return cfg, nil
 }
 
-func (i issuer) secret() (string, error) {
-	if i.ClientSecretEnv == "" {
-		return i.ClientSecret, nil
+// secret takes the one of the three sources that is given.
+func (i issuer) secret(dir string) (string, error) {
+	given := 0
+	for _, source := range []string{i.ClientSecret, i.ClientSecretEnv, i.ClientSecretFile} {
+		if source != "" {
+			given++
+		}
 	}
-	if i.ClientSecret != "" {
-		return "", errors.New("clientSecret and clientSecretEnv exclude each other")
+	switch {
+	case given > 1:
+		return "", errors.New("clientSecret, clientSecretEnv and clientSecretFile exclude each other")
+	case i.ClientSecretEnv != "":
+		secret := os.Getenv(i.ClientSecretEnv)
+		if secret == "" {
+			return "", fmt.Errorf("environment variable %s is empty", i.ClientSecretEnv)
+		}
+		return secret, nil
+	case i.ClientSecretFile != "":
+		file := i.ClientSecretFile
+		if !filepath.IsAbs(file) {
+			file = filepath.Join(dir, file)
+		}
+		secret, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		return strings.TrimSpace(string(secret)), nil
 	}
-	secret := os.Getenv(i.ClientSecretEnv)
-	if secret == "" {
-		return "", fmt.Errorf("environment variable %s is empty", i.ClientSecretEnv)
-	}
-	return secret, nil
+	return i.ClientSecret, nil
 }
 
 func loadSigningKeys(list []signingKey, dir string) (map[string]*ecdsa.PublicKey, error) {
