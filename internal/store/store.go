@@ -34,6 +34,8 @@ type Config struct {
 	// OnReady is called after a commit that left something to send in a lane.
 	// It must not block.
 	OnReady func(lane string)
+	// Tracer sees every statement; nil means none.
+	Tracer pgx.QueryTracer
 	// OnParked is called after a commit that may let a parked notification
 	// find its order. It must not block.
 	OnParked func()
@@ -56,6 +58,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if pc.MaxConns == 0 {
 		pc.MaxConns = 16
 	}
+	pc.ConnConfig.Tracer = cfg.Tracer
 	params := pc.ConnConfig.RuntimeParams
 	params["application_name"] = "cardorder"
 	params["timezone"] = "UTC"

@@ -1,0 +1,212 @@
+package outbox
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"cardorder/internal/d1client"
+	"cardorder/internal/order"
+	"cardorder/internal/store"
+)
+
+var (
+	us   = uuid.MustParse("01a20a68-0000-7000-8000-000000000001")
+	them = uuid.MustParse("01a20a68-0000-7000-8000-000000000002")
+	sent = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+)
+
+func message() store.Message {
+	return store.Message{OrderID: us, FirstSentAt: sent, Production: order.Production{IssuerRequestID: "ours"}}
+}
+
+func policy() Policy { return Policy{}.withDefaults() }
+
+// What an answer to an order means for the order and for sending it again.
+func TestSubmitted(t *testing.T) {
+	t.Parallel()
+	reply := func(status int, body bool, code string) d1client.Reply {
+		return d1client.Reply{Status: status, HasErrorBody: body, ErrorCode: code}
+	}
+	for _, c := range []struct {
+		name     string
+		answer   d1client.Answer
+		age      time.Duration
+		evidence []order.Evidence
+		maybe    store.Maybe
+		noResend bool
+	}{
+		{"taken", d1client.Answer{Outcome: d1client.Taken, OperationID: "op"}, 0, []order.Evidence{order.Taken{OperationID: "op"}}, store.MaybeKeep, false},
+		{"taken without an id", d1client.Answer{Outcome: d1client.Taken}, 0, []order.Evidence{order.Taken{}}, store.MaybeKeep, false},
+		{"not taken", d1client.Answer{Outcome: d1client.NotTaken, Reply: reply(429, false, "")}, time.Hour, nil, store.MaybeKeep, false},
+		{"a field is wrong", d1client.Answer{Outcome: d1client.Refused, Reply: reply(400, true, "FIELD_INVALID_VALUE")}, 0, []order.Evidence{order.Refusal{}}, store.MaybeKeep, false},
+		{"perhaps the key is wrong", d1client.Answer{Outcome: d1client.Refused, Reply: reply(400, true, "CRYPTO_ERROR")}, 0, nil, store.MaybeKeep, false},
+		{"the key is wrong", d1client.Answer{Outcome: d1client.Refused, Reply: reply(400, true, "CRYPTO_ERROR")}, time.Hour, []order.Evidence{order.Refusal{}}, store.MaybeKeep, false},
+		{"a 400 that is not D1's", d1client.Answer{Outcome: d1client.Refused, Reply: reply(400, false, "")}, 0, nil, store.MaybeKeep, false},
+		{"403", d1client.Answer{Outcome: d1client.Refused, Reply: reply(403, true, "X")}, 0, nil, store.MaybeKeep, false},
+		{"404, a moment later perhaps", d1client.Answer{Outcome: d1client.Refused, Reply: reply(404, true, "X")}, 0, nil, store.MaybeKeep, false},
+		{"404 for too long", d1client.Answer{Outcome: d1client.Refused, Reply: reply(404, true, "X")}, time.Hour, []order.Evidence{order.Refusal{}}, store.MaybeKeep, false},
+		{"no answer", d1client.Answer{Outcome: d1client.Unknown}, 0, []order.Evidence{order.LostAnswer{}}, store.MaybeNow, false},
+		{"conflict", d1client.Answer{Outcome: d1client.Unknown, Reply: d1client.Reply{Status: 409, Reason: d1client.ReasonConflict}}, 0, []order.Evidence{order.LostAnswer{}}, store.MaybeNow, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			m := message()
+			m.Age = c.age
+			got := policy().submitted(m, store.Attempt{}, c.answer)
+			if !slices.Equal(got.Evidence, c.evidence) {
+				t.Errorf("evidence %#v, want %#v", got.Evidence, c.evidence)
+			}
+			if got.Next.Maybe != c.maybe || got.Next.ResendOff != c.noResend {
+				t.Errorf("next %+v", got.Next)
+			}
+			if len(c.evidence) == 0 && (got.Next.RunIn <= 0 || got.Next.Tries != m.Tries+1) {
+				t.Errorf("it is not tried again later: %+v", got.Next)
+			}
+		})
+	}
+}
+
+func TestRetryAfterIsObeyed(t *testing.T) {
+	t.Parallel()
+	got := policy().submitted(message(), store.Attempt{}, d1client.Answer{
+		Outcome: d1client.NotTaken, Reply: d1client.Reply{Status: 429, RetryAfter: 7 * time.Minute},
+	})
+	if got.Next.RunIn < 7*time.Minute {
+		t.Errorf("tried again in %v", got.Next.RunIn)
+	}
+}
+
+func operation(id, requestID string, start time.Duration) d1client.Operation {
+	return d1client.Operation{
+		OperationID: id, IssuerRequestID: requestID, Operation: "PRODUCE", Status: "PENDING", StartTime: sent.Add(start),
+		Details: d1client.Details{Status: "CARD_PROD_READY"},
+	}
+}
+
+// Which operation of a card is the order's, and when that cannot be told.
+func TestCandidates(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name       string
+		operations []d1client.Operation
+		owners     map[string]uuid.UUID
+		mine       []string
+		doubtful   bool
+	}{
+		{"none", nil, nil, nil, false},
+		{"ours by id", []d1client.Operation{operation("a", "ours", 0)}, nil, []string{"a"}, false},
+		{"ours by id, D1's clock far behind", []d1client.Operation{operation("a", "ours", -time.Hour)}, nil, []string{"a"}, false},
+		{"two of ours, the first one first", []d1client.Operation{operation("b", "ours", 2), operation("a", "ours", 1)}, nil, []string{"a", "b"}, false},
+		{"ours beside one without an id", []d1client.Operation{operation("a", "", 0), operation("b", "ours", 0)}, nil, []string{"b"}, false},
+		{"of another request", []d1client.Operation{operation("a", "theirs", 0)}, nil, nil, false},
+		{"the only one without an id", []d1client.Operation{operation("a", "", 0)}, nil, []string{"a"}, false},
+		{"without an id, a little skew", []d1client.Operation{operation("a", "", -time.Minute)}, nil, []string{"a"}, false},
+		{"without an id, from before", []d1client.Operation{operation("a", "", -time.Hour)}, nil, nil, false},
+		{"without an id, another order's", []d1client.Operation{operation("a", "", 0)}, map[string]uuid.UUID{"a": them}, nil, false},
+		{"without an id, known as ours", []d1client.Operation{operation("a", "", -time.Hour)}, map[string]uuid.UUID{"a": us}, []string{"a"}, false},
+		{"two without an id", []d1client.Operation{operation("a", "", 0), operation("b", "", 0)}, nil, nil, true},
+		{"ours by id but known as another's", []d1client.Operation{operation("a", "ours", 0)}, map[string]uuid.UUID{"a": them}, nil, false},
+		{"not a production", []d1client.Operation{{OperationID: "a", Operation: "ACTIVATE", IssuerRequestID: "ours", StartTime: sent}}, nil, nil, false},
+		{"from a file", []d1client.Operation{{OperationID: "a", Operation: "PRODUCE", InputFileName: "f", StartTime: sent}}, nil, nil, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			mine, doubtful := policy().candidates(message(), c.operations, c.owners)
+			var ids []string
+			for _, op := range mine {
+				ids = append(ids, op.OperationID)
+			}
+			if !slices.Equal(ids, c.mine) || doubtful != c.doubtful {
+				t.Errorf("mine %v doubtful %v, want %v %v", ids, doubtful, c.mine, c.doubtful)
+			}
+		})
+	}
+}
+
+// When an order whose outcome is unknown may be sent again: after two clean
+// negatives later than ResendAfter, and never otherwise.
+func TestResendRule(t *testing.T) {
+	t.Parallel()
+	late := policy().ResendAfter
+	found := d1client.StatusAnswer{Finding: d1client.Found}
+	notFound := d1client.StatusAnswer{Finding: d1client.CardNotFound}
+	failed := d1client.StatusAnswer{Finding: d1client.LookupFailed}
+	unreadable := d1client.StatusAnswer{Finding: d1client.Found, Skipped: 1}
+	doubtful := d1client.StatusAnswer{Finding: d1client.Found, Operations: []d1client.Operation{operation("a", "", 0), operation("b", "", 0)}}
+	for _, c := range []struct {
+		name      string
+		answer    d1client.StatusAnswer
+		proven    bool
+		sentAgo   time.Duration
+		before    int // negatives so far
+		resendOff bool
+		never     bool
+		negatives int
+		resend    bool
+	}{
+		{"early, empty", found, false, late - 1, 0, false, false, 0, false},
+		{"late, the first time", found, false, late, 0, false, false, 1, false},
+		{"late, the second time", found, false, late, 1, false, false, 0, true},
+		{"late 404, proven", notFound, true, late, 1, false, false, 0, true},
+		{"late 404, unproven", notFound, false, late, 1, false, false, 1, false},
+		{"early 404, proven", notFound, true, late - 1, 1, false, false, 1, false},
+		{"no answer", failed, false, late, 1, false, false, 1, false},
+		{"a part could not be read", unreadable, false, late, 1, false, false, 1, false},
+		{"it cannot be told", doubtful, false, late, 1, false, false, 0, false},
+		{"after a conflict", found, false, late, 1, true, false, 2, false},
+		{"afterUnknown: wait", found, false, late, 1, false, true, 2, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			m := message()
+			m.MaybeSent, m.SentAgo, m.Negatives, m.ResendOff = true, c.sentAgo, c.before, c.resendOff
+			p := policy()
+			p.NeverResend = c.never
+			got := p.asked(m, store.Attempt{}, c.answer, nil, c.proven)
+			resend := got.Next.Maybe == store.MaybeClear
+			if resend != c.resend || got.Next.Negatives != c.negatives {
+				t.Errorf("resend %v with %d negatives, want %v with %d", resend, got.Next.Negatives, c.resend, c.negatives)
+			}
+			if resend != slices.Contains(got.Evidence, order.Evidence(order.NotFound{})) {
+				t.Errorf("the order is not told the same: %#v", got.Evidence)
+			}
+			if !resend && got.Next.RunIn <= 0 {
+				t.Error("nothing will ask again")
+			}
+		})
+	}
+}
+
+// Questions come early and again, then when a "no" begins to count, then ever
+// more rarely, but always.
+func TestAskIn(t *testing.T) {
+	t.Parallel()
+	p := policy()
+	within := func(what string, got, low, high time.Duration) {
+		t.Helper()
+		if got < low || got > high {
+			t.Errorf("%s: %v, want %v to %v", what, got, low, high)
+		}
+	}
+	within("first", p.askIn(0, 0), 2*time.Second, 3*time.Second)
+	within("second", p.askIn(1, 0), 10*time.Second, 12*time.Second)
+	within("third", p.askIn(2, 0), 50*time.Second, 56*time.Second)
+	within("then when it counts", p.askIn(3, time.Minute), 4*time.Minute, 4*time.Minute+7*time.Second)
+	within("soon again for the second negative", p.askIn(4, p.ResendAfter), 10*time.Second, 30*time.Second)
+	for asks := range 100 {
+		within(fmt.Sprintf("question %d", asks), p.askIn(asks, time.Hour), time.Second, 3*p.ResendAfter)
+	}
+}
+
+func TestBackoffIsCapped(t *testing.T) {
+	t.Parallel()
+	for tries := range 100 {
+		if got := backoff(tries); got < backoffFirst/2 || got > backoffMax+backoffFirst {
+			t.Errorf("after %d tries: %v", tries, got)
+		}
+	}
+}

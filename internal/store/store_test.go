@@ -1,0 +1,554 @@
+package store_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"cardorder/internal/order"
+	"cardorder/internal/pgtest"
+	"cardorder/internal/store"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m, store.Migrate)) }
+
+const (
+	issuer = "ISSUER0001"
+	lane   = "d1/ISSUER0001"
+)
+
+type fixture struct {
+	*store.Store
+	t    *testing.T
+	conn *pgx.Conn
+	url  string
+}
+
+func open(t *testing.T) *fixture {
+	t.Helper()
+	keyset, err := store.NewSealingKeyset()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealer, err := store.NewSealer(keyset)
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := pgtest.New(t)
+	st, err := store.Open(t.Context(), store.Config{URL: url, Seal: sealer, HashKeys: store.HashKeys{Current: make([]byte, 32)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(st.Close)
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return &fixture{Store: st, t: t, conn: conn, url: url}
+}
+
+func (f *fixture) exec(sql string, args ...any) {
+	f.t.Helper()
+	if _, err := f.conn.Exec(f.t.Context(), sql, args...); err != nil {
+		f.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+func value[T any](f *fixture, sql string, args ...any) T {
+	f.t.Helper()
+	var v T
+	if err := f.conn.QueryRow(f.t.Context(), sql, args...).Scan(&v); err != nil {
+		f.t.Fatalf("%s: %v", sql, err)
+	}
+	return v
+}
+
+// request is a valid order for a card.
+func request(card, requestID string) *order.Request {
+	return &order.Request{
+		CardID: card, Canonical: []byte(card + requestID),
+		Production: order.Production{
+			ConsumerID: "consumer", CardProductID: "gold", IssuerRequestID: requestID, Channel: order.ChannelThales,
+			Services: order.Services{Issuance: order.IssuanceCreation, Delivery: "POST"}, EncryptedData: "a.b.c.d.e",
+			Shipment: &order.Shipment{Type: order.ShipmentIndividual, DeliveryAddress: &order.Address{
+				Line1: "1 Rue de la Paix", ZipCode: "75002", City: "Paris", CountryCode: "FR",
+			}},
+		},
+	}
+}
+
+func (f *fixture) accept(card, requestID string) *store.Order {
+	f.t.Helper()
+	a, err := f.Accept(f.t.Context(), store.Acceptance{IssuerID: issuer, Client: "test", Request: request(card, requestID)})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return a.Order
+}
+
+func (f *fixture) claim(limit int, lease time.Duration) []store.Message {
+	f.t.Helper()
+	messages, err := f.Claim(f.t.Context(), lane, limit, lease)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return messages
+}
+
+func (f *fixture) complete(c ...store.Completion) {
+	f.t.Helper()
+	if err := f.Complete(f.t.Context(), c); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *fixture) order(id uuid.UUID) *store.Order {
+	f.t.Helper()
+	o, err := f.Order(f.t.Context(), issuer, id)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return o
+}
+
+func attempt(outcome string) store.Attempt {
+	id, _ := uuid.NewV7()
+	return store.Attempt{
+		ID: id, Kind: store.AttemptSubmit, Outcome: outcome, Reason: outcome, CorrelationID: id.String(), StartedAt: time.Now(),
+	}
+}
+
+func taken(m store.Message, operationID string) store.Completion {
+	return store.Completion{
+		Message: m, Attempt: attempt("taken"), Seen: []string{operationID},
+		Evidence: []order.Evidence{order.Taken{OperationID: operationID}},
+	}
+}
+
+// What was accepted comes out of the claim as it went in, and rests sealed.
+func TestAcceptedOrderComesOutOfTheClaim(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	o := f.accept("card", "request")
+	messages := f.claim(10, time.Minute)
+	if len(messages) != 1 || messages[0].OrderID != o.ID || messages[0].MaybeSent || messages[0].Err != nil {
+		t.Fatalf("claimed %+v", messages)
+	}
+	want, err := json.Marshal(request("card", "request").Production)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := messages[0].Production.Body()
+	if err != nil || string(got) != string(want) {
+		t.Errorf("production %s, want %s (%v)", got, want, err)
+	}
+	if n := value[int](f, `SELECT count(*) FROM order_payload p WHERE position('Paris'::bytea IN production) > 0`); n != 0 {
+		t.Error("the payload rests in clear")
+	}
+}
+
+// A sealed value belongs to its row: moved to another, it cannot be opened, and
+// that row's trouble strands nobody else.
+func TestSealedContentIsBoundToItsRow(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	a, b := f.accept("card-a", "a"), f.accept("card-b", "b")
+	f.exec(`UPDATE order_payload SET production = (SELECT production FROM order_payload WHERE order_id = $1) WHERE order_id = $2`, a.ID, b.ID)
+	for _, m := range f.claim(10, time.Minute) {
+		if failed := m.Err != nil; failed != (m.OrderID == b.ID) {
+			t.Errorf("order %s: %v", m.OrderID, m.Err)
+		}
+	}
+}
+
+// Many workers at once never claim the same message.
+func TestNoMessageIsClaimedTwice(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	const n = 60
+	for i := range n {
+		f.accept(fmt.Sprintf("card-%d", i), fmt.Sprintf("r-%d", i))
+	}
+	var mu sync.Mutex
+	times := make(map[int64]int)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for {
+				messages, err := f.Claim(t.Context(), lane, 7, time.Minute)
+				if err != nil {
+					t.Error(err)
+				}
+				if len(messages) == 0 {
+					return
+				}
+				mu.Lock()
+				for _, m := range messages {
+					times[m.ID]++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	// SKIP LOCKED may have ended a worker early; the rest is still there to claim.
+	for _, m := range f.claim(n, time.Minute) {
+		times[m.ID]++
+	}
+	if len(times) != n {
+		t.Errorf("%d messages were claimed, want %d", len(times), n)
+	}
+	for id, count := range times {
+		if count != 1 {
+			t.Errorf("message %d was claimed %d times", id, count)
+		}
+	}
+}
+
+// A worker that lost its claim changes no state; what D1 answered it is kept as
+// a fact all the same.
+func TestLostClaimChangesNothing(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	o := f.accept("card", "request")
+	stale := f.claim(1, -time.Second)[0]
+	fresh := f.claim(1, time.Minute)
+	if len(fresh) != 1 || !fresh[0].MaybeSent || fresh[0].SentAgo < time.Second {
+		t.Fatalf("taken over as %+v, want an unknown outcome", fresh)
+	}
+	f.complete(taken(stale, "stale-operation"))
+	if got := f.order(o.ID); got.State.Status != order.Accepted || got.State.Version != 1 {
+		t.Errorf("the order is %s, version %d", got.State.Status, got.State.Version)
+	}
+	if n := value[int](f, `SELECT count(*) FROM attempts WHERE claim_lost`); n != 1 {
+		t.Errorf("%d lost attempts are stored, want 1", n)
+	}
+	// The new holder got another operation: there are two cards, and that shows.
+	f.complete(taken(fresh[0], "fresh-operation"))
+	got := f.order(o.ID)
+	if got.State.OperationID != "fresh-operation" || !slices.Equal(got.State.Attention, []order.Attention{order.AttentionSecondCard}) {
+		t.Errorf("operation %s, attention %v", got.State.OperationID, got.State.Attention)
+	}
+	if n := value[int](f, `SELECT count(*) FROM outbox`); n != 0 {
+		t.Errorf("%d messages are left", n)
+	}
+}
+
+// An operation of another order is never adopted: that would hide a lost card.
+func TestForeignOperationIsNotAdopted(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	first, second := f.accept("card-1", "r-1"), f.accept("card-2", "r-2")
+	messages := f.claim(2, time.Minute)
+	f.complete(taken(messages[0], "operation"))
+	f.complete(taken(messages[1], "operation"))
+	if got := f.order(first.ID).State; got.OperationID != "operation" || len(got.Attention) != 0 {
+		t.Errorf("the first order: %+v", got)
+	}
+	got := f.order(second.ID).State
+	if got.OperationID != "" || got.Status != order.OutcomeUnknown || !slices.Contains(got.Attention, order.AttentionForeignOperation) {
+		t.Errorf("the second order: %+v", got)
+	}
+}
+
+// Released messages are due again as if they had never been claimed.
+func TestReleasedMessageWasNeverSent(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.accept("card", "request")
+	messages := f.claim(1, time.Minute)
+	if err := f.Release(t.Context(), messages); err != nil {
+		t.Fatal(err)
+	}
+	if again := f.claim(1, time.Minute); len(again) != 1 || again[0].MaybeSent {
+		t.Errorf("claimed again as %+v", again)
+	}
+}
+
+// A transaction fails whole: an order without its guard or message never exists.
+func TestAcceptIsAllOrNothing(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.exec(`ALTER TABLE outbox ADD CONSTRAINT broken CHECK (card_id <> 'broken')`)
+	_, err := f.Accept(t.Context(), store.Acceptance{IssuerID: issuer, IdempotencyKey: "k", Client: "test", Request: request("broken", "r")})
+	if err == nil {
+		t.Fatal("it was accepted")
+	}
+	for _, table := range []string{"orders", "order_state", "order_payload", "order_events", "card_guard", "idempotency_keys", "outbox"} {
+		if n := value[int](f, `SELECT count(*) FROM `+table); n != 0 {
+			t.Errorf("%s has %d rows", table, n)
+		}
+	}
+}
+
+func notification(i int, operationID, status string) store.Notification {
+	raw := fmt.Appendf(nil, `{"n":%d,"operationId":%q,"status":%q}`, i, operationID, status)
+	return store.Notification{
+		Raw: raw, Content: raw, Operation: "PRODUCE", OperationID: operationID,
+		Report: order.Report{OperationID: operationID, Operation: order.OperationPending, Status: status},
+	}
+}
+
+// A notification that cannot be applied is kept, with its order marked; the
+// others of its call are applied.
+func TestUnappliedNotificationIsKept(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	good, bad := f.accept("card-1", "r-1"), f.accept("card-2", "r-2")
+	for i, m := range f.claim(2, time.Minute) {
+		f.complete(taken(m, fmt.Sprintf("operation-%d", i+1)))
+	}
+	f.exec(`ALTER TABLE order_state ADD CONSTRAINT broken CHECK (status <> 'READY' OR operation_id <> 'operation-2')`)
+	outcomes, err := f.Receive(t.Context(), issuer, []store.Notification{
+		notification(1, "operation-2", "CARD_PROD_READY"), notification(2, "operation-1", "CARD_PROD_READY"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []store.Outcome{store.OutcomeUnapplied, store.OutcomeApplied}; !slices.Equal(outcomes, want) {
+		t.Errorf("outcomes %v, want %v", outcomes, want)
+	}
+	if got := f.order(good.ID).State.Status; got != order.Ready {
+		t.Errorf("the neighbour is %s", got)
+	}
+	if got := f.order(bad.ID).State; got.Status != order.Submitted || !slices.Equal(got.Attention, []order.Attention{order.AttentionUnapplied}) {
+		t.Errorf("the order is %s, attention %v", got.Status, got.Attention)
+	}
+}
+
+// Calls with the same notifications in other orders, all at once, are stored
+// once and block nobody.
+func TestConcurrentReceive(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	var list []store.Notification
+	for i := range 10 {
+		f.accept(fmt.Sprintf("card-%d", i), fmt.Sprintf("r-%d", i))
+	}
+	for i, m := range f.claim(10, time.Minute) {
+		operationID := fmt.Sprintf("operation-%d", i)
+		f.complete(taken(m, operationID))
+		list = append(list, notification(i, operationID, "CARD_PROD_ONGOING"))
+	}
+	reversed := slices.Clone(list)
+	slices.Reverse(reversed)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			if _, err := f.Receive(t.Context(), issuer, [][]store.Notification{list, reversed}[i%2]); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := value[int](f, `SELECT count(*) FROM notifications WHERE times_seen = 8 AND outcome = 'applied'`); n != 10 {
+		t.Errorf("%d notifications were seen 8 times and applied once, want 10", n)
+	}
+	if n := value[int](f, `SELECT count(*) FROM order_state WHERE status = 'IN_PRODUCTION' AND version = 3`); n != 10 {
+		t.Errorf("%d orders are in production at version 3, want 10", n)
+	}
+}
+
+// A schema that is not current is seen, and migrating twice at once is one migration.
+func TestMigrations(t *testing.T) {
+	t.Parallel()
+	url := pgtest.NewEmpty(t)
+	st, err := store.Open(t.Context(), store.Config{URL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	if current, err := st.SchemaCurrent(t.Context()); err != nil || current {
+		t.Errorf("an empty database is current: %v %v", current, err)
+	}
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			if err := store.Migrate(t.Context(), url); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if current, err := st.SchemaCurrent(t.Context()); err != nil || !current {
+		t.Errorf("a migrated database is not current: %v %v", current, err)
+	}
+	list, err := store.Migrations(t.Context(), url)
+	if err != nil || len(list) == 0 || slices.ContainsFunc(list, func(m store.Migration) bool { return !m.Applied }) {
+		t.Errorf("migrations %+v, %v", list, err)
+	}
+}
+
+// The database being away is told apart from a fault of ours.
+func TestUnavailable(t *testing.T) {
+	t.Parallel()
+	st, err := store.Open(t.Context(), store.Config{URL: "postgres://nobody@127.0.0.1:1/none?connect_timeout=2"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	_, err = st.Order(t.Context(), issuer, uuid.New())
+	if err == nil || !store.Unavailable(err) {
+		t.Errorf("error %v is not seen as the database being away", err)
+	}
+	if store.Unavailable(errors.New("a bug")) {
+		t.Error("a bug is taken for an outage")
+	}
+}
+
+// Every statement on a path that runs often has to be fast however many orders
+// there are: by an index, and without sorting what it did not need to read.
+func TestPlans(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.exec(`
+		INSERT INTO orders (issuer_id, id, issuer_request_id, card_id, consumer_id, card_product_id, distribution_channel,
+			terms, urgent, warnings, content_hash, content_hash_version, created_by)
+		SELECT 'ISSUER0001', ('01a20a68-0000-7000-8000-' || lpad(to_hex(i), 12, '0'))::uuid, 'r-' || i, 'card-' || i, 'c', 'p',
+			'THALES', '{}', false, '{}', 'x', 1, 'test' FROM generate_series(1, 20000) i`)
+	f.exec(`INSERT INTO order_state (issuer_id, order_id, version, status, ends_at, ended_at, attention)
+		SELECT issuer_id, id, 1, 'SHIPPED', 'SHIPPED', CASE WHEN random() < 0.99 THEN now() END,
+			CASE WHEN random() < 0.001 THEN '{failed}'::text[] ELSE '{}' END FROM orders`)
+	f.exec(`INSERT INTO operations (issuer_id, operation_id, order_id, operation, source) SELECT issuer_id, 'op-' || issuer_request_id, id, 'PRODUCE', 'answer' FROM orders`)
+	f.exec(`INSERT INTO idempotency_keys (issuer_id, key, order_id) SELECT issuer_id, 'k-' || issuer_request_id, id FROM orders`)
+	f.exec(`INSERT INTO outbox (lane, kind, issuer_id, order_id, card_id, run_at)
+		SELECT 'd1/ISSUER0001', 'submit', issuer_id, id, card_id, now() - random() * interval '1 h' FROM orders`)
+	f.exec(`INSERT INTO notifications (issuer_id, digest, body, operation_id, outcome)
+		SELECT issuer_id, sha256(id::text::bytea), 'x', 'op', 'applied' FROM orders`)
+	f.exec(`INSERT INTO order_payload (issuer_id, order_id, production, encrypted_data) SELECT issuer_id, id, 'x', 'x' FROM orders`)
+	f.exec(`INSERT INTO shipments (issuer_id, order_id, tracking_number) SELECT issuer_id, id, issuer_request_id FROM orders`)
+	f.exec(`VACUUM ANALYZE`)
+
+	plans := &planner{}
+	st := f.traced(plans)
+	for name, run := range map[string]func() error{
+		"claim": func() error { _, err := st.Claim(t.Context(), lane, 50, time.Minute); return err },
+		"list":  func() error { _, err := st.Orders(t.Context(), issuer, store.Filter{Limit: 50}); return err },
+		"list by card": func() error {
+			_, err := st.Orders(t.Context(), issuer, store.Filter{CardID: "card-77", Limit: 50})
+			return err
+		},
+		"list by request": func() error {
+			_, err := st.Orders(t.Context(), issuer, store.Filter{IssuerRequestID: "r-77", Limit: 50})
+			return err
+		},
+		"list by key": func() error {
+			_, err := st.Orders(t.Context(), issuer, store.Filter{IdempotencyKey: "k-r-77", Limit: 50})
+			return err
+		},
+		"list by operation": func() error {
+			_, err := st.Orders(t.Context(), issuer, store.Filter{OperationID: "op-r-77", Limit: 50})
+			return err
+		},
+		"list attention": func() error {
+			_, err := st.Orders(t.Context(), issuer, store.Filter{Attention: true, Limit: 50})
+			return err
+		},
+		"list page": func() error {
+			_, err := st.Orders(t.Context(), issuer, store.Filter{Before: uuid.MustParse("01a20a68-0000-7000-8000-000000009000"), Limit: 50})
+			return err
+		},
+		"one": func() error {
+			_, err := st.Order(t.Context(), issuer, uuid.MustParse("01a20a68-0000-7000-8000-000000000001"))
+			return err
+		},
+		"known card": func() error { _, err := st.KnownCard(t.Context(), issuer); return err },
+		"owners": func() error {
+			_, err := st.OperationOwners(t.Context(), issuer, []string{"op-r-1", "op-r-2"})
+			return err
+		},
+		"parked": func() error { _, err := st.ApplyParked(t.Context(), nil); return err },
+	} {
+		plans.reset()
+		if err := run(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for _, plan := range plans.explain(f) {
+			if strings.Contains(plan, "Seq Scan") {
+				t.Errorf("%s reads a whole table:\n%s", name, plan)
+			}
+		}
+	}
+}
+
+// planner collects the statements that a store runs, to explain them.
+type planner struct {
+	mu         sync.Mutex
+	statements []statement
+}
+
+type statement struct {
+	sql  string
+	args []any
+}
+
+func (p *planner) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if verb := strings.Fields(data.SQL)[0]; verb == "SELECT" || verb == "WITH" {
+		p.statements = append(p.statements, statement{data.SQL, data.Args})
+	}
+	return ctx
+}
+
+func (*planner) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+func (p *planner) reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.statements = nil
+}
+
+func (p *planner) explain(f *fixture) []string {
+	f.t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.statements) == 0 {
+		f.t.Error("no statement was seen")
+	}
+	var plans []string
+	for _, s := range p.statements {
+		rows, err := f.conn.Query(f.t.Context(), "EXPLAIN "+s.sql, s.args...)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			f.t.Fatalf("explaining %s: %v", s.sql, err)
+		}
+		plans = append(plans, strings.Join(lines, "\n"))
+	}
+	return plans
+}
+
+// traced opens a second store on the same database that tells its statements.
+func (f *fixture) traced(tracer pgx.QueryTracer) *store.Store {
+	f.t.Helper()
+	keyset, err := store.NewSealingKeyset()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	sealer, err := store.NewSealer(keyset)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	st, err := store.Open(f.t.Context(), store.Config{
+		URL: f.url, Seal: sealer, HashKeys: store.HashKeys{Current: make([]byte, 32)}, Tracer: tracer,
+	})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(st.Close)
+	return st
+}
