@@ -63,12 +63,12 @@ func run(ctx context.Context, args []string, output io.Writer, ready func(d1, ma
 		return err
 	}
 
-	d1, err := openListener(*listen, *allowRemote)
+	d1, err := openListener(ctx, *listen, *allowRemote)
 	if err != nil {
 		return err
 	}
 	defer d1.Close()
-	management, err := openListener(*managementListen, *allowRemote)
+	management, err := openListener(ctx, *managementListen, *allowRemote)
 	if err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func newServer(ctx context.Context, handler http.Handler) *http.Server {
 
 // openListener refuses to be reached from other machines unless that was asked for: what looks like the bureau and makes
 // no card must not be taken for it.
-func openListener(address string, allowRemote bool) (net.Listener, error) {
+func openListener(ctx context.Context, address string, allowRemote bool) (net.Listener, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, err
@@ -126,5 +126,5 @@ func openListener(address string, allowRemote bool) (net.Listener, error) {
 	if loopback := host == "localhost" || ip != nil && ip.IsLoopback(); !loopback && !allowRemote {
 		return nil, fmt.Errorf("%s is not a loopback address: this is a simulator; --allow-remote listens all the same", address)
 	}
-	return net.Listen("tcp", address)
+	return (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 }

@@ -21,8 +21,6 @@ type problem struct {
 	Instance string  `json:"instance,omitempty"` // the request's correlation id, as a URN
 	OrderID  string  `json:"conflictingOrder,omitempty"`
 	Errors   []fault `json:"errors,omitempty"`
-
-	retryAfter string // seconds
 }
 
 // fault is one thing wrong with a request, in its body, query or headers.

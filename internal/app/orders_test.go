@@ -21,6 +21,8 @@ func (b *bank) stored() int {
 
 // Every bad request gets a problem document that names what is wrong and never
 // repeats the value, and nothing is stored.
+//
+//nolint:tparallel // what is stored is counted after all of them
 func TestBadRequests(t *testing.T) {
 	t.Parallel()
 	b := newBank(t, fast)

@@ -150,8 +150,7 @@ func (m members) cardID(name string) string {
 }
 
 func (m members) time(name string) time.Time {
-	t, _ := parseTime(m.str(name))
-	return t.UTC()
+	return parseTime(m.str(name)).UTC()
 }
 
 func (m members) date(name string) (t time.Time, dateOnly bool) {
@@ -159,8 +158,7 @@ func (m members) date(name string) (t time.Time, dateOnly bool) {
 	if t, err := time.Parse(time.DateOnly, s); err == nil && plausible(t) {
 		return t, true
 	}
-	t, _ = parseTime(s)
-	return t, false
+	return parseTime(s), false
 }
 
 // timeLayouts are ISO 8601 as seen in the wild; seconds take a fraction in each.
@@ -174,14 +172,15 @@ var timeLayouts = []string{
 	"2006-01-02T15:04",
 }
 
-func parseTime(s string) (time.Time, bool) {
+// parseTime returns the zero time for what is none.
+func parseTime(s string) time.Time {
 	for _, layout := range timeLayouts {
 		// In UTC, so that the machine's own zone shows nowhere.
 		if t, err := time.ParseInLocation(layout, s, time.UTC); err == nil && plausible(t) {
-			return t, true
+			return t
 		}
 	}
-	return time.Time{}, false
+	return time.Time{}
 }
 
 // plausible keeps out years that databases and JSON cannot hold.

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -50,7 +49,7 @@ type Config struct {
 	// 10 s and follows no redirect.
 	HTTPClient *http.Client
 
-	// Logger gets one line for each request and each notification call: ids, never content. Default slog.Default().
+	// Logger gets one line for each request and each notification call: ids, never content. Default none.
 	Logger *slog.Logger
 }
 
@@ -117,7 +116,7 @@ func New(cfg Config) (*Sim, error) {
 		tokens:    make(map[string]accessToken),
 		usedJTIs:  make(map[usedJTI]time.Time),
 	}
-	defaultTo(&s.log, slog.Default())
+	defaultTo(&s.log, slog.New(slog.DiscardHandler))
 	defaultTo(&s.http, notificationClient())
 	defaultTo(&s.audience, DefaultAudience)
 	defaultTo(&s.keyID, "d1sim-encryption")
@@ -265,8 +264,7 @@ func (s *Sim) Run(ctx context.Context) error {
 		s.mu.Unlock()
 	}()
 
-	s.log.WarnContext(ctx, strings.Repeat("*", 20)+" D1 SIMULATOR: this is not Thales D1, NO CARD IS EVER MADE "+
-		strings.Repeat("*", 20))
+	s.log.WarnContext(ctx, "******************** D1 SIMULATOR: this is not Thales D1, NO CARD IS EVER MADE ********************")
 	var background sync.WaitGroup
 	background.Go(func() { s.walk(ctx) })
 	for _, iss := range s.issuers {

@@ -93,8 +93,8 @@ func decodeProduction(root *object) Production {
 	if o, ok := root.object("cardDesign"); ok {
 		p.CardDesign = &CardDesign{
 			CardImage:   o.text("cardImage", printedLine),
-			Images:      o.list("images", maxList, printedLine),
-			CustomLines: o.list("customLines", maxList, printedLine),
+			Images:      o.list("images", printedLine),
+			CustomLines: o.list("customLines", printedLine),
 			MemberID:    o.text("memberId", printedLine),
 		}
 		o.close()
@@ -102,13 +102,13 @@ func decodeProduction(root *object) Production {
 	if o, ok := root.object("cardCarrierConfig"); ok {
 		p.CardCarrierConfig = &CardCarrierConfig{
 			Language:    o.text("language", language),
-			Images:      o.list("images", maxList, printedLine),
-			CustomLines: o.list("customLines", maxList, printedLine),
+			Images:      o.list("images", printedLine),
+			CustomLines: o.list("customLines", printedLine),
 		}
 		o.close()
 	}
 	if o, ok := root.object("packagingConfig"); ok {
-		p.PackagingConfig = &PackagingConfig{Inserts: o.list("inserts", maxList, agreedID)}
+		p.PackagingConfig = &PackagingConfig{Inserts: o.list("inserts", agreedID)}
 		o.close()
 	}
 	if o, ok := root.object("shipment"); ok {

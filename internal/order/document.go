@@ -159,8 +159,8 @@ func (o *object) object(name string) (object, bool) {
 	return o.d.object(o.at(name), value)
 }
 
-// list reads an optional list of strings of at most limit elements.
-func (o *object) list(name string, limit int, rule textRule) []string {
+// list reads an optional list of at most maxList strings.
+func (o *object) list(name string, rule textRule) []string {
 	value, ok := o.take(name)
 	if !ok {
 		return nil
@@ -174,8 +174,8 @@ func (o *object) list(name string, limit int, rule textRule) []string {
 	_, _ = dec.ReadToken()
 	for dec.PeekKind() != ']' {
 		v, _ := dec.ReadValue()
-		if len(list) == limit {
-			o.d.fault(o.at(name), CodeTooMany, "has more than %d elements", limit)
+		if len(list) == maxList {
+			o.d.fault(o.at(name), CodeTooMany, "has more than %d elements", maxList)
 			return list
 		}
 		list = append(list, o.d.stringAt(o.at(name)+"/"+strconv.Itoa(len(list)), v, rule))

@@ -37,7 +37,9 @@ func (g PANGuard) Finds(text string, free bool) bool {
 
 func isDigit(r rune) bool { return r >= '0' && r <= '9' }
 
-func isWordRune(r rune) bool { return r != utf8.RuneError && (unicode.IsLetter(r) || unicode.IsDigit(r)) }
+func isWordRune(r rune) bool {
+	return r != utf8.RuneError && (unicode.IsLetter(r) || unicode.IsDigit(r))
+}
 
 // digitGroups reads digits, in groups with one space or hyphen between them.
 func digitGroups(text string) (groups []string, length int) {

@@ -106,7 +106,7 @@ func keptFolder(ctx context.Context, cfg Config, as *syscall.Credential) (string
 		return dir, nil
 	}
 	if missing {
-		os.Remove(dir)
+		_ = os.Remove(dir)
 	}
 	hash := sha256.Sum256([]byte(dir))
 	standIn := fmt.Sprintf("/var/tmp/cardorder-%d-%x", os.Geteuid(), hash[:6])
@@ -258,7 +258,7 @@ func removeOrphans(temp string) {
 		if err != nil {
 			continue
 		}
-		os.RemoveAll(dir)
+		_ = os.RemoveAll(dir)
 		lock.Close()
 	}
 }

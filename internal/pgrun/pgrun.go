@@ -126,7 +126,7 @@ func Start(ctx context.Context, cfg Config) (_ *Server, err error) {
 	s := &Server{database: cfg.Database}
 	defer func() {
 		if err != nil {
-			s.Stop()
+			_ = s.Stop()
 			err = fmt.Errorf("pgrun: %w", err)
 		}
 	}()
@@ -209,14 +209,14 @@ func (s *Server) endProcess() error {
 		{syscall.SIGINT, fastShutdown},
 		{syscall.SIGQUIT, immediateShutdown},
 	} {
-		s.proc.Signal(step.signal) // fails only when it is gone already
+		_ = s.proc.Signal(step.signal) // fails only when it is gone already
 		select {
 		case <-s.done:
 			return nil
 		case <-time.After(step.patience):
 		}
 	}
-	s.proc.Kill()
+	_ = s.proc.Kill()
 	<-s.done
 	return fmt.Errorf("postgres %d did not stop and was killed", s.proc.Pid)
 }
@@ -372,7 +372,7 @@ func (s *Server) launch(cfg Config) error {
 	if !cfg.Fsync {
 		orphaned = syscall.SIGQUIT
 	}
-	cmd := exec.Command(filepath.Join(cfg.BinDir, "postgres"), s.args(cfg)...)
+	cmd := exec.Command(filepath.Join(cfg.BinDir, "postgres"), s.args(cfg)...) //nolint:noctx // Stop ends it, with a shutdown and not a kill
 	cmd.Dir = s.dir
 	cmd.Env = environment()
 	cmd.Stdout, cmd.Stderr = log, log
@@ -391,7 +391,7 @@ func (s *Server) launch(cfg Config) error {
 		err := cmd.Start()
 		started <- err
 		if err == nil {
-			cmd.Wait() // the state says it all
+			_ = cmd.Wait() // the state says it all
 			s.exit = cmd.ProcessState.String()
 			close(done)
 		}
@@ -493,7 +493,7 @@ func environment() []string {
 }
 
 func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it does not block
 	if err != nil {
 		return 0, err
 	}

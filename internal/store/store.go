@@ -171,10 +171,3 @@ func optional(s string) *string {
 	}
 	return &s
 }
-
-func text(s *string) string {
-	if s == nil {
-		return ""
-	}
-	return *s
-}
