@@ -151,7 +151,7 @@ func TestRunRefuses(t *testing.T) {
 
 func TestAllowRemote(t *testing.T) {
 	t.Parallel()
-	listener, err := openListener("0.0.0.0:0", true)
+	listener, err := openListener(t.Context(), "0.0.0.0:0", true)
 	if err != nil {
 		t.Fatal(err)
 	}
