@@ -98,7 +98,8 @@ Place an order (4111111111111111 is Visa's published test number):
                      "zipCode":"75002","city":"Paris","countryCode":"FR"}},
          "sensitiveData":{"pan":"4111111111111111","exp":"3012","name":"ADA EXAMPLE"}}'
 
-Ctrl-C stops all of it.
+Ctrl-C stops all of it. Orders stay; the simulator forgets its cards, so what is
+under way then does not go on.
 
 `, r.APIURL, r.NotificationsURL, r.MetricsURL, r.D1URL, r.D1ManagementURL, r.DatabaseURL, r.Token, r.APIURL, r.IssuerID, r.Token)
 }
@@ -128,7 +129,7 @@ func runDemo(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		return show(ctx, target, *timeout, stdout)
 	}
 	_, _ = fmt.Fprintln(stdout, "Starting PostgreSQL, a SIMULATOR of D1 (no card is made), and the service ...")
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 	env, err := local.Start(ctx, local.Config{
 		Simulator: d1sim.Settings{StepInterval: d1sim.Duration(300 * time.Millisecond)},
 		Log:       log, SimulatorLog: log,

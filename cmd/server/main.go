@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log" //nolint:depguard // to silence it
 	"os"
 	"os/signal"
 	"syscall"
@@ -52,6 +53,9 @@ func run() int {
 		_, _ = fmt.Fprint(os.Stderr, usage)
 		return exitUsage
 	}
+	// net/http writes what a peer sent out of turn to the standard logger: bytes of
+	// D1, which must not be logged. Our own logs don't use it.
+	log.SetOutput(io.Discard)
 	// The first signal asks for an orderly end, the second ends at once.
 	ctx, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer restore()
