@@ -109,7 +109,7 @@ func observe(listener string, log *slog.Logger, m *Metrics) func(http.Handler) h
 				m.duration.WithLabelValues(listener, route).Observe(took.Seconds())
 				attrs := []slog.Attr{
 					slog.String("listener", listener), slog.String("method", method(r.Method)), slog.String("route", route),
-					slog.Int("status", recorder.status), slog.Duration("duration", took), slog.String("correlationId", id),
+					slog.Int("status", recorder.status), slog.Float64("durationMs", float64(took.Microseconds())/1e3), slog.String("correlationId", id),
 				}
 				log.LogAttrs(ctx, slog.LevelInfo, "request", append(attrs, line.attrs...)...)
 			}()

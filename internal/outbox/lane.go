@@ -200,8 +200,8 @@ func (l *Lane) handle(ctx context.Context, m store.Message, leaseEnd time.Time) 
 	log.Info("attempt",
 		"attemptId", c.Attempt.ID, "kind", c.Attempt.Kind, "outcome", c.Attempt.Outcome, "reason", c.Attempt.Reason,
 		"httpStatus", c.Attempt.HTTPStatus, "errorCode", c.Attempt.ErrorCode, "operationId", c.Attempt.OperationID,
-		"correlationId", c.Attempt.CorrelationID, "duration", c.Attempt.Duration, "try", m.Tries+1,
-		"nextIn", c.Next.RunIn)
+		"correlationId", c.Attempt.CorrelationID, "durationMs", c.Attempt.Duration.Milliseconds(),
+		"try", m.Tries+1, "nextInMs", c.Next.RunIn.Milliseconds())
 	l.completions <- c
 }
 
