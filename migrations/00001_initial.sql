@@ -169,7 +169,7 @@ CREATE TABLE attempts (
     reason         text        NOT NULL,
     http_status    smallint,
     error_code     text,
-    error_text     text,                 -- D1's text, digits masked
+    error_text     text,                 -- D1's, reduced to words that cannot be data
     operation_id   text,
     correlation_id text        NOT NULL,
     started_at     timestamptz NOT NULL, -- by the worker's clock
@@ -211,7 +211,6 @@ CREATE TABLE shipments (
     tracking_number text        NOT NULL, -- empty while the carrier has given none
     carrier         text,
     status          text,
-    message         text,
     tracking_url    text,
     created_at      timestamptz NOT NULL DEFAULT now(),
     updated_at      timestamptz NOT NULL DEFAULT now(),

@@ -12,6 +12,8 @@ import (
 	"github.com/go-chi/chi/v5"
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"cardorder/internal/order"
 )
 
 // Metrics counts requests on all listeners, and notifications.
@@ -77,14 +79,24 @@ func correlationID(ctx context.Context) string {
 // correlationPattern is what is taken over from a caller; it goes to logs.
 var correlationPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 
+// callersCorrelationID is the caller's id if it is fit for a log: it must not
+// hold a card number either.
+func callersCorrelationID(r *http.Request) string {
+	id := r.Header.Get("X-Correlation-Id")
+	if !correlationPattern.MatchString(id) || (order.PANGuard{}).Finds(id, true) {
+		return ""
+	}
+	return id
+}
+
 // observe gives every request a correlation id, a log line, its metrics, and an
 // end that no panic crosses.
 func observe(listener string, log *slog.Logger, m *Metrics) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			started := time.Now()
-			id := r.Header.Get("X-Correlation-Id")
-			if !correlationPattern.MatchString(id) {
+			id := callersCorrelationID(r)
+			if id == "" {
 				id = uuid.NewString()
 			}
 			w.Header().Set("X-Correlation-Id", id)

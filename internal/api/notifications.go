@@ -80,7 +80,7 @@ func (n *Notifications) receive(w http.ResponseWriter, r *http.Request) {
 	}
 	list := make([]store.Notification, len(elements))
 	for i, raw := range elements {
-		list[i] = n.parse(issuer, raw, r.Header.Get("X-Correlation-Id"))
+		list[i] = n.parse(issuer, raw, callersCorrelationID(r))
 	}
 	outcomes, err := n.Store.Receive(r.Context(), issuerID, list)
 	if err != nil {
@@ -119,9 +119,6 @@ func split(body []byte) (elements []json.RawMessage, ok bool) {
 
 // parse reads what can be read of one operation; what cannot, is left empty.
 func (n *Notifications) parse(issuer *Issuer, raw []byte, correlation string) store.Notification {
-	if !correlationPattern.MatchString(correlation) {
-		correlation = ""
-	}
 	note := store.Notification{Raw: raw, Content: content(raw), CorrelationID: correlation}
 	op, err := d1client.ParseOperation(raw)
 	if err != nil {
@@ -132,7 +129,7 @@ func (n *Notifications) parse(issuer *Issuer, raw []byte, correlation string) st
 	note.Report = op.Report(issuer.OnHoldStatuses)
 	s := op.Details.Shipment
 	note.Shipment = store.ShipmentUpdate{
-		TrackingNumber: s.TrackingNumber, Carrier: s.Carrier, Status: s.Status, Message: s.Message, TrackingURL: s.TrackingURL,
+		TrackingNumber: s.TrackingNumber, Carrier: s.Carrier, Status: s.Status, TrackingURL: s.TrackingURL,
 	}
 	return note
 }

@@ -2,7 +2,6 @@ package api
 
 import (
 	"encoding/json"
-	"strings"
 	"time"
 
 	"cardorder/internal/order"
@@ -51,7 +50,6 @@ type shipmentView struct {
 	TrackingNumber string    `json:"trackingNumber,omitempty"`
 	Carrier        string    `json:"carrier,omitempty"`
 	Status         string    `json:"status,omitempty"`
-	Message        string    `json:"message,omitempty"`
 	TrackingURL    string    `json:"trackingUrl,omitempty"`
 	UpdatedAt      time.Time `json:"updatedAt"`
 }
@@ -72,20 +70,10 @@ func viewOrder(o *store.Order) orderView {
 	for _, s := range o.Shipments {
 		v.Shipments = append(v.Shipments, shipmentView{
 			TrackingNumber: s.TrackingNumber, Carrier: s.Carrier, Status: s.Status,
-			Message: maskDigits(s.Message), TrackingURL: s.TrackingURL, UpdatedAt: s.UpdatedAt,
+			TrackingURL: s.TrackingURL, UpdatedAt: s.UpdatedAt,
 		})
 	}
 	return v
-}
-
-// maskDigits keeps a number out of D1's free texts: what it means is not known.
-func maskDigits(text string) string {
-	return strings.Map(func(r rune) rune {
-		if r >= '0' && r <= '9' {
-			return '*'
-		}
-		return r
-	}, text)
 }
 
 func viewAttention(list []order.Attention) []attentionView {

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"regexp"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -93,8 +92,9 @@ type Reply struct {
 	Status int
 	// ErrorCode is D1's errorCode; empty when absent or not of the form of a code.
 	ErrorCode string
-	// ErrorText is D1's free error text, at most 200 printable ASCII characters with
-	// every digit masked: D1 names the bad field there, and may quote its value.
+	// ErrorText is D1's free error text reduced to names of members and technical
+	// words, at most 200 characters: D1 names the bad field there, and may quote its
+	// value.
 	ErrorText string
 	// HasErrorBody is true when D1 itself explained an error: a JSON object with an
 	// errorCode or an error. A gateway's error page has none.
@@ -282,29 +282,7 @@ func parseErrorBody(body []byte) (code, text string, ok bool) {
 	if !errorCodePattern.MatchString(code) || longNumber.MatchString(code) {
 		code = ""
 	}
-	return code, maskText(text), ok
-}
-
-const maxErrorText = 200
-
-// maskText makes D1's free text fit for a log: digits become *, all that is not
-// printable ASCII becomes ?.
-func maskText(s string) string {
-	var b strings.Builder
-	for _, r := range s {
-		if b.Len() == maxErrorText {
-			break
-		}
-		switch {
-		case r >= '0' && r <= '9':
-			b.WriteByte('*')
-		case r >= ' ' && r <= '~':
-			b.WriteRune(r)
-		default:
-			b.WriteByte('?')
-		}
-	}
-	return b.String()
+	return code, safeErrorText(text), ok
 }
 
 const maxRetryAfter = time.Hour

@@ -153,8 +153,8 @@ func TestProduceOddBodies(t *testing.T) {
 		"number for a code": {400, `{"errorCode":"4111111111111111"}`, Refused, ReasonRefused, func(a Answer) bool {
 			return a.HasErrorBody && a.ErrorCode == ""
 		}},
-		"masked": {400, `{"error":"pan 4111 1111\n\u0000é` + strings.Repeat("x", 300) + `"}`, Refused, ReasonRefused, func(a Answer) bool {
-			return len(a.ErrorText) == 200 && strings.HasPrefix(a.ErrorText, "pan **** ****???xxx")
+		"values in the text": {400, `{"error":"pan 4111 1111\n\u0000é` + strings.Repeat("x", 300) + `"}`, Refused, ReasonRefused, func(a Answer) bool {
+			return a.ErrorText == "pan ..."
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {

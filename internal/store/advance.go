@@ -181,9 +181,10 @@ func attentions(s order.State) []order.Attention {
 	return s.Attention
 }
 
-// ShipmentUpdate is what D1 repeats of the carrier's word.
+// ShipmentUpdate is what D1 repeats of the carrier's word. The carrier's free text
+// is not in it: it may name people, and rests sealed in the notification.
 type ShipmentUpdate struct {
-	TrackingNumber, Carrier, Status, Message, TrackingURL string
+	TrackingNumber, Carrier, Status, TrackingURL string
 }
 
 func (u ShipmentUpdate) empty() bool { return u == ShipmentUpdate{} }
@@ -195,11 +196,11 @@ func queueShipment(b *pgx.Batch, key orderKey, u ShipmentUpdate) {
 		return
 	}
 	exec(b, `
-		INSERT INTO shipments AS s (issuer_id, order_id, tracking_number, carrier, status, message, tracking_url)
-		VALUES ($1, $2, $3, $4, $5, $6, $7)
+		INSERT INTO shipments AS s (issuer_id, order_id, tracking_number, carrier, status, tracking_url)
+		VALUES ($1, $2, $3, $4, $5, $6)
 		ON CONFLICT (issuer_id, order_id, tracking_number) DO UPDATE SET
 			carrier = coalesce(EXCLUDED.carrier, s.carrier), status = coalesce(EXCLUDED.status, s.status),
-			message = coalesce(EXCLUDED.message, s.message), tracking_url = coalesce(EXCLUDED.tracking_url, s.tracking_url),
+			tracking_url = coalesce(EXCLUDED.tracking_url, s.tracking_url),
 			updated_at = now()`,
-		key.issuer, key.id, u.TrackingNumber, optional(u.Carrier), optional(u.Status), optional(u.Message), optional(u.TrackingURL))
+		key.issuer, key.id, u.TrackingNumber, optional(u.Carrier), optional(u.Status), optional(u.TrackingURL))
 }

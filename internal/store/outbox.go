@@ -145,7 +145,7 @@ type Attempt struct {
 	Reason        string // of a closed set
 	HTTPStatus    int
 	ErrorCode     string
-	ErrorText     string // D1's, digits masked
+	ErrorText     string // D1's, reduced to words that cannot be data
 	OperationID   string
 	CorrelationID string
 	StartedAt     time.Time
@@ -260,16 +260,16 @@ func lockClaims(ctx context.Context, tx pgx.Tx, messages []Message) (map[int64]b
 
 func (s *Store) queueCompletion(b *pgx.Batch, c *Completion, o *lockedOrder, held bool, owners map[string]orderKey) {
 	queueAttempt(b, o.orderKey, c.Attempt, !held)
-	var evidence []order.Evidence
-	if held {
-		evidence = c.Evidence
-	}
+	evidence := c.Evidence
 	for _, id := range c.Seen {
 		if owners[id] != o.orderKey {
 			// Adopting another order's operation would hide a lost card.
 			evidence = []order.Evidence{order.Notice{Attention: order.AttentionForeignOperation}, order.LostAnswer{}}
 			c.Next = Next{RunIn: c.Next.RunIn + time.Minute, Asks: c.Next.Asks + 1, ResendOff: true, Maybe: MaybeNow}
 		}
+	}
+	if !held {
+		evidence = nil
 	}
 	s.queueAdvance(b, o, Cause{Kind: CauseAttempt, ID: c.Attempt.ID.String()}, evidence...)
 	if !held {

@@ -42,7 +42,6 @@ type Shipment struct {
 	TrackingNumber string    `json:"trackingNumber"`
 	Carrier        string    `json:"carrier"`
 	Status         string    `json:"status"`
-	Message        string    `json:"message"`
 	TrackingURL    string    `json:"trackingUrl"`
 	CreatedAt      time.Time `json:"createdAt"`
 	UpdatedAt      time.Time `json:"updatedAt"`
@@ -68,7 +67,7 @@ const selectOrders = `
 		o.distribution_channel, o.terms, o.metadata, o.urgent, coalesce(o.duplicate_override, ''), o.warnings,
 		o.created_at, o.created_by, s.updated_at, s.ended_at, ` + stateColumns + `,
 		(SELECT coalesce(json_agg(json_build_object(
-				'trackingNumber', p.tracking_number, 'carrier', p.carrier, 'status', p.status, 'message', p.message,
+				'trackingNumber', p.tracking_number, 'carrier', p.carrier, 'status', p.status,
 				'trackingUrl', p.tracking_url, 'createdAt', p.created_at, 'updatedAt', p.updated_at)
 				ORDER BY p.created_at), '[]')
 			FROM shipments p WHERE p.issuer_id = o.issuer_id AND p.order_id = o.id)
