@@ -129,6 +129,7 @@ CREATE TABLE outbox (
     claim_token       uuid,                 -- set while claimed; every result must match it
     tries             integer     NOT NULL DEFAULT 0, -- calls since the last progress: the exponent of the back-off
     first_sent_at     timestamptz,          -- the first moment at which a byte may have left
+    refused_since     timestamptz,          -- of a row of refusals that need not be the order's fault
     maybe_sent_at     timestamptz,          -- the last such moment while the outcome is unknown, else null
     asks              integer     NOT NULL DEFAULT 0, -- questions asked about the unknown outcome
     negatives         smallint    NOT NULL DEFAULT 0, -- of them, answers that count as "not there"
@@ -195,13 +196,13 @@ CREATE TABLE notifications (
     times_seen        integer     NOT NULL DEFAULT 1,
     created_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
     last_seen_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
-    next_try_at       timestamptz,          -- of a parked one
+    next_try_at       timestamptz,          -- of a parked or unapplied one
     tries             integer     NOT NULL DEFAULT 0
 );
 ALTER TABLE notifications ALTER COLUMN body SET STORAGE EXTERNAL;
 CREATE UNIQUE INDEX notifications_digest ON notifications (issuer_id, digest);
 CREATE INDEX notifications_order ON notifications (issuer_id, order_id, id) WHERE order_id IS NOT NULL;
-CREATE INDEX notifications_parked ON notifications (next_try_at) WHERE outcome = 'parked';
+CREATE INDEX notifications_retry ON notifications (next_try_at) WHERE outcome IN ('parked', 'unapplied');
 CREATE INDEX notifications_parked_operation ON notifications (issuer_id, operation_id) WHERE outcome = 'parked';
 
 -- Where the carrier has the card, one row per tracking number.

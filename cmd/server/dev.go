@@ -7,9 +7,11 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"cardorder/internal/d1sim"
@@ -32,6 +34,12 @@ func dev(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("the data folder: %w", err)
 	}
+	if *readyFile != "" {
+		// One of an earlier run would send its reader to where nobody answers.
+		if err := os.Remove(*readyFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing the old ready file: %w", err)
+		}
+	}
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	env, err := local.Start(ctx, local.Config{
 		Dir: folder, Listen: *listen, DatabaseURL: *databaseURL,
@@ -44,6 +52,7 @@ func dev(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	greet(stdout, env.Ready)
 	if *readyFile != "" {
 		err = writeReady(*readyFile, env.Ready)
+		defer func() { _ = os.Remove(*readyFile) }()
 	}
 	if err == nil {
 		select {
@@ -117,12 +126,15 @@ func runDemo(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		return err
 	}
 	if *apiURL != "" {
+		if err := need(flags, stderr, "token-file", "encryption-key-file"); err != nil {
+			return err
+		}
 		target := demo.Target{APIURL: *apiURL, IssuerID: *issuer}
 		token, err := os.ReadFile(*tokenFile)
 		if err != nil {
 			return fmt.Errorf("reading the token: %w", err)
 		}
-		target.Token = string(token)
+		target.Token = strings.TrimSpace(string(token))
 		if target.EncryptionKey, err = os.ReadFile(*keyFile); err != nil {
 			return fmt.Errorf("reading D1's public key: %w", err)
 		}

@@ -11,6 +11,7 @@ import (
 	"log" //nolint:depguard // to silence it
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 )
 
@@ -49,6 +50,10 @@ var errUsage = errors.New("usage")
 func main() { os.Exit(run()) }
 
 func run() int {
+	if len(os.Args) == 2 && slices.Contains([]string{"help", "-h", "-help", "--help"}, os.Args[1]) {
+		_, _ = fmt.Fprint(os.Stdout, usage)
+		return 0
+	}
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
 		_, _ = fmt.Fprint(os.Stderr, usage)
 		return exitUsage
@@ -74,8 +79,9 @@ func run() int {
 	return exitFailed
 }
 
-// parse reads a command's flags; what is left over is a mistake.
-func parse(flags *flag.FlagSet, args []string, stderr io.Writer) error {
+// parse reads a command's flags; what is left over is a mistake, and so is the
+// lack of a required one.
+func parse(flags *flag.FlagSet, args []string, stderr io.Writer, required ...string) error {
 	flags.SetOutput(stderr)
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -85,7 +91,23 @@ func parse(flags *flag.FlagSet, args []string, stderr io.Writer) error {
 	}
 	if flags.NArg() > 0 {
 		_, _ = fmt.Fprintf(stderr, "unexpected argument %q\n", flags.Arg(0))
+		flags.Usage()
 		return errUsage
 	}
-	return nil
+	return need(flags, stderr, required...)
+}
+
+// need explains which flags are missing.
+func need(flags *flag.FlagSet, stderr io.Writer, required ...string) error {
+	var err error
+	for _, name := range required {
+		if flags.Lookup(name).Value.String() == "" {
+			_, _ = fmt.Fprintf(stderr, "--%s is required\n", name)
+			err = errUsage
+		}
+	}
+	if err != nil {
+		flags.Usage()
+	}
+	return err
 }

@@ -25,10 +25,10 @@ func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
 	path := flags.String("config", "", "the configuration `file` (required)")
 	migrateFirst := flags.Bool("migrate", false, "bring the schema up to date before starting")
-	if err := parse(flags, args, stderr); err != nil {
+	if err := parse(flags, args, stderr, "config"); err != nil {
 		return err
 	}
-	cfg, err := loadConfig(*path)
+	cfg, err := config.Load(*path)
 	if err != nil {
 		return err
 	}
@@ -66,20 +66,13 @@ func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	return nil
 }
 
-func loadConfig(path string) (*config.Config, error) {
-	if path == "" {
-		return nil, errors.New("--config is required")
-	}
-	return config.Load(path)
-}
-
 func showConfig(_ context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("config", flag.ContinueOnError)
 	path := flags.String("config", "", "the configuration `file` (required)")
-	if err := parse(flags, args, stderr); err != nil {
+	if err := parse(flags, args, stderr, "config"); err != nil {
 		return err
 	}
-	cfg, err := loadConfig(*path)
+	cfg, err := config.Load(*path)
 	if err != nil {
 		return err
 	}
@@ -99,10 +92,10 @@ func migrate(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	}
 	flags := flag.NewFlagSet("migrate "+args[0], flag.ContinueOnError)
 	path := flags.String("config", "", "the configuration `file` (required)")
-	if err := parse(flags, args[1:], stderr); err != nil {
+	if err := parse(flags, args[1:], stderr, "config"); err != nil {
 		return err
 	}
-	cfg, err := loadConfig(*path)
+	cfg, err := config.Load(*path)
 	if err != nil {
 		return err
 	}
@@ -154,11 +147,8 @@ func healthcheck(ctx context.Context, args []string, stdout, stderr io.Writer) e
 func keygen(_ context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("keygen", flag.ContinueOnError)
 	dir := flags.String("dir", "", "the `folder` to write to (required); what exists there is kept")
-	if err := parse(flags, args, stderr); err != nil {
+	if err := parse(flags, args, stderr, "dir"); err != nil {
 		return err
-	}
-	if *dir == "" {
-		return errors.New("--dir is required")
 	}
 	if _, err := local.MakeKeys(*dir); err != nil {
 		return err

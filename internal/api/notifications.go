@@ -3,12 +3,14 @@ package api
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -28,7 +30,7 @@ var notificationOutcomes = []store.Outcome{
 type Notifications struct {
 	*server
 	tokens *tokens
-	wake   chan struct{}
+	wake   chan []int64
 }
 
 // NewNotifications makes it. Handler serves it and Run works beside it.
@@ -36,7 +38,7 @@ func NewNotifications(cfg Config) *Notifications {
 	return &Notifications{
 		server: newServer(cfg),
 		tokens: &tokens{keys: cfg.TokenKeys, issuers: cfg.Issuers, now: time.Now},
-		wake:   make(chan struct{}, 1),
+		wake:   make(chan []int64, 64),
 	}
 }
 
@@ -70,31 +72,53 @@ func (n *Notifications) receive(w http.ResponseWriter, r *http.Request) {
 			writeD1Error(w, http.StatusRequestEntityTooLarge, "the body is too large")
 			return
 		}
-		writeD1Error(w, http.StatusBadRequest, "the body ended too early")
+		// A slow or broken network is nothing that can never be right.
+		writeD1Error(w, http.StatusServiceUnavailable, "the body ended too early, please send again")
 		return
 	}
-	elements, ok := split(body)
-	if !ok {
+	if !json.Valid(body) {
 		writeD1Error(w, http.StatusBadRequest, "the body is not JSON")
 		return
 	}
-	list := make([]store.Notification, len(elements))
-	for i, raw := range elements {
-		list[i] = n.parse(issuer, raw, callersCorrelationID(r))
-	}
-	outcomes, err := n.Store.Receive(r.Context(), issuerID, list)
-	if err != nil {
+	if err := n.store(r, issuer, body); err != nil {
 		n.Log.Error("storing notifications failed", "correlationId", correlationID(r.Context()), "issuerId", issuerID, "error", err)
 		writeD1Error(w, http.StatusServiceUnavailable, "not stored, please send again")
 		return
 	}
-	counts := make(map[string]int)
-	for _, outcome := range outcomes {
-		n.Metrics.notifications.WithLabelValues(issuerID, string(outcome)).Inc()
-		counts[string(outcome)]++
-	}
-	annotate(r.Context(), slog.Any("notifications", counts))
 	w.WriteHeader(http.StatusNoContent)
+}
+
+const (
+	// receiveChunk is how many operations are stored in one transaction: it bounds
+	// for how long their orders stay locked.
+	receiveChunk = 100
+	// receiveTimeout bounds the storing of one call. It goes on when D1 hangs up: D1
+	// would only send the same again.
+	receiveTimeout = 50 * time.Second
+)
+
+// store stores a notification, chunk by chunk. When a later chunk fails, D1 sends
+// all of it again, and what was stored is recognised.
+func (n *Notifications) store(r *http.Request, issuer *Issuer, body []byte) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), receiveTimeout)
+	defer cancel()
+	counts := make(map[string]int)
+	defer func() { annotate(r.Context(), slog.Any("notifications", counts)) }()
+	for chunk := range slices.Chunk(operations(body), receiveChunk) {
+		list := make([]store.Notification, len(chunk))
+		for i, raw := range chunk {
+			list[i] = n.parse(issuer, raw, callersCorrelationID(r))
+		}
+		outcomes, err := n.Store.Receive(ctx, issuer.ID, list)
+		if err != nil {
+			return err
+		}
+		for _, outcome := range outcomes {
+			n.Metrics.notifications.WithLabelValues(issuer.ID, string(outcome)).Inc()
+			counts[string(outcome)]++
+		}
+	}
+	return nil
 }
 
 // writeD1Error answers in the form that D1 expects.
@@ -102,19 +126,23 @@ func writeD1Error(w http.ResponseWriter, status int, text string) {
 	writeJSON(w, status, map[string]string{"error": text})
 }
 
-// split takes a notification apart into its operations. JSON of any other
-// shape is one element, kept as it is. ok is false for what is not JSON.
-func split(body []byte) (elements []json.RawMessage, ok bool) {
-	if !json.Valid(body) {
-		return nil, false
-	}
+// operations takes a notification apart into its operations. JSON of any other
+// shape is one element, kept as it is. What stands in the list more than once is
+// taken once.
+func operations(body []byte) []json.RawMessage {
 	var notification struct {
 		Operations []json.RawMessage `json:"operations"`
 	}
 	if json.Unmarshal(body, &notification) != nil || notification.Operations == nil {
-		return []json.RawMessage{body}, true
+		return []json.RawMessage{body}
 	}
-	return notification.Operations, true
+	seen := make(map[[sha256.Size]byte]bool)
+	return slices.DeleteFunc(notification.Operations, func(raw json.RawMessage) bool {
+		digest := sha256.Sum256(raw)
+		again := seen[digest]
+		seen[digest] = true
+		return again
+	})
 }
 
 // parse reads what can be read of one operation; what cannot, is left empty.
@@ -125,7 +153,7 @@ func (n *Notifications) parse(issuer *Issuer, raw []byte, correlation string) st
 		return note
 	}
 	note.Operation, note.OperationID, note.CardID = op.Operation, op.OperationID, op.CardID
-	note.IssuerRequestID, note.InputFileName, note.StartTime = op.IssuerRequestID, op.InputFileName, op.StartTime
+	note.IssuerRequestID, note.NotByCard, note.StartTime = op.IssuerRequestID, op.NotByCard, op.StartTime
 	note.Report = op.Report(issuer.OnHoldStatuses)
 	s := op.Details.Shipment
 	note.Shipment = store.ShipmentUpdate{
@@ -151,40 +179,50 @@ func content(raw []byte) []byte {
 	return canonical
 }
 
-// Wake makes Run look at the parked notifications now. It never blocks.
-func (n *Notifications) Wake() {
+// Wake makes Run try the given stored notifications now. It never blocks: a sweep
+// finds them too, only later.
+func (n *Notifications) Wake(ids []int64) {
 	select {
-	case n.wake <- struct{}{}:
+	case n.wake <- ids:
 	default:
 	}
 }
 
-// sweepEvery is how often parked notifications are looked for.
+// sweepEvery is how often stored notifications that wait are looked for.
 const sweepEvery = 2 * time.Second
 
-// Run lets parked notifications find their orders, until ctx is cancelled.
+// Run lets stored notifications that wait find their orders, until ctx is cancelled.
 func (n *Notifications) Run(ctx context.Context) {
 	for {
+		var ids []int64
 		timer := time.NewTimer(sweepEvery/2 + rand.N(sweepEvery))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return
-		case <-n.wake:
+		case ids = <-n.wake:
 			timer.Stop()
 		case <-timer.C:
 		}
-		applied, err := n.Store.ApplyParked(ctx, func(issuer string, raw []byte, correlation string) store.Notification {
-			if n.issuers[issuer] == nil {
-				return store.Notification{} // no longer configured: it stays parked
-			}
-			return n.parse(n.issuers[issuer], raw, correlation)
-		})
-		if err != nil && ctx.Err() == nil {
-			n.Log.Error("applying parked notifications failed", "error", err)
-		}
-		if applied > 0 {
-			n.Log.Info("parked notifications found their orders", "count", applied)
+		for more := true; more && ctx.Err() == nil; {
+			more = n.sweep(ctx, ids)
 		}
 	}
+}
+
+// sweep tries waiting notifications and tells whether there may be more.
+func (n *Notifications) sweep(ctx context.Context, ids []int64) (more bool) {
+	applied, more, err := n.Store.Sweep(ctx, ids, func(issuer string, raw []byte, correlation string) store.Notification {
+		if n.issuers[issuer] == nil {
+			return store.Notification{} // no longer configured: it waits
+		}
+		return n.parse(n.issuers[issuer], raw, correlation)
+	})
+	if err != nil && ctx.Err() == nil {
+		n.Log.Error("applying stored notifications failed", "error", err)
+	}
+	if applied > 0 {
+		n.Log.Info("stored notifications found their orders", "count", applied)
+	}
+	return more
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -25,6 +26,10 @@ import (
 // longest members add up to.
 const maxOrderBody = 128 << 10
 
+// orderBodies are buffers for one order each: a body is read into one place only,
+// which is cleared afterwards.
+var orderBodies = sync.Pool{New: func() any { return new([maxOrderBody + 1]byte) }}
+
 // placeOrder stores an order: 201 for a new one, 200 for a repeated request.
 func (s *server) placeOrder(w http.ResponseWriter, r *http.Request) error {
 	issuer := s.issuers[chi.URLParam(r, "issuerId")]
@@ -32,11 +37,15 @@ func (s *server) placeOrder(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	body, err := readJSON(w, r, maxOrderBody)
+	buffer := orderBodies.Get().(*[maxOrderBody + 1]byte) //nolint:errcheck // the pool holds nothing else
+	defer func() {
+		clear(buffer[:]) // it may hold card data
+		orderBodies.Put(buffer)
+	}()
+	body, err := readJSON(r, buffer[:])
 	if err != nil {
 		return err
 	}
-	defer clear(body) // it may hold card data
 	request, faults := order.Decode(body, issuer.Guard)
 	if faults == nil {
 		faults = protectCardData(issuer, request)
@@ -115,21 +124,25 @@ func idempotencyKey(r *http.Request, guard order.PANGuard) (string, error) {
 	return values[0], nil
 }
 
-// readJSON reads a body of JSON, at most limit bytes of it.
-func readJSON(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+// readJSON reads a body of JSON into buffer, which is one byte larger than what
+// is allowed.
+func readJSON(r *http.Request, buffer []byte) ([]byte, error) {
 	media, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	charset := params["charset"]
 	if err != nil || media != "application/json" || charset != "" && !strings.EqualFold(charset, "utf-8") {
 		return nil, errContentType
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
-	if err != nil {
-		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return nil, err
+	for n := 0; n < len(buffer); {
+		read, err := r.Body.Read(buffer[n:])
+		n += read
+		if errors.Is(err, io.EOF) {
+			return buffer[:n:n], nil
 		}
-		return nil, newProblem(http.StatusBadRequest, "incomplete-body", "The body ended too early", "Nothing was stored.")
+		if err != nil {
+			return nil, newProblem(http.StatusBadRequest, "incomplete-body", "The body ended too early", "Nothing was stored.")
+		}
 	}
-	return body, nil
+	return nil, errTooLarge
 }
 
 func (s *server) getOrder(w http.ResponseWriter, r *http.Request) error {

@@ -54,6 +54,8 @@ var (
 	errContentType = newProblem(http.StatusUnsupportedMediaType, "unsupported-media-type", "Unsupported media type",
 		"The body must be application/json.")
 	errTooLarge = newProblem(http.StatusRequestEntityTooLarge, "too-large", "The body is too large", "")
+	errTooSlow  = newProblem(http.StatusUnprocessableEntity, "query-too-slow", "The query takes too long",
+		"Ask for less: add a filter that few orders match, as cardId or issuerRequestId.")
 	errInternal = newProblem(http.StatusInternalServerError, "internal", "Something went wrong here",
 		"The fault is on this side and was logged. It is safe to send the request again with the same key.")
 	errUnavailable = newProblem(http.StatusServiceUnavailable, "unavailable", "The database does not answer",
@@ -96,11 +98,11 @@ func asProblem(err error) *problem {
 	if e, ok := errors.AsType[*store.ConflictError](err); ok {
 		return conflict(e)
 	}
-	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return errTooLarge
-	}
 	if errors.Is(err, store.ErrNotFound) {
 		return errNoSuchOrder
+	}
+	if errors.Is(err, store.ErrTooSlow) {
+		return errTooSlow
 	}
 	if store.Unavailable(err) {
 		return errUnavailable

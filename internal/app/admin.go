@@ -42,7 +42,7 @@ type statsCollector struct {
 	issuers []string
 	log     *slog.Logger
 
-	messages, due, oldest, unknown, open, parked, parkedAge, up *prometheus.Desc
+	messages, due, oldest, unknown, open, waiting, waitingAge, up *prometheus.Desc
 }
 
 func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *statsCollector {
@@ -51,19 +51,19 @@ func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *sta
 	}
 	return &statsCollector{
 		store: st, issuers: issuers, log: log,
-		messages:  desc("outbox_messages", "Messages to send, by lane.", "lane"),
-		due:       desc("outbox_due_messages", "Messages that could be sent now, by lane.", "lane"),
-		oldest:    desc("outbox_oldest_due_seconds", "For how long the oldest due message has waited, by lane.", "lane"),
-		unknown:   desc("outbox_unknown_messages", "Messages whose outcome at D1 is unknown, by lane.", "lane"),
-		open:      desc("open_orders", "Orders that have not ended, by issuer and status.", "issuer", "status"),
-		parked:    desc("parked_notifications", "Notifications that wait for their order."),
-		parkedAge: desc("parked_notifications_oldest_seconds", "Age of the oldest parked notification."),
-		up:        desc("database_up", "Whether the database answered this scrape."),
+		messages:   desc("outbox_messages", "Messages to send, by lane.", "lane"),
+		due:        desc("outbox_due_messages", "Messages that could be sent now, by lane.", "lane"),
+		oldest:     desc("outbox_oldest_due_seconds", "For how long the oldest due message has waited, by lane.", "lane"),
+		unknown:    desc("outbox_unknown_messages", "Messages whose outcome at D1 is unknown, by lane.", "lane"),
+		open:       desc("open_orders", "Orders that have not ended, by issuer and status.", "issuer", "status"),
+		waiting:    desc("waiting_notifications", "Notifications that wait for their order, or could not be applied yet."),
+		waitingAge: desc("waiting_notifications_oldest_seconds", "Age of the oldest of them."),
+		up:         desc("database_up", "Whether the database answered this scrape."),
 	}
 }
 
 func (c *statsCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.messages, c.due, c.oldest, c.unknown, c.open, c.parked, c.parkedAge, c.up} {
+	for _, d := range []*prometheus.Desc{c.messages, c.due, c.oldest, c.unknown, c.open, c.waiting, c.waitingAge, c.up} {
 		ch <- d
 	}
 }
@@ -100,6 +100,6 @@ func (c *statsCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(c.oldest, l.Oldest.Seconds(), l.Lane)
 		gauge(c.unknown, float64(l.Unknown), l.Lane)
 	}
-	gauge(c.parked, float64(stats.Parked))
-	gauge(c.parkedAge, stats.ParkedSince.Seconds())
+	gauge(c.waiting, float64(stats.Waiting))
+	gauge(c.waitingAge, stats.WaitingSince.Seconds())
 }

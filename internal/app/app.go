@@ -60,7 +60,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	issuers := issuerIDs(cfg)
 	var notifications *api.Notifications
-	if s.store, err = openStore(ctx, cfg, s.wakeLane, func() { notifications.Wake() }); err != nil {
+	if s.store, err = openStore(ctx, cfg, log, s.wakeLane, func(ids []int64) { notifications.Wake(ids) }); err != nil {
 		return nil, err
 	}
 	current, err := s.store.SchemaCurrent(ctx)
@@ -70,6 +70,10 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	if !current {
 		return nil, ErrSchema
 	}
+	if err := s.checkDurability(ctx, cfg.Environment); err != nil {
+		return nil, err
+	}
+	warnAboutBINs(cfg, log)
 	registry.MustRegister(newStatsCollector(s.store, issuers, log))
 
 	apiConfig, err := s.apiConfig(cfg, api.NewMetrics(registry, issuers))
@@ -100,6 +104,24 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	return s, nil
 }
 
+// checkDurability refuses a database that forgets commits when it crashes: a
+// 201 would promise what it cannot keep. Development may.
+func (s *Service) checkDurability(ctx context.Context, environment string) error {
+	durable, err := s.store.Durable(ctx)
+	if err == nil && !durable && environment != "development" {
+		err = errors.New("the database has synchronous_commit = off: an order that was answered 201 could be lost in a crash")
+	}
+	return err
+}
+
+func warnAboutBINs(cfg *config.Config, log *slog.Logger) {
+	for _, in := range cfg.Issuers {
+		if len(in.BINs) == 0 {
+			log.Warn("the issuer has no BINs: its card numbers are not recognised in ids", "issuerId", in.ID)
+		}
+	}
+}
+
 func issuerIDs(cfg *config.Config) []string {
 	ids := make([]string, len(cfg.Issuers))
 	for i := range cfg.Issuers {
@@ -108,7 +130,7 @@ func issuerIDs(cfg *config.Config) []string {
 	return ids
 }
 
-func openStore(ctx context.Context, cfg *config.Config, onReady func(string), onParked func()) (*store.Store, error) {
+func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger, onReady func(string), onParked func([]int64)) (*store.Store, error) {
 	sealer, err := store.NewSealer([]byte(cfg.Keys.Sealing.Reveal()))
 	if err != nil {
 		return nil, fmt.Errorf("keys.sealing: %w", err)
@@ -124,7 +146,7 @@ func openStore(ctx context.Context, cfg *config.Config, onReady func(string), on
 	return store.Open(ctx, store.Config{
 		URL: cfg.Database.URL.Reveal(), MaxConns: cfg.Database.MaxConns,
 		Seal: sealer, HashKeys: store.HashKeys{Current: hashKey},
-		DuplicateWindows: windows, OnReady: onReady, OnParked: onParked,
+		DuplicateWindows: windows, OnReady: onReady, OnParked: onParked, Log: log,
 	})
 }
 

@@ -362,7 +362,7 @@ func TestHealthAndMetrics(t *testing.T) {
 		`cardorder_outbox_messages{lane="d1/ISSUER0001"} 0`,
 		`cardorder_outbox_oldest_due_seconds{lane="d1/ISSUER0001"} 0`,
 		`cardorder_open_orders{issuer="ISSUER0001",status="SHIPPED"} 0`,
-		`cardorder_parked_notifications 0`, `cardorder_database_up 1`,
+		`cardorder_waiting_notifications 0`, `cardorder_database_up 1`,
 	} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("the metrics lack %s", want)

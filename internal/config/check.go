@@ -17,6 +17,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"cardorder/internal/api"
 	"cardorder/internal/d1client"
@@ -30,11 +31,27 @@ func (c *checker) fault(path, format string, args ...any) {
 	c.faults = append(c.faults, fmt.Errorf("%s: "+format, append([]any{path}, args...)...))
 }
 
+// secret checks a secret that must be there.
+func (c *checker) secret(path string, s Secret, check func() error) {
+	switch {
+	case s.fault != nil:
+		c.check(path, s.fault)
+	case c.required(path, s.Reveal()) && check != nil:
+		c.check(path, check())
+	}
+}
+
 func (c *checker) required(path, value string) bool {
 	if value == "" {
 		c.fault(path, "is required")
 	}
 	return value != ""
+}
+
+func (c *checker) notNegative(path string, d time.Duration) {
+	if d < 0 {
+		c.fault(path, "must not be negative")
+	}
 }
 
 func (c *checker) check(path string, err error) {
@@ -51,14 +68,17 @@ func (c *Config) Check() error {
 	if !slices.Contains([]string{"production", "staging", "development"}, c.Environment) {
 		ch.fault("environment", "must be production, staging or development")
 	}
-	ch.required("database.url", c.Database.URL.Reveal())
+	ch.secret("database.url", c.Database.URL, nil)
+	if c.Database.MigrateURL != c.Database.URL { // it may be set to the other, fault and all
+		ch.check("database.migrateUrl", c.Database.MigrateURL.fault)
+	}
 	if c.Database.MaxConns < 0 {
 		ch.fault("database.maxConns", "must not be negative")
 	}
 	c.checkKeys(&ch)
-	for path, l := range map[string]Listener{"api": c.API, "notifications": c.Notifications, "admin": c.Admin} {
-		checkListener(&ch, path, l)
-	}
+	checkListener(&ch, "api", c.API)
+	checkListener(&ch, "notifications", c.Notifications)
+	checkListener(&ch, "admin", c.Admin)
 	if _, err := c.Log.Slog(); err != nil {
 		ch.check("log.level", err)
 	}
@@ -77,14 +97,11 @@ func (l Log) Slog() (slog.Level, error) {
 }
 
 func (c *Config) checkKeys(ch *checker) {
-	if ch.required("keys.sealing", c.Keys.Sealing.Reveal()) {
+	ch.secret("keys.sealing", c.Keys.Sealing, func() error {
 		_, err := store.NewSealer([]byte(c.Keys.Sealing.Reveal()))
-		ch.check("keys.sealing", err)
-	}
-	if ch.required("keys.contentHash", c.Keys.ContentHash.Reveal()) {
-		_, err := c.Keys.ContentHash.Bytes32()
-		ch.check("keys.contentHash", err)
-	}
+		return err
+	})
+	ch.secret("keys.contentHash", c.Keys.ContentHash, c.Keys.ContentHash.check32)
 	if len(c.Keys.NotificationTokens) == 0 {
 		ch.fault("keys.notificationTokens", "needs at least one key")
 	}
@@ -95,9 +112,13 @@ func (c *Config) checkKeys(ch *checker) {
 			ch.fault(path+".id", "is the id of another key")
 		}
 		seen[k.ID] = true
-		_, err := k.Secret.Bytes32()
-		ch.check(path+".secret", err)
+		ch.secret(path+".secret", k.Secret, k.Secret.check32)
 	}
+}
+
+func (s Secret) check32() error {
+	_, err := s.Bytes32()
+	return err
 }
 
 // Bytes32 decodes a secret of 32 bytes in base64.
@@ -158,7 +179,7 @@ func (c *Config) checkIssuers(ch *checker) {
 		if len(in.ID) != 10 || strings.ContainsFunc(in.ID, func(r rune) bool { return r < '!' || r > '~' || strings.ContainsRune("/?#%", r) }) {
 			ch.fault(path+".id", "must be exactly 10 characters that may stand in a URL")
 		}
-		if seen[in.ID] {
+		if in.ID != "" && seen[in.ID] {
 			ch.fault(path+".id", "is the id of another issuer")
 		}
 		seen[in.ID] = true
@@ -167,47 +188,97 @@ func (c *Config) checkIssuers(ch *checker) {
 				ch.fault(fmt.Sprintf("%s.bins[%d]", path, j), "must be 6 to 8 digits")
 			}
 		}
-		in.checkSending(ch, path+".sending")
+		ch.notNegative(path+".duplicateWindow", in.DuplicateWindow)
+		in.checkSending(ch, path+".sending", c.Environment)
 		ch.required(path+".notifications.clientId", in.Notifications.ClientID)
-		ch.required(path+".notifications.clientSecret", in.Notifications.ClientSecret.Reveal())
-		_, err := in.ClientConfig(c.Environment)
-		ch.check(path+".d1", err)
-		_, err = in.Encrypter()
-		ch.check(path+".d1.encryptionKeys", err)
-		ch.check(path+".d1", checkEnvironment(c.Environment, in.D1.BaseURL, in.D1.TokenURL))
+		ch.secret(path+".notifications.clientSecret", in.Notifications.ClientSecret, nil)
+		in.checkD1(ch, path+".d1", c.Environment)
 	}
 }
 
-func (in *Issuer) checkSending(ch *checker, path string) {
+func (in *Issuer) checkD1(ch *checker, path, environment string) {
+	before := len(ch.faults)
+	d := &in.D1
+	ch.check(path+".baseUrl", checkURL(environment, d.BaseURL))
+	ch.check(path+".tokenUrl", checkURL(environment, d.TokenURL))
+	if d.PathStyle != string(d1client.PathReference) && d.PathStyle != string(d1client.PathLowercase) {
+		ch.fault(path+".pathStyle", "must be reference or lowercase")
+	}
+	ch.secret(path+".signingKey", d.SigningKey, func() error {
+		_, err := ParseSigningKey(d.SigningKey.Reveal())
+		return err
+	})
+	ch.required(path+".signingKeyId", d.SigningKeyID)
+	if d.CAFile != "" {
+		_, err := loadPool(d.CAFile)
+		ch.check(path+".caFile", err)
+	}
+	ch.check(path+".clientCertFile", d.checkCertificate(environment))
+	if len(d.EncryptionKeys) == 0 {
+		ch.fault(path+".encryptionKeys", "needs at least one key")
+	}
+	for i, k := range d.EncryptionKeys {
+		_, err := k.load()
+		ch.check(fmt.Sprintf("%s.encryptionKeys[%d].file", path, i), err)
+	}
+	if len(ch.faults) > before {
+		return
+	}
+	// What only shows when all of it is put together.
+	_, err := in.Encrypter()
+	ch.check(path+".encryptionKeys", err)
+	cfg, err := in.ClientConfig(environment)
+	if err == nil {
+		_, err = d1client.New(cfg)
+	}
+	ch.check(path, err)
+}
+
+// Bounds of Sending. A call may take as long as a stop waits for it; and what a
+// call left in the network must be gone, and D1 have shown the order, before "not
+// there" counts.
+const (
+	maxCallTimeout = 2 * time.Minute
+	minResendAfter = time.Minute // outside development
+)
+
+func (in *Issuer) checkSending(ch *checker, path, environment string) {
 	s := in.Sending
 	if s.Concurrency < 0 || s.Concurrency > 1024 {
 		ch.fault(path+".concurrency", "must be 1 to 1024")
 	}
-	if s.CallTimeout < 0 || s.ResendAfter < 0 || s.RetryRefusedFor < 0 || s.Poll < 0 {
-		ch.fault(path, "durations must not be negative")
+	ch.notNegative(path+".callTimeout", s.CallTimeout)
+	ch.notNegative(path+".poll", s.Poll)
+	ch.notNegative(path+".resendAfter", s.ResendAfter)
+	ch.notNegative(path+".retryRefusedFor", s.RetryRefusedFor)
+	if s.CallTimeout > maxCallTimeout {
+		ch.fault(path+".callTimeout", "must be at most %s", maxCallTimeout)
+	}
+	if least := max(minResendAfter, 2*s.CallTimeout); environment != "development" && s.ResendAfter > 0 && s.ResendAfter < least {
+		ch.fault(path+".resendAfter", "must be at least %s, and twice callTimeout", least)
 	}
 	if s.AfterUnknown != "resend" && s.AfterUnknown != "wait" {
 		ch.fault(path+".afterUnknown", "must be resend or wait")
 	}
 }
 
-// checkEnvironment refuses a production service that talks to staging and the
-// reverse: it would order real cards as a test, or test cards for real people.
-func checkEnvironment(environment string, urls ...string) error {
-	for _, raw := range urls {
-		u, err := url.Parse(raw)
-		if err != nil {
-			continue // ClientConfig reports it
-		}
-		host := u.Hostname()
-		staging := strings.HasSuffix(host, ".d1-stg.thalescloud.io")
-		production := strings.HasSuffix(host, ".thalescloud.io") && !staging
-		switch {
-		case environment == "production" && !production,
-			environment == "staging" && !staging,
-			environment == "development" && production:
-			return fmt.Errorf("host %s is not a D1 of the %s environment", host, environment)
-		}
+// checkURL checks an address of D1. A production service must not talk to
+// staging, nor the reverse: it would order real cards as a test, or test cards
+// for real people.
+func checkURL(environment, raw string) error {
+	u, err := url.Parse(raw)
+	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" ||
+		u.Scheme != "https" && (u.Scheme != "http" || environment != "development") {
+		return errors.New("must be an absolute https URL without user, query and fragment (http in development only)")
+	}
+	host := strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")
+	staging := strings.HasSuffix(host, ".d1-stg.thalescloud.io")
+	production := strings.HasSuffix(host, ".thalescloud.io") && !staging
+	switch {
+	case environment == "production" && !production,
+		environment == "staging" && !staging,
+		environment == "development" && production:
+		return fmt.Errorf("host %s is not a D1 of the %s environment", host, environment)
 	}
 	return nil
 }
@@ -222,23 +293,39 @@ func (in *Issuer) ClientConfig(environment string) (d1client.Config, error) {
 		ServiceUnavailableIsNotTaken: in.D1.ServiceUnavailableIsNotTaken,
 		MaxIdleConns:                 in.Sending.Concurrency,
 	}
-	var faults []error
 	var err error
 	if cfg.SigningKey, err = ParseSigningKey(in.D1.SigningKey.Reveal()); err != nil {
-		faults = append(faults, fmt.Errorf("signingKey: %w", err))
+		return cfg, fmt.Errorf("signingKey: %w", err)
 	}
-	if cfg.TLS, err = in.D1.clientTLS(environment); err != nil {
-		faults = append(faults, err)
+	if err := in.D1.checkCertificate(environment); err != nil {
+		return cfg, fmt.Errorf("clientCertFile: %w", err)
 	}
-	if len(faults) == 0 {
-		if _, err := d1client.New(cfg); err != nil {
-			faults = append(faults, err)
-		}
-	}
-	return cfg, errors.Join(faults...)
+	cfg.TLS, err = in.D1.clientTLS()
+	return cfg, err
 }
 
-func (d *D1) clientTLS(environment string) (*tls.Config, error) {
+// checkCertificate checks the client certificate. D1 takes mutual TLS only; a
+// simulator may do without.
+func (d *D1) checkCertificate(environment string) error {
+	switch {
+	case d.ClientCertFile == "" && d.ClientKeyFile == "":
+		if environment != "development" {
+			return errors.New("is required, with clientKeyFile: D1 accepts mutual TLS only")
+		}
+		return nil
+	case d.ClientCertFile == "" || d.ClientKeyFile == "":
+		return errors.New("goes together with clientKeyFile")
+	}
+	_, err := d.loadCertificate()
+	return err
+}
+
+func (d *D1) loadCertificate() (*tls.Certificate, error) {
+	cert, err := tls.LoadX509KeyPair(d.ClientCertFile, d.ClientKeyFile)
+	return &cert, err
+}
+
+func (d *D1) clientTLS() (*tls.Config, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
 	if d.CAFile != "" {
 		pool, err := loadPool(d.CAFile)
@@ -247,20 +334,9 @@ func (d *D1) clientTLS(environment string) (*tls.Config, error) {
 		}
 		cfg.RootCAs = pool
 	}
-	if d.ClientCertFile == "" && d.ClientKeyFile == "" {
-		if environment != "development" {
-			return nil, errors.New("clientCertFile and clientKeyFile are required: D1 accepts mutual TLS only")
-		}
-		return cfg, nil
+	if d.ClientCertFile != "" {
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return d.loadCertificate() }
 	}
-	load := func() (*tls.Certificate, error) {
-		cert, err := tls.LoadX509KeyPair(d.ClientCertFile, d.ClientKeyFile)
-		return &cert, err
-	}
-	if _, err := load(); err != nil {
-		return nil, fmt.Errorf("clientCertFile and clientKeyFile: %w", err)
-	}
-	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
 	return cfg, nil
 }
 
@@ -289,18 +365,23 @@ func ParseSigningKey(text string) (*ecdsa.PrivateKey, error) {
 func (in *Issuer) Encrypter() (*d1client.Encrypter, error) {
 	var keys []d1client.EncryptionKey
 	for i, k := range in.D1.EncryptionKeys {
-		text, err := os.ReadFile(k.File)
+		key, err := k.load()
 		if err != nil {
 			return nil, fmt.Errorf("[%d].file: %w", i, err)
 		}
-		key, err := d1client.ParsePublicJWK(text)
-		if err != nil {
-			return nil, fmt.Errorf("[%d].file: %w", i, err)
-		}
-		key.NotAfter = k.NotAfter
 		keys = append(keys, key)
 	}
 	return d1client.NewEncrypter(keys...)
+}
+
+func (k EncryptionKey) load() (d1client.EncryptionKey, error) {
+	text, err := os.ReadFile(k.File)
+	if err != nil {
+		return d1client.EncryptionKey{}, err
+	}
+	key, err := d1client.ParsePublicJWK(text)
+	key.NotAfter = k.NotAfter
+	return key, err
 }
 
 // TokenHash decodes the hash of a client's token.
@@ -320,20 +401,25 @@ func (c *Config) checkClients(ch *checker) {
 			ch.fault(path+".name", "is the name of another client")
 		}
 		names[client.Name] = true
-		hash, err := client.TokenHash()
-		ch.check(path+".tokenSha256", err)
-		if err == nil && hashes[hash] {
-			ch.fault(path+".tokenSha256", "is the token of another client")
-		}
-		hashes[hash] = true
-		for _, scope := range client.Scopes {
+		ch.secret(path+".tokenSha256", client.TokenSHA256, func() error {
+			hash, err := client.TokenHash()
+			if err != nil {
+				return err
+			}
+			if hashes[hash] {
+				return errors.New("is the token of another client")
+			}
+			hashes[hash] = true
+			return nil
+		})
+		for j, scope := range client.Scopes {
 			if !slices.Contains(api.Scopes, scope) {
-				ch.fault(path+".scopes", "must be of %s", strings.Join(api.Scopes, ", "))
+				ch.fault(fmt.Sprintf("%s.scopes[%d]", path, j), "must be of %s", strings.Join(api.Scopes, ", "))
 			}
 		}
-		for _, issuer := range client.Issuers {
+		for j, issuer := range client.Issuers {
 			if !slices.ContainsFunc(c.Issuers, func(in Issuer) bool { return in.ID == issuer }) {
-				ch.fault(path+".issuers", "names an issuer that is not configured")
+				ch.fault(fmt.Sprintf("%s.issuers[%d]", path, j), "names an issuer that is not configured")
 			}
 		}
 	}

@@ -4,10 +4,8 @@
 package config
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
@@ -103,7 +101,7 @@ type Log struct {
 type Client struct {
 	// Name stands in every order's audit trail.
 	Name string `yaml:"name"`
-	// TokenSHA256 is the SHA-256 of the token in hex; `server keygen token` makes
+	// TokenSHA256 is the SHA-256 of the token in hex; `server keygen` makes
 	// both. Tokens are random, so a plain hash protects them.
 	TokenSHA256 Secret `yaml:"tokenSha256"`
 	// Scopes are of orders:read and orders:write.
@@ -169,7 +167,7 @@ type EncryptionKey struct {
 	// File holds the key as a JWK with its kid.
 	File string `yaml:"file"`
 	// NotAfter is the last moment of its use, RFC 3339. Default: no end.
-	NotAfter time.Time `yaml:"notAfter"`
+	NotAfter time.Time `yaml:"notAfter,omitempty"`
 }
 
 // Sending is how orders are brought to D1.
@@ -216,15 +214,13 @@ func Load(path string) (*Config, error) {
 // Parse is Load for a text.
 func Parse(text []byte) (*Config, error) {
 	var cfg Config
-	dec := yaml.NewDecoder(bytes.NewReader(text))
-	dec.KnownFields(true)
-	var decodeErr error
-	if err := dec.Decode(&cfg); err != nil && !errors.Is(err, io.EOF) {
-		decodeErr = err
+	faults, err := decode(text, &cfg)
+	if err != nil {
+		return nil, err
 	}
 	overrideFromEnvironment(&cfg)
 	cfg.setDefaults()
-	if err := errors.Join(decodeErr, cfg.Check()); err != nil {
+	if err := errors.Join(faults, cfg.Check()); err != nil {
 		return nil, err
 	}
 	return &cfg, nil
@@ -243,28 +239,35 @@ func overrideFromEnvironment(cfg *Config) {
 	}
 }
 
+// setDefaults writes the defaults out, so that the summary tells them too.
 func (c *Config) setDefaults() {
-	for _, d := range []struct {
-		field *string
-		value string
-	}{
-		{&c.API.Listen, ":8080"}, {&c.Notifications.Listen, ":8081"}, {&c.Admin.Listen, "127.0.0.1:9090"}, {&c.Log.Level, "info"},
-	} {
-		if *d.field == "" {
-			*d.field = d.value
-		}
-	}
-	if !c.Database.MigrateURL.IsSet() {
+	setDefault(&c.API.Listen, ":8080")
+	setDefault(&c.Notifications.Listen, ":8081")
+	setDefault(&c.Admin.Listen, "127.0.0.1:9090")
+	setDefault(&c.Log.Level, "info")
+	if !c.Database.MigrateURL.IsSet() && c.Database.MigrateURL.fault == nil {
 		c.Database.MigrateURL = c.Database.URL
 	}
+	setDefault(&c.Database.MaxConns, 16)
 	for i := range c.Issuers {
 		in := &c.Issuers[i]
-		if in.Sending.AfterUnknown == "" {
-			in.Sending.AfterUnknown = "resend"
-		}
-		if in.D1.PathStyle == "" {
-			in.D1.PathStyle = string(d1client.PathReference)
-		}
+		setDefault(&in.DuplicateWindow, 720*time.Hour)
+		setDefault(&in.D1.Audience, "https://api.d1.thalescloud.io")
+		setDefault(&in.D1.AssertionSubject, in.ID)
+		setDefault(&in.D1.PathStyle, string(d1client.PathReference))
+		setDefault(&in.Sending.Concurrency, 16)
+		setDefault(&in.Sending.CallTimeout, 30*time.Second)
+		setDefault(&in.Sending.Poll, time.Second)
+		setDefault(&in.Sending.ResendAfter, 5*time.Minute)
+		setDefault(&in.Sending.AfterUnknown, "resend")
+		setDefault(&in.Sending.RetryRefusedFor, 15*time.Minute)
+	}
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
 	}
 }
 

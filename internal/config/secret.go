@@ -12,10 +12,13 @@ import (
 
 // Secret is a value that cannot be printed by accident. In the file it is the
 // value itself, or {file: path}, or {env: NAME}.
-type Secret struct{ value *string }
+type Secret struct {
+	value *string
+	fault error // why the place that the file names gave no value
+}
 
 // NewSecret wraps a value.
-func NewSecret(value string) Secret { return Secret{&value} }
+func NewSecret(value string) Secret { return Secret{value: &value} }
 
 // Reveal returns the value itself.
 func (s Secret) Reveal() string {
@@ -42,45 +45,39 @@ func (s Secret) MarshalText() ([]byte, error) { return []byte(s.masked()), nil }
 func (s Secret) MarshalJSON() ([]byte, error) { return []byte(`"` + s.masked() + `"`), nil }
 func (s Secret) MarshalYAML() (any, error)    { return s.masked(), nil }
 
-// UnmarshalYAML reads the value from where the file says it is. Errors name
-// the place, never the value.
+var errSecretForm = errors.New("a secret is a value, {file: path} or {env: NAME}")
+
+// UnmarshalYAML reads the value from where the file says it is. It never fails:
+// yaml would stop at the first failure, and Check is to tell all of them, but
+// for those of secrets that the environment replaces. Faults name the place,
+// never the value.
 func (s *Secret) UnmarshalYAML(node *yaml.Node) error {
-	switch node.Kind {
-	case yaml.ScalarNode:
+	if node.Kind == yaml.ScalarNode {
 		*s = NewSecret(node.Value)
 		return nil
-	case yaml.MappingNode:
-	default:
-		return fmt.Errorf("line %d: a secret is a value, {file: path} or {env: NAME}", node.Line)
 	}
-	var from map[string]string
-	if err := node.Decode(&from); err != nil || len(from) != 1 {
-		return fmt.Errorf("line %d: a secret is a value, {file: path} or {env: NAME}", node.Line)
-	}
-	for kind, name := range from {
-		value, err := lookup(kind, name)
-		if err != nil {
-			return fmt.Errorf("line %d: %w", node.Line, err)
-		}
-		*s = NewSecret(value)
-	}
+	s.value, s.fault = lookup(node)
 	return nil
 }
 
-func lookup(kind, name string) (string, error) {
-	switch kind {
-	case "file":
+func lookup(node *yaml.Node) (*string, error) {
+	var from map[string]string
+	if err := node.Decode(&from); err != nil || len(from) != 1 {
+		return nil, errSecretForm // err may quote a value
+	}
+	if name, ok := from["file"]; ok {
 		content, err := os.ReadFile(name)
 		if err != nil {
-			return "", fmt.Errorf("reading a secret: %w", err)
+			return nil, fmt.Errorf("reading a secret: %w", err)
 		}
-		return strings.TrimSpace(string(content)), nil
-	case "env":
+		return new(strings.TrimSpace(string(content))), nil
+	}
+	if name, ok := from["env"]; ok {
 		value, ok := os.LookupEnv(name)
 		if !ok {
-			return "", fmt.Errorf("the environment has no %s", name)
+			return nil, fmt.Errorf("the environment has no %s", name)
 		}
-		return value, nil
+		return &value, nil
 	}
-	return "", errors.New("a secret is a value, {file: path} or {env: NAME}")
+	return nil, errSecretForm
 }

@@ -322,6 +322,15 @@ func (m members) str(name string) string {
 	return s
 }
 
+// has tells whether a member says anything at all, in whatever form.
+func (m members) has(name string) bool {
+	switch string(m[name]) {
+	case "", "null", `""`:
+		return false
+	}
+	return true
+}
+
 func (m members) id(name string) string {
 	if s := m.str(name); idPattern.MatchString(s) {
 		return s

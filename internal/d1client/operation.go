@@ -25,7 +25,11 @@ type Operation struct {
 
 	IssuerRequestID string // from the top level, else from details
 	InputFileName   string // likewise
-	ErrorCode       string
+	// NotByCard tells that the operation names a request or a file in a form that
+	// cannot be one of ours, or a file at all: it belongs to somebody, so its card
+	// alone proves nothing.
+	NotByCard bool
+	ErrorCode string
 
 	Details Details
 
@@ -78,14 +82,17 @@ func ParseOperation(raw []byte) (Operation, error) {
 	details := m.object("details")
 	shipment := details.object("shipment")
 	dueDate, dateOnly := details.date("dueDate")
+	requestID := firstNonEmpty(m.id("issuerRequestId"), details.id("issuerRequestId"))
 	return Operation{
+		NotByCard: m.has("inputFileName") || details.has("inputFileName") ||
+			requestID == "" && (m.has("issuerRequestId") || details.has("issuerRequestId")),
 		OperationID:     m.id("operationId"),
 		Operation:       m.code("operation"),
 		Status:          m.code("status"),
 		StartTime:       m.time("startTime"),
 		EndTime:         m.time("endTime"),
 		CardID:          m.cardID("cardId"),
-		IssuerRequestID: firstNonEmpty(m.id("issuerRequestId"), details.id("issuerRequestId")),
+		IssuerRequestID: requestID,
 		InputFileName:   firstNonEmpty(m.code("inputFileName"), details.code("inputFileName")),
 		ErrorCode:       m.code("errorCode"),
 		Details: Details{

@@ -23,6 +23,28 @@ const wholeOperation = `{
   }
 }`
 
+// An operation that names a request or a file, in whatever form, is somebody's:
+// its card alone does not make it ours.
+func TestParseOperationNotByCard(t *testing.T) {
+	t.Parallel()
+	for raw, want := range map[string]bool{
+		`{}`:                                    false,
+		`{"issuerRequestId":"req-1"}`:           false, // usable: matched by it
+		`{"issuerRequestId":null}`:              false,
+		`{"issuerRequestId":""}`:                false,
+		`{"issuerRequestId":"LEG.2026/4"}`:      true,
+		`{"issuerRequestId":42}`:                true,
+		`{"details":{"issuerRequestId":["x"]}}`: true,
+		`{"inputFileName":"f.csv"}`:             true,
+		`{"details":{"inputFileName":7}}`:       true,
+	} {
+		op, err := ParseOperation([]byte(raw))
+		if err != nil || op.NotByCard != want {
+			t.Errorf("%s: %v %v, want %v", raw, op.NotByCard, err, want)
+		}
+	}
+}
+
 func TestParseOperation(t *testing.T) {
 	t.Parallel()
 	raw := []byte(wholeOperation)
@@ -34,7 +56,7 @@ func TestParseOperation(t *testing.T) {
 		OperationID: "op-1", Operation: "PRODUCE", Status: "PENDING", CardID: "card-1",
 		StartTime:       time.Date(2025, 3, 4, 5, 6, 7, 123e6, time.UTC),
 		EndTime:         time.Date(2025, 3, 4, 5, 6, 7, 0, time.UTC),
-		IssuerRequestID: "req-1", InputFileName: "file.csv", ErrorCode: "E1",
+		IssuerRequestID: "req-1", InputFileName: "file.csv", NotByCard: true, ErrorCode: "E1",
 		Details: Details{
 			Status: "CARD_SHIPPED", Reason: "why not", ProductionSite: "Site 1", TrackingType: "SHIPMENT",
 			DueDate: time.Date(2025, 3, 5, 0, 0, 0, 0, time.UTC), DueDateOnly: true,

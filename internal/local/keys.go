@@ -75,6 +75,8 @@ func (k Keys) Read(name string) (string, error) {
 	return string(content), nil
 }
 
+// writeNew makes a file appear whole, or leaves the one that is there: a crash
+// must not leave half a key, nor two of us at once each use their own.
 func writeNew(path string, content func() ([]byte, error)) error {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -83,7 +85,19 @@ func writeNew(path string, content func() ([]byte, error)) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, b, 0o600)
+	part, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(part.Name()) }()
+	_, err = part.Write(b)
+	if err := errors.Join(err, part.Sync(), part.Close()); err != nil {
+		return err
+	}
+	if err := os.Link(part.Name(), path); !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil // somebody was faster
 }
 
 func randomBytes() []byte {

@@ -8,6 +8,9 @@ var sensitiveMembers = map[string]bool{
 	"pvv": true, "paymentAccountReference": true, "effectiveDate": true, "panSequenceNumber": true, "trackData": true,
 }
 
+// shortestPAN is the number of digits of the shortest card number that D1 takes.
+const shortestPAN = 10
+
 // sensitiveData checks card data that came in clear, without ever copying it:
 // it stays a part of the text, so that clearing the text clears it.
 func (d *document) sensitiveData(value jsontext.Value) {
@@ -24,13 +27,14 @@ func (d *document) sensitiveData(value jsontext.Value) {
 	for _, m := range o.members {
 		switch {
 		case !sensitiveMembers[m.name]:
-			if isPlainName(m.name) && len(m.name) < 13 { // shorter than a card number
+			if isPlainName(m.name) {
 				d.fault(o.at(m.name), CodeUnknownMember, "is not a member of card data")
 			} else {
 				d.fault(at, CodeUnknownMember, "has a member that is not part of card data")
 			}
+		case m.value.Kind() == 'n': // counts as absent
 		case m.name == "pan":
-			if digits := unquoted(m.value); !allDigits(digits) || len(digits) < 10 || len(digits) > 19 || !luhn(digits) {
+			if digits := unquoted(m.value); !allDigits(digits) || len(digits) < shortestPAN || len(digits) > 19 || !luhn(digits) {
 				d.fault(o.at(m.name), CodeInvalidFormat, "must be a card number of 10 to 19 digits")
 			}
 		case m.name == "exp":

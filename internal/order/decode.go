@@ -130,7 +130,7 @@ func decodeShipment(o *object) *Shipment {
 	if !o.has("deliveryAddress") {
 		o.require("deliveryAddress")
 	}
-	if s.Type == "" {
+	if !o.has("type") {
 		s.Type = ShipmentIndividual // D1's default
 	}
 	if s.Type == ShipmentIndividual {

@@ -199,7 +199,11 @@ func (o *object) strings(name string, limit int, nameRule, valueRule textRule) m
 			o.d.fault(inner.pointer, CodeInvalidFormat, "has a member whose name is not 1 to 64 of A-Z a-z 0-9 . _ -")
 			continue
 		}
-		m[member.name] = o.d.stringAt(inner.at(member.name), member.value, valueRule)
+		pointer := inner.pointer
+		if isPlainName(member.name) {
+			pointer = inner.at(member.name)
+		}
+		m[member.name] = o.d.stringAt(pointer, member.value, valueRule)
 	}
 	return m
 }
@@ -247,22 +251,30 @@ func (d *document) stringAt(pointer string, value jsontext.Value, rule textRule)
 func isControl(r rune) bool { return r < 0x20 || r >= 0x7f && r < 0xa0 }
 
 // isPlainName tells whether a name that came from outside may be repeated in
-// an answer: what looks like an identifier is no card data.
+// an answer: it looks like an identifier and has too few digits for a card
+// number, whatever stands between them.
 func isPlainName(s string) bool {
 	code, _ := memberName.check(s)
-	return code == "" && !PANGuard{}.Finds(s, true)
+	digits := 0
+	for _, c := range s {
+		if isDigit(c) {
+			digits++
+		}
+	}
+	return code == "" && digits < shortestPAN
 }
 
+// maxPointer is the longest pointer into unknown ground that is repeated.
+const maxPointer = 256
+
 func isPlainPointer(p string) bool {
+	if len(p) > maxPointer {
+		return false
+	}
 	for part := range strings.SplitSeq(strings.TrimPrefix(p, "/"), "/") {
-		if !isPlainName(part) && !isIndex(part) {
+		if !isPlainName(part) {
 			return false
 		}
 	}
 	return true
-}
-
-func isIndex(s string) bool {
-	n, err := strconv.Atoi(s)
-	return err == nil && n >= 0 && n < 10_000
 }

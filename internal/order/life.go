@@ -111,7 +111,6 @@ type NotFound struct{}
 func (NotFound) apply(s *State) {
 	if s.Status == OutcomeUnknown {
 		s.Status = Accepted
-		s.drop(AttentionOutcomeUnknown)
 	}
 }
 
@@ -160,7 +159,7 @@ func (r Report) apply(s *State) {
 		return
 	}
 	p := r.place(s)
-	if r.Now && p.kind == step {
+	if _, known := places[r.Status]; r.Now && known && p.kind == step {
 		s.lift(p.rank)
 	}
 	s.reach(p)
@@ -201,7 +200,7 @@ func (s *State) adopt(operationID string) bool {
 		return true
 	case s.OperationID == "":
 		s.OperationID = operationID
-		s.drop(AttentionOutcomeUnknown, AttentionAmbiguous, AttentionConflict)
+		s.drop(AttentionAmbiguous, AttentionConflict, AttentionForeignOperation)
 		return true
 	}
 	s.raise(AttentionSecondCard)
@@ -255,6 +254,11 @@ type Details struct{}
 
 func (Details) apply(s *State) { s.touched = true }
 
+// Cured ends an attention whose reason is gone.
+type Cured struct{ Attention Attention }
+
+func (c Cured) apply(s *State) { s.drop(c.Attention) }
+
 // Notice is something about an order that needs a human.
 type Notice struct{ Attention Attention }
 
@@ -279,6 +283,12 @@ func (s *State) settleAttention() {
 		} else {
 			s.drop(a)
 		}
+	}
+	if s.Status != OutcomeUnknown {
+		s.drop(AttentionOutcomeUnknown)
+	}
+	if !s.Waiting() {
+		s.drop(AttentionUnreadable) // it needs no reading any more
 	}
 	slices.SortFunc(s.Attention, func(a, b Attention) int { return cmp.Compare(a.gravity(), b.gravity()) })
 }

@@ -17,7 +17,8 @@ type PANGuard struct {
 // Finds tells whether text holds what looks like a card number: 13 to 19 digits
 // with at most one space or hyphen between two of them, touching no other letter
 // or digit, that pass Luhn and begin like a card. free is for text that people
-// write.
+// write; there a plus sign before up to 15 digits makes them a phone number
+// (ITU-T E.164), for 13 digits of a German mobile phone begin like a Visa card.
 func (g PANGuard) Finds(text string, free bool) bool {
 	for len(text) > 0 {
 		start := strings.IndexFunc(text, isDigit)
@@ -27,7 +28,13 @@ func (g PANGuard) Finds(text string, free bool) bool {
 		groups, length := digitGroups(text[start:])
 		before, _ := utf8.DecodeLastRuneInString(text[:start])
 		after, _ := utf8.DecodeRuneInString(text[start+length:])
-		if !isWordRune(before) && !isWordRune(after) && g.inGroups(groups, free) {
+		if isWordRune(before) {
+			groups = groups[1:]
+		}
+		if isWordRune(after) && len(groups) > 0 {
+			groups = groups[:len(groups)-1]
+		}
+		if g.inGroups(groups, free, before == '+') {
 			return true
 		}
 		text = text[start+length:]
@@ -59,14 +66,15 @@ func digitGroups(text string) (groups []string, length int) {
 
 // inGroups looks at every run of whole groups: a card number may stand beside
 // another number.
-func (g PANGuard) inGroups(groups []string, free bool) bool {
+func (g PANGuard) inGroups(groups []string, free, plus bool) bool {
 	for i := range groups {
 		number := ""
 		for _, group := range groups[i:] {
 			if number += group; len(number) > 19 {
 				break
 			}
-			if len(number) >= 13 && luhn(number) && g.beginsLikeCard(number, free) {
+			phone := plus && i == 0 && len(number) <= 15
+			if len(number) >= 13 && luhn(number) && g.beginsLikeCard(number, free && !phone) {
 				return true
 			}
 		}

@@ -51,11 +51,13 @@ func (p Policy) submitted(m store.Message, attempt store.Attempt, a d1client.Ans
 		}
 	case d1client.NotTaken:
 		c.Next = retry
+		c.Next.Unsent = true
 	case d1client.Refused:
-		if ownFault(a) || m.Age > p.RetryRefusedFor {
+		if ownFault(a) || m.RefusedFor > p.RetryRefusedFor {
 			c.Evidence = []order.Evidence{order.Refusal{}}
 		} else {
 			c.Next = retry
+			c.Next.Refused = true
 		}
 	default:
 		c.Evidence = []order.Evidence{order.LostAnswer{}}
@@ -71,10 +73,15 @@ func ownFault(a d1client.Answer) bool {
 	return a.Status == 400 && a.HasErrorBody && a.ErrorCode != "CRYPTO_ERROR"
 }
 
-// asked says what follows from D1's answer to the question whether it has an
-// order. owners tells which operations belong to which orders; proven, that a
-// 404 really means an unknown card.
-func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusAnswer, owners map[string]uuid.UUID, proven bool) store.Completion {
+// surroundings is what the store knows about the card that D1 was asked about.
+type surroundings struct {
+	owners  map[string]uuid.UUID // which operations belong to which orders
+	sibling bool                 // another order of the card was sent, and its operation is not known
+	proven  bool                 // a 404 means an unknown card: D1 answers for a card that it has
+}
+
+// asked says what follows from D1's answer to the question whether it has an order.
+func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusAnswer, around surroundings) store.Completion {
 	attempt.Kind, attempt.Outcome = store.AttemptAsk, a.Finding.String()
 	c := store.Completion{Message: m, Attempt: note(attempt, a.Reply)}
 	if a.Finding == d1client.LookupFailed {
@@ -82,7 +89,7 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 		c.Next = store.Next{RunIn: max(a.RetryAfter, backoff(m.Tries)), Tries: m.Tries + 1, Asks: m.Asks, Negatives: m.Negatives}
 		return c
 	}
-	mine, doubtful := p.candidates(m, a.Operations, owners)
+	mine, doubtful := candidates(m, a.Operations, around)
 	switch {
 	case len(mine) > 0:
 		c.Attempt.OperationID = mine[0].OperationID
@@ -90,7 +97,9 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 		report.Now = true
 		c.Evidence = []order.Evidence{report}
 		for _, op := range mine {
-			c.Seen = append(c.Seen, op.OperationID)
+			if op.OperationID != "" {
+				c.Seen = append(c.Seen, op.OperationID)
+			}
 		}
 		return c
 	case doubtful:
@@ -99,7 +108,7 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 		return c
 	}
 	negatives := m.Negatives
-	clean := a.Skipped == 0 && (a.Finding == d1client.Found || proven)
+	clean := a.Skipped == 0 && (a.Finding == d1client.Found || around.proven)
 	if clean && m.SentAgo >= p.ResendAfter {
 		negatives++
 	}
@@ -131,26 +140,35 @@ func (p Policy) stillUnknown(m store.Message) []order.Evidence {
 const skew = 2 * time.Minute
 
 // candidates finds the operations that make this order's card, the first of
-// them first. An operation that carries our issuerRequestId is ours. One that
-// carries none is ours if it is the only one, belongs to no other order and did
-// not start before we first sent; if there are several, it cannot be told.
-func (p Policy) candidates(m store.Message, operations []d1client.Operation, owners map[string]uuid.UUID) (mine []d1client.Operation, doubtful bool) {
+// them first. One that carries our issuerRequestId is ours, whatever else can be
+// read of it. One that carries no request's id is ours if it is the only one,
+// started after our first send, and can be no other order's.
+//
+// The answer is doubtful, and then no proof that D1 does not have the order, as
+// long as it shows anything else that is not certainly from before our first send:
+// D1 may show only the latest operation of a card, and hide ours behind it.
+func candidates(m store.Message, operations []d1client.Operation, around surroundings) (mine []d1client.Operation, doubtful bool) {
 	var nameless []d1client.Operation
 	for _, op := range operations {
-		owner, owned := owners[op.OperationID]
+		owner, owned := around.owners[op.OperationID]
 		switch {
-		case op.Operation != "PRODUCE" || op.OperationID == "" || owned && owner != m.OrderID:
-		case owned, op.IssuerRequestID != "" && op.IssuerRequestID == m.Production.IssuerRequestID:
+		case owned && owner != m.OrderID && op.IssuerRequestID == m.IssuerRequestID:
+			doubtful = true // D1 knows our request, under an operation that is another order's
+		case owned && owner != m.OrderID: // an earlier order's: they are sent one at a time
+		case owned, op.IssuerRequestID != "" && op.IssuerRequestID == m.IssuerRequestID:
 			mine = append(mine, op)
-		case op.IssuerRequestID == "" && op.InputFileName == "" && !op.StartTime.Before(m.FirstSentAt.Add(-skew)):
+		case !op.StartTime.IsZero() && op.StartTime.Before(m.FirstSentAt.Add(-skew)): // certainly older
+		case op.Operation == "PRODUCE" && op.OperationID != "" && op.IssuerRequestID == "" && !op.NotByCard && !op.StartTime.IsZero():
 			nameless = append(nameless, op)
+		default:
+			doubtful = true
 		}
 	}
-	if len(mine) == 0 && len(nameless) == 1 {
+	if len(mine) == 0 && len(nameless) == 1 && !doubtful && !around.sibling {
 		mine = nameless
 	}
 	slices.SortStableFunc(mine, func(a, b d1client.Operation) int { return a.StartTime.Compare(b.StartTime) })
-	return mine, len(mine) == 0 && len(nameless) > 1
+	return mine, len(mine) == 0 && (doubtful || len(nameless) > 0)
 }
 
 func note(a store.Attempt, r d1client.Reply) store.Attempt {

@@ -20,7 +20,7 @@ var (
 )
 
 func message() store.Message {
-	return store.Message{OrderID: us, FirstSentAt: sent, Production: order.Production{IssuerRequestID: "ours"}}
+	return store.Message{OrderID: us, FirstSentAt: sent, IssuerRequestID: "ours"}
 }
 
 func policy() Policy { return Policy{}.withDefaults() }
@@ -55,13 +55,16 @@ func TestSubmitted(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			m := message()
-			m.Age = c.age
+			m.RefusedFor = c.age
 			got := policy().submitted(m, store.Attempt{}, c.answer)
 			if !slices.Equal(got.Evidence, c.evidence) {
 				t.Errorf("evidence %#v, want %#v", got.Evidence, c.evidence)
 			}
 			if got.Next.Maybe != c.maybe || got.Next.ResendOff != c.noResend {
 				t.Errorf("next %+v", got.Next)
+			}
+			if notTaken := c.answer.Outcome == d1client.NotTaken; got.Next.Unsent != notTaken {
+				t.Errorf("unsent %v", got.Next.Unsent)
 			}
 			if len(c.evidence) == 0 && (got.Next.RunIn <= 0 || got.Next.Tries != m.Tries+1) {
 				t.Errorf("it is not tried again later: %+v", got.Next)
@@ -93,29 +96,37 @@ func TestCandidates(t *testing.T) {
 	for _, c := range []struct {
 		name       string
 		operations []d1client.Operation
-		owners     map[string]uuid.UUID
+		around     surroundings
 		mine       []string
 		doubtful   bool
 	}{
-		{"none", nil, nil, nil, false},
-		{"ours by id", []d1client.Operation{operation("a", "ours", 0)}, nil, []string{"a"}, false},
-		{"ours by id, D1's clock far behind", []d1client.Operation{operation("a", "ours", -time.Hour)}, nil, []string{"a"}, false},
-		{"two of ours, the first one first", []d1client.Operation{operation("b", "ours", 2), operation("a", "ours", 1)}, nil, []string{"a", "b"}, false},
-		{"ours beside one without an id", []d1client.Operation{operation("a", "", 0), operation("b", "ours", 0)}, nil, []string{"b"}, false},
-		{"of another request", []d1client.Operation{operation("a", "theirs", 0)}, nil, nil, false},
-		{"the only one without an id", []d1client.Operation{operation("a", "", 0)}, nil, []string{"a"}, false},
-		{"without an id, a little skew", []d1client.Operation{operation("a", "", -time.Minute)}, nil, []string{"a"}, false},
-		{"without an id, from before", []d1client.Operation{operation("a", "", -time.Hour)}, nil, nil, false},
-		{"without an id, another order's", []d1client.Operation{operation("a", "", 0)}, map[string]uuid.UUID{"a": them}, nil, false},
-		{"without an id, known as ours", []d1client.Operation{operation("a", "", -time.Hour)}, map[string]uuid.UUID{"a": us}, []string{"a"}, false},
-		{"two without an id", []d1client.Operation{operation("a", "", 0), operation("b", "", 0)}, nil, nil, true},
-		{"ours by id but known as another's", []d1client.Operation{operation("a", "ours", 0)}, map[string]uuid.UUID{"a": them}, nil, false},
-		{"not a production", []d1client.Operation{{OperationID: "a", Operation: "ACTIVATE", IssuerRequestID: "ours", StartTime: sent}}, nil, nil, false},
-		{"from a file", []d1client.Operation{{OperationID: "a", Operation: "PRODUCE", InputFileName: "f", StartTime: sent}}, nil, nil, false},
+		{"none", nil, surroundings{}, nil, false},
+		{"ours by id", []d1client.Operation{operation("a", "ours", 0)}, surroundings{}, []string{"a"}, false},
+		{"ours by id, D1's clock far behind", []d1client.Operation{operation("a", "ours", -time.Hour)}, surroundings{}, []string{"a"}, false},
+		{"ours by id, nothing else readable", []d1client.Operation{{IssuerRequestID: "ours"}}, surroundings{}, []string{""}, false},
+		{"two of ours, the first one first", []d1client.Operation{operation("b", "ours", 2), operation("a", "ours", 1)}, surroundings{}, []string{"a", "b"}, false},
+		{"ours beside one without an id", []d1client.Operation{operation("a", "", 0), operation("b", "ours", 0)}, surroundings{}, []string{"b"}, false},
+		{"of another request, before us", []d1client.Operation{operation("a", "theirs", -time.Hour)}, surroundings{}, nil, false},
+		{"of another request, after us: it may hide ours", []d1client.Operation{operation("a", "theirs", 0)}, surroundings{}, nil, true},
+		{"of another request, at an unknown time", []d1client.Operation{{OperationID: "a", Operation: "PRODUCE", IssuerRequestID: "theirs"}}, surroundings{}, nil, true},
+		{"another of our orders'", []d1client.Operation{operation("a", "theirs", 0)}, surroundings{owners: map[string]uuid.UUID{"a": them}}, nil, false},
+		{"the only one without an id", []d1client.Operation{operation("a", "", 0)}, surroundings{}, []string{"a"}, false},
+		{"without an id, a little skew", []d1client.Operation{operation("a", "", -time.Minute)}, surroundings{}, []string{"a"}, false},
+		{"without an id, from before", []d1client.Operation{operation("a", "", -time.Hour)}, surroundings{}, nil, false},
+		{"without an id, at an unknown time", []d1client.Operation{{OperationID: "a", Operation: "PRODUCE"}}, surroundings{}, nil, true},
+		{"without an id and unreadable", []d1client.Operation{{Operation: "PRODUCE", StartTime: sent}}, surroundings{}, nil, true},
+		{"without an id, perhaps a sibling's", []d1client.Operation{operation("a", "", 0)}, surroundings{sibling: true}, nil, true},
+		{"without an id, another order's", []d1client.Operation{operation("a", "", 0)}, surroundings{owners: map[string]uuid.UUID{"a": them}}, nil, false},
+		{"without an id, known as ours", []d1client.Operation{operation("a", "", -time.Hour)}, surroundings{owners: map[string]uuid.UUID{"a": us}}, []string{"a"}, false},
+		{"two without an id", []d1client.Operation{operation("a", "", 0), operation("b", "", 0)}, surroundings{}, nil, true},
+		{"ours by id but known as another's", []d1client.Operation{operation("a", "ours", 0)}, surroundings{owners: map[string]uuid.UUID{"a": them}}, nil, true},
+		{"an id that cannot be ours", []d1client.Operation{{OperationID: "a", Operation: "PRODUCE", NotByCard: true, StartTime: sent}}, surroundings{}, nil, true},
+		{"not a production, after us", []d1client.Operation{{OperationID: "a", Operation: "ACTIVATE", StartTime: sent}}, surroundings{}, nil, true},
+		{"not a production, before us", []d1client.Operation{{OperationID: "a", Operation: "ACTIVATE", StartTime: sent.Add(-time.Hour)}}, surroundings{}, nil, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			mine, doubtful := policy().candidates(message(), c.operations, c.owners)
+			mine, doubtful := candidates(message(), c.operations, c.around)
 			var ids []string
 			for _, op := range mine {
 				ids = append(ids, op.OperationID)
@@ -166,7 +177,7 @@ func TestResendRule(t *testing.T) {
 			m.MaybeSent, m.SentAgo, m.Negatives, m.ResendOff = true, c.sentAgo, c.before, c.resendOff
 			p := policy()
 			p.NeverResend = c.never
-			got := p.asked(m, store.Attempt{}, c.answer, nil, c.proven)
+			got := p.asked(m, store.Attempt{}, c.answer, surroundings{proven: c.proven})
 			resend := got.Next.Maybe == store.MaybeClear
 			if resend != c.resend || got.Next.Negatives != c.negatives {
 				t.Errorf("resend %v with %d negatives, want %v with %d", resend, got.Next.Negatives, c.resend, c.negatives)

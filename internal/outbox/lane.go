@@ -176,7 +176,7 @@ func (l *Lane) wait(ctx context.Context) {
 // handle makes the one call that a message needs and passes on what came of it.
 // A panic loses the claim, not the message: it is asked about when the lease ends.
 func (l *Lane) handle(ctx context.Context, m store.Message, leaseEnd time.Time) {
-	log := l.cfg.Log.With("lane", l.name, "orderId", m.OrderID, "issuerRequestId", m.Production.IssuerRequestID)
+	log := l.cfg.Log.With("lane", l.name, "orderId", m.OrderID, "issuerRequestId", m.IssuerRequestID)
 	defer func() {
 		if p := recover(); p != nil {
 			log.Error("panic while handling a message", "panic", p, "stack", string(debug.Stack()))
@@ -217,11 +217,11 @@ func (l *Lane) call(ctx context.Context, m store.Message, deadline time.Time) (c
 	}
 	attempt := store.Attempt{ID: id, StartedAt: time.Now().UTC()}
 	switch {
+	case m.MaybeSent:
+		return l.ask(ctx, m, attempt), true
 	case m.Err != nil:
 		l.cfg.Log.Error("an order's sealed content cannot be opened", "lane", l.name, "orderId", m.OrderID, "error", m.Err)
 		return unreadable(m, attempt), true
-	case m.MaybeSent:
-		return l.ask(ctx, m, attempt), true
 	}
 	body, err := m.Production.Body()
 	if err != nil {
@@ -246,24 +246,28 @@ func (l *Lane) call(ctx context.Context, m store.Message, deadline time.Time) (c
 // ask finds out whether D1 has an order whose outcome is unknown.
 func (l *Lane) ask(ctx context.Context, m store.Message, attempt store.Attempt) store.Completion {
 	answer := l.d1.ProductionStatus(ctx, m.CardID, attempt.ID.String())
-	owners, err := l.owners(ctx, answer)
+	around, err := l.surroundings(ctx, m, answer)
 	if err != nil {
-		l.cfg.Log.Error("looking up operations failed", "lane", l.name, "orderId", m.OrderID, "error", err)
+		l.cfg.Log.Error("looking up what belongs to a card failed", "lane", l.name, "orderId", m.OrderID, "error", err)
 		answer.Finding = d1client.LookupFailed
 	}
-	proven := answer.Finding == d1client.CardNotFound && l.findsKnownCard(ctx)
-	return l.cfg.Policy.asked(m, attempt, answer, owners, proven)
+	return l.cfg.Policy.asked(m, attempt, answer, around)
 }
 
-func (l *Lane) owners(ctx context.Context, answer d1client.StatusAnswer) (map[string]uuid.UUID, error) {
+func (l *Lane) surroundings(ctx context.Context, m store.Message, answer d1client.StatusAnswer) (around surroundings, err error) {
+	around.proven = answer.Finding == d1client.CardNotFound && l.findsKnownCard(ctx)
+	if len(answer.Operations) == 0 {
+		return around, nil
+	}
 	var ids []string
 	for _, op := range answer.Operations {
 		ids = append(ids, op.OperationID)
 	}
-	if len(ids) == 0 {
-		return nil, nil
+	if around.owners, err = l.store.OperationOwners(ctx, l.cfg.IssuerID, ids); err != nil {
+		return around, err
 	}
-	return l.store.OperationOwners(ctx, l.cfg.IssuerID, ids)
+	around.sibling, err = l.store.UnresolvedSibling(ctx, m)
+	return around, err
 }
 
 // findsKnownCard proves that a 404 means "no such card" and not "no such path":
@@ -356,6 +360,6 @@ func unreadable(m store.Message, attempt store.Attempt) store.Completion {
 	return store.Completion{
 		Message: m, Attempt: attempt,
 		Evidence: []order.Evidence{order.Notice{Attention: order.AttentionUnreadable}},
-		Next:     store.Next{RunIn: 5 * time.Minute, Tries: m.Tries + 1, Asks: m.Asks, Negatives: m.Negatives},
+		Next:     store.Next{RunIn: 5 * time.Minute, Tries: m.Tries + 1, Unsent: true},
 	}
 }

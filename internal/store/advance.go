@@ -138,12 +138,11 @@ func (s *Store) queueAdvance(b *pgx.Batch, o *lockedOrder, cause Cause, evidence
 	if before.Waiting() && !next.Waiting() {
 		exec(b, `DELETE FROM outbox WHERE issuer_id = $1 AND order_id = $2 AND kind = 'submit'`, o.issuer, o.id)
 	}
-	if ended != nil {
-		if *ended {
-			releaseGuard(b, o, s.duplicateWindow(o.issuer))
-		} else {
-			holdGuard(b, o)
-		}
+	switch {
+	case next.Ended() && (ended != nil || next.Made() != before.Made()):
+		releaseGuard(b, o, s.duplicateWindow(o.issuer))
+	case ended != nil:
+		holdGuard(b, o)
 	}
 }
 

@@ -1,9 +1,11 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -15,17 +17,22 @@ import (
 // Message is a claimed message: an order to submit, or to ask D1 about when it
 // is unknown whether D1 has it.
 type Message struct {
-	ID         int64
-	Token      uuid.UUID // every result must match it
-	IssuerID   string
-	OrderID    uuid.UUID
-	CardID     string
-	Production order.Production // complete; empty when Err is set
-	Err        error            // the sealed content could not be read
+	ID       int64
+	Token    uuid.UUID // every result must match it
+	IssuerID string
+	OrderID  uuid.UUID
+	CardID   string
+	// IssuerRequestID is what D1 knows the order by.
+	IssuerRequestID string
+	Production      order.Production // complete; empty when Err is set
+	Err             error            // the sealed content could not be read
 
-	Tries       int           // calls since the last progress
-	FirstSentAt time.Time     // the first moment at which a byte may have left, by the database's clock
-	Age         time.Duration // since then
+	Tries       int       // calls since the last progress
+	FirstSentAt time.Time // the first moment at which a byte may have left, by the database's clock
+	SentBefore  bool      // FirstSentAt is older than this claim
+	// RefusedFor is for how long D1 has refused the order, and nothing else, in a
+	// way that need not be the order's fault.
+	RefusedFor time.Duration
 	// MaybeSent tells that D1 may have the order: it must be asked, and nothing
 	// be sent. SentAgo is how long ago the last byte may have left.
 	MaybeSent bool
@@ -48,7 +55,7 @@ func (s *Store) Claim(ctx context.Context, lane string, limit int, lease time.Du
 	}
 	rows, err := s.pool.Query(ctx, `
 		WITH due AS (
-			SELECT m.id FROM outbox m
+			SELECT m.id, m.first_sent_at IS NOT NULL AS sent_before FROM outbox m
 			WHERE m.lane = $1 AND m.class = 0 AND m.run_at <= now()
 				AND NOT EXISTS (SELECT FROM outbox e
 					WHERE e.issuer_id = m.issuer_id AND e.card_id = m.card_id AND e.id < m.id)
@@ -60,11 +67,13 @@ func (s *Store) Claim(ctx context.Context, lane string, limit int, lease time.Du
 				first_sent_at = coalesce(m.first_sent_at, now()),
 				maybe_sent_at = coalesce(m.maybe_sent_at, CASE WHEN m.claim_token IS NOT NULL THEN m.run_at END)
 			FROM due WHERE m.id = due.id
-			RETURNING m.*
+			RETURNING m.*, due.sent_before
 		)
-		SELECT c.id, c.issuer_id, c.order_id, c.card_id, c.tries, c.first_sent_at, now() - c.first_sent_at, c.maybe_sent_at IS NOT NULL,
-			coalesce(now() - c.maybe_sent_at, '0'), c.asks, c.negatives, c.resend_off, p.production, p.encrypted_data
-		FROM claimed c LEFT JOIN order_payload p ON p.issuer_id = c.issuer_id AND p.order_id = c.order_id
+		SELECT c.id, c.issuer_id, c.order_id, c.card_id, o.issuer_request_id, c.tries, c.first_sent_at, c.sent_before,
+			coalesce(now() - c.refused_since, '0'), c.maybe_sent_at IS NOT NULL, coalesce(now() - c.maybe_sent_at, '0'),
+			c.asks, c.negatives, c.resend_off, p.production, p.encrypted_data
+		FROM claimed c JOIN orders o ON o.issuer_id = c.issuer_id AND o.id = c.order_id
+			LEFT JOIN order_payload p ON p.issuer_id = c.issuer_id AND p.order_id = c.order_id
 		ORDER BY c.id`,
 		lane, limit, token, lease)
 	if err != nil {
@@ -73,8 +82,8 @@ func (s *Store) Claim(ctx context.Context, lane string, limit int, lease time.Du
 	messages, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Message, error) {
 		m := Message{Token: token}
 		var sealed sealedPayload
-		err := row.Scan(&m.ID, &m.IssuerID, &m.OrderID, &m.CardID, &m.Tries, &m.FirstSentAt, &m.Age, &m.MaybeSent,
-			&m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &sealed.production, &sealed.encryptedData)
+		err := row.Scan(&m.ID, &m.IssuerID, &m.OrderID, &m.CardID, &m.IssuerRequestID, &m.Tries, &m.FirstSentAt, &m.SentBefore,
+			&m.RefusedFor, &m.MaybeSent, &m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &sealed.production, &sealed.encryptedData)
 		if err == nil {
 			m.Production, m.Err = s.openProduction(m.IssuerID, m.OrderID, sealed)
 		}
@@ -111,10 +120,15 @@ func (s *Store) Release(ctx context.Context, messages []Message) error {
 		return nil
 	}
 	ids, tokens := claims(messages)
+	before := make([]bool, len(messages))
+	for i, m := range messages {
+		before[i] = m.SentBefore
+	}
 	_, err := s.pool.Exec(ctx, `
-		UPDATE outbox m SET claim_token = NULL, run_at = now()
-		FROM unnest($1::bigint[], $2::uuid[]) AS t(id, token)
-		WHERE m.id = t.id AND m.claim_token = t.token`, ids, tokens)
+		UPDATE outbox m SET claim_token = NULL, run_at = now(),
+			first_sent_at = CASE WHEN t.sent_before THEN m.first_sent_at END
+		FROM unnest($1::bigint[], $2::uuid[], $3::boolean[]) AS t(id, token, sent_before)
+		WHERE m.id = t.id AND m.claim_token = t.token`, ids, tokens, before)
 	if err != nil {
 		return fmt.Errorf("giving messages back: %w", err)
 	}
@@ -169,6 +183,8 @@ type Next struct {
 	Asks      int
 	Negatives int
 	ResendOff bool
+	Unsent    bool // certainly no byte of this call reached D1
+	Refused   bool // D1 refused, but perhaps not for the order's own fault
 	// Maybe says whether D1 may have the order.
 	Maybe Maybe
 }
@@ -186,7 +202,7 @@ const (
 // attempt and its operations are facts and are stored always; an order and its
 // message change only while the claim holds.
 func (s *Store) Complete(ctx context.Context, completions []Completion) error {
-	parked := false
+	var parked []int64
 	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		parked, err = s.complete(ctx, tx, completions)
 		return err
@@ -194,13 +210,18 @@ func (s *Store) Complete(ctx context.Context, completions []Completion) error {
 	if err != nil {
 		return fmt.Errorf("storing what came of calls: %w", err)
 	}
-	if parked {
-		s.cfg.OnParked()
+	if len(parked) > 0 {
+		s.cfg.OnParked(parked)
 	}
 	return nil
 }
 
-func (s *Store) complete(ctx context.Context, tx pgx.Tx, completions []Completion) (parked bool, err error) {
+func (s *Store) complete(ctx context.Context, tx pgx.Tx, completions []Completion) (parked []int64, err error) {
+	// By card, as all transactions that come to card_guard with several orders do.
+	slices.SortFunc(completions, func(x, y Completion) int {
+		return cmp.Or(cmp.Compare(x.Message.IssuerID, y.Message.IssuerID), cmp.Compare(x.Message.CardID, y.Message.CardID),
+			cmp.Compare(x.Message.ID, y.Message.ID))
+	})
 	var keys []orderKey
 	var seen []operation
 	var issuers, operationIDs []string
@@ -216,11 +237,11 @@ func (s *Store) complete(ctx context.Context, tx pgx.Tx, completions []Completio
 	}
 	locked, owners, err := lockOrders(ctx, tx, keys, seen)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	held, err := lockClaims(ctx, tx, messages)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	var b pgx.Batch
 	for i := range completions {
@@ -229,30 +250,40 @@ func (s *Store) complete(ctx context.Context, tx pgx.Tx, completions []Completio
 		if o == nil {
 			continue // erased in the meantime
 		}
-		s.queueCompletion(&b, c, o, held[c.Message.ID], owners)
+		s.queueCompletion(&b, c, o, held[claim{c.Message.ID, c.Message.Token}], owners)
 	}
 	if len(operationIDs) > 0 {
 		b.Queue(`
-			SELECT EXISTS (SELECT FROM notifications n WHERE n.outcome = 'parked'
-				AND (n.issuer_id, n.operation_id) IN (SELECT * FROM unnest($1::text[], $2::text[])))`,
-			issuers, operationIDs).QueryRow(func(row pgx.Row) error { return row.Scan(&parked) })
+			SELECT n.id FROM unnest($1::text[], $2::text[]) AS t(issuer_id, operation_id)
+			JOIN notifications n ON n.issuer_id = t.issuer_id AND n.operation_id = t.operation_id AND n.outcome = 'parked'`,
+			issuers, operationIDs).Query(func(rows pgx.Rows) (err error) {
+			parked, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+			return err
+		})
 	}
 	return parked, send(ctx, tx, &b)
 }
 
+// claim is one claim of a message: a batch may hold two of the same message, of
+// which one is lost.
+type claim struct {
+	id    int64
+	token uuid.UUID
+}
+
 // lockClaims locks the messages that are still claimed by the given tokens.
-func lockClaims(ctx context.Context, tx pgx.Tx, messages []Message) (map[int64]bool, error) {
+func lockClaims(ctx context.Context, tx pgx.Tx, messages []Message) (map[claim]bool, error) {
 	ids, tokens := claims(messages)
 	rows, err := tx.Query(ctx, `
-		SELECT m.id FROM outbox m JOIN unnest($1::bigint[], $2::uuid[]) AS t(id, token)
+		SELECT m.id, m.claim_token FROM outbox m JOIN unnest($1::bigint[], $2::uuid[]) AS t(id, token)
 			ON m.id = t.id AND m.claim_token = t.token
 		ORDER BY m.id FOR UPDATE OF m`, ids, tokens)
 	if err != nil {
 		return nil, fmt.Errorf("locking messages: %w", err)
 	}
-	held := make(map[int64]bool, len(messages))
-	var id int64
-	if _, err := pgx.ForEachRow(rows, []any{&id}, func() error { held[id] = true; return nil }); err != nil {
+	held := make(map[claim]bool, len(messages))
+	var c claim
+	if _, err := pgx.ForEachRow(rows, []any{&c.id, &c.token}, func() error { held[c] = true; return nil }); err != nil {
 		return nil, fmt.Errorf("locking messages: %w", err)
 	}
 	return held, nil
@@ -270,13 +301,19 @@ func (s *Store) queueCompletion(b *pgx.Batch, c *Completion, o *lockedOrder, hel
 	}
 	if !held {
 		evidence = nil
+	} else if o.state.OperationID == "" && len(c.Seen) == 0 && len(o.operations) > 0 {
+		// An answer that came when its claim was lost told of an operation: D1 has
+		// the order, whatever this call did not see.
+		evidence = []order.Evidence{order.Taken{OperationID: o.operations[0]}}
 	}
 	s.queueAdvance(b, o, Cause{Kind: CauseAttempt, ID: c.Attempt.ID.String()}, evidence...)
 	if !held {
 		return
 	}
-	exec(b, `UPDATE order_state SET first_sent_at = $3 WHERE issuer_id = $1 AND order_id = $2 AND first_sent_at IS NULL`,
-		o.issuer, o.id, c.Message.FirstSentAt)
+	if !c.Next.Unsent {
+		exec(b, `UPDATE order_state SET first_sent_at = $3 WHERE issuer_id = $1 AND order_id = $2 AND first_sent_at IS NULL`,
+			o.issuer, o.id, c.Message.FirstSentAt)
+	}
 	if o.state.Waiting() {
 		queueNext(b, c)
 	}
@@ -287,9 +324,12 @@ func queueNext(b *pgx.Batch, c *Completion) {
 	exec(b, `
 		UPDATE outbox SET claim_token = NULL, run_at = now() + $3::interval,
 			tries = $4, asks = $5, negatives = $6, resend_off = resend_off OR $7,
-			maybe_sent_at = CASE $8::int WHEN 0 THEN maybe_sent_at WHEN 1 THEN now() END
+			maybe_sent_at = CASE $8::int WHEN 0 THEN maybe_sent_at WHEN 1 THEN now() END,
+			first_sent_at = CASE WHEN $9 THEN NULL ELSE first_sent_at END,
+			refused_since = CASE WHEN $10 THEN coalesce(refused_since, now()) END
 		WHERE id = $1 AND claim_token = $2`,
-		c.Message.ID, c.Message.Token, c.Next.RunIn, c.Next.Tries, c.Next.Asks, c.Next.Negatives, c.Next.ResendOff, int(c.Next.Maybe))
+		c.Message.ID, c.Message.Token, c.Next.RunIn, c.Next.Tries, c.Next.Asks, c.Next.Negatives, c.Next.ResendOff,
+		int(c.Next.Maybe), c.Next.Unsent && !c.Message.SentBefore, c.Next.Refused)
 }
 
 func queueAttempt(b *pgx.Batch, key orderKey, a Attempt, claimLost bool) {
@@ -321,6 +361,21 @@ func (s *Store) OperationOwners(ctx context.Context, issuer string, operationIDs
 		return nil, fmt.Errorf("looking up operations: %w", err)
 	}
 	return owners, nil
+}
+
+// UnresolvedSibling tells whether another order of the card was sent and its
+// operation is not known: a nameless operation may be that one's.
+func (s *Store) UnresolvedSibling(ctx context.Context, m Message) (bool, error) {
+	var found bool
+	err := s.pool.QueryRow(ctx, `
+		SELECT EXISTS (SELECT FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
+			WHERE o.issuer_id = $1 AND o.card_id = $2 AND o.id <> $3
+				AND s.first_sent_at IS NOT NULL AND s.operation_id IS NULL AND s.status <> 'REJECTED')`,
+		m.IssuerID, m.CardID, m.OrderID).Scan(&found)
+	if err != nil {
+		return false, fmt.Errorf("looking for other orders of a card: %w", err)
+	}
+	return found, nil
 }
 
 // KnownCard returns a card of the issuer that D1 certainly has: the newest of

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,11 +26,13 @@ type Notification struct {
 	OperationID     string
 	CardID          string
 	IssuerRequestID string
-	InputFileName   string
-	StartTime       time.Time
-	Report          order.Report
-	Shipment        ShipmentUpdate
-	CorrelationID   string
+	// NotByCard tells that the operation names a request or a file of its own, even
+	// if one that cannot be ours: its card alone proves nothing.
+	NotByCard     bool
+	StartTime     time.Time
+	Report        order.Report
+	Shipment      ShipmentUpdate
+	CorrelationID string
 }
 
 // Outcome is what became of a notification.
@@ -50,8 +53,9 @@ const operationProduce = "PRODUCE"
 // is compared with our first send.
 const skew = 2 * time.Minute
 
-// Receive stores notifications of an issuer and applies them to their orders.
-// When it returns without error all of them are safe, whatever came of each.
+// Receive stores notifications of an issuer and applies them to their orders, in
+// one transaction: some hundred of them at most. When it returns without error all
+// of them are safe, whatever came of each.
 func (s *Store) Receive(ctx context.Context, issuer string, list []Notification) ([]Outcome, error) {
 	var outcomes []Outcome
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
@@ -85,10 +89,14 @@ func (s *Store) storeNotifications(ctx context.Context, tx pgx.Tx, issuer string
 		all[i] = &stored{Notification: list[i], index: i, digest: s.cfg.HashKeys.sum(list[i].Content)}
 	}
 	// In the order of the unique index, so that two calls with the same content
-	// never wait for each other.
-	byDigest := slices.SortedFunc(slices.Values(all), func(x, y *stored) int { return bytes.Compare(x.digest, y.digest) })
+	// never wait for each other; what comes twice in one call is written once.
+	byDigest := slices.SortedStableFunc(slices.Values(all), func(x, y *stored) int { return bytes.Compare(x.digest, y.digest) })
 	var b pgx.Batch
-	for _, n := range byDigest {
+	for i, n := range byDigest {
+		if i > 0 && bytes.Equal(n.digest, byDigest[i-1].digest) {
+			outcomes[n.index] = OutcomeRepeated
+			continue
+		}
 		body, err := s.cfg.Seal.seal(n.Raw, columnNotification, issuer, string(n.digest))
 		if err != nil {
 			return nil, err
@@ -125,6 +133,8 @@ func (s *Store) storeNotifications(ctx context.Context, tx pgx.Tx, issuer string
 // apply finds the orders of stored PRODUCE notifications and advances them,
 // each in a savepoint of its own: one that fails harms no other.
 func (s *Store) apply(ctx context.Context, tx pgx.Tx, issuer string, list []*stored, report func(*stored, Outcome)) error {
+	// By card, as all transactions that come to card_guard with several orders do.
+	slices.SortStableFunc(list, func(x, y *stored) int { return cmp.Compare(x.CardID, y.CardID) })
 	matched, err := match(ctx, tx, issuer, list)
 	if err != nil {
 		return err
@@ -137,25 +147,15 @@ func (s *Store) apply(ctx context.Context, tx pgx.Tx, issuer string, list []*sto
 			seen = append(seen, operation{n.order, n.OperationID, "notification"})
 		}
 	}
-	locked, _, err := lockOrders(ctx, tx, keys, seen)
+	locked, owners, err := lockOrders(ctx, tx, keys, seen)
 	if err != nil {
 		return err
 	}
 	for _, n := range list {
 		outcome := OutcomeParked
 		if o := locked[n.order]; o != nil {
-			outcome = OutcomeApplied
-			before := o.state
-			if err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return s.applyOne(ctx, tx, o, n) }); err != nil {
-				if ctx.Err() != nil || repeatable(err) {
-					return err
-				}
-				o.state, outcome = before, OutcomeUnapplied
-				var b pgx.Batch
-				s.queueAdvance(&b, o, n.cause(), order.Notice{Attention: order.AttentionUnapplied})
-				if err := send(ctx, tx, &b); err != nil {
-					return err
-				}
+			if outcome, err = s.applyTo(ctx, tx, o, n, owners); err != nil {
+				return err
 			}
 		}
 		if err := settle(ctx, tx, n, outcome); err != nil {
@@ -166,12 +166,36 @@ func (s *Store) apply(ctx context.Context, tx pgx.Tx, issuer string, list []*sto
 	return nil
 }
 
+// applyTo applies a notification to its order. One that cannot be applied is
+// kept, its order marked, and it is tried again. The error is one of the whole
+// transaction: D1 is then told to send again.
+func (s *Store) applyTo(ctx context.Context, tx pgx.Tx, o *lockedOrder, n *stored, owners map[string]orderKey) (Outcome, error) {
+	trouble := order.AttentionUnapplied
+	before := o.state
+	if n.OperationID != "" && owners[n.OperationID] != o.orderKey {
+		trouble = order.AttentionForeignOperation // one operation, two orders: this one is not its first
+	} else {
+		err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return s.applyOne(ctx, tx, o, n) })
+		switch {
+		case err == nil:
+			return OutcomeApplied, nil
+		case ctx.Err() != nil || Unavailable(err):
+			return "", err
+		}
+		s.cfg.Log.Error("a notification could not be applied", "notificationId", n.id, "orderId", o.id, "error", err)
+		o.state = before
+	}
+	var b pgx.Batch
+	s.queueAdvance(&b, o, n.cause(), order.Notice{Attention: trouble})
+	return OutcomeUnapplied, send(ctx, tx, &b)
+}
+
 func (n *stored) cause() Cause {
 	return Cause{Kind: CauseNotification, ID: strconv.FormatInt(n.id, 10)}
 }
 
 func (s *Store) applyOne(ctx context.Context, tx pgx.Tx, o *lockedOrder, n *stored) error {
-	evidence := []order.Evidence{n.Report}
+	evidence := []order.Evidence{n.Report, order.Cured{Attention: order.AttentionUnapplied}}
 	var b pgx.Batch
 	if n.Shipment != (ShipmentUpdate{}) {
 		queueShipment(&b, o.orderKey, n.Shipment)
@@ -181,8 +205,8 @@ func (s *Store) applyOne(ctx context.Context, tx pgx.Tx, o *lockedOrder, n *stor
 	return send(ctx, tx, &b)
 }
 
-// settle writes what became of a notification. A parked one is tried again,
-// ever less often.
+// settle writes what became of a notification. A parked or unapplied one is
+// tried again, ever less often.
 func settle(ctx context.Context, tx pgx.Tx, n *stored, outcome Outcome) error {
 	var id *uuid.UUID
 	if outcome != OutcomeParked {
@@ -190,7 +214,7 @@ func settle(ctx context.Context, tx pgx.Tx, n *stored, outcome Outcome) error {
 	}
 	_, err := tx.Exec(ctx, `
 		UPDATE notifications SET outcome = $2, order_id = $3, tries = tries + 1,
-			next_try_at = CASE WHEN $2 = 'parked' THEN now() + least(interval '1 h', interval '2 s' * (2 ^ least(tries, 12))) END
+			next_try_at = CASE WHEN $2 IN ('parked', 'unapplied') THEN now() + least(interval '1 h', interval '2 s' * (2 ^ least(tries, 12))) END
 		WHERE id = $1`, n.id, outcome, id)
 	if err != nil {
 		return fmt.Errorf("settling a notification: %w", err)
@@ -206,25 +230,25 @@ func match(ctx context.Context, tx pgx.Tx, issuer string, list []*stored) ([]*st
 	if n == 0 {
 		return nil, nil
 	}
-	operations, requests, cards, starts, files := make([]string, n), make([]string, n), make([]string, n), make([]time.Time, n), make([]bool, n)
+	operations, requests, cards, starts, notByCard := make([]string, n), make([]string, n), make([]string, n), make([]time.Time, n), make([]bool, n)
 	for i, e := range list {
-		operations[i], requests[i], cards[i], starts[i], files[i] = e.OperationID, e.IssuerRequestID, e.CardID, e.StartTime, e.InputFileName != ""
+		operations[i], requests[i], cards[i], starts[i], notByCard[i] = e.OperationID, e.IssuerRequestID, e.CardID, e.StartTime, e.NotByCard
 	}
 	rows, err := tx.Query(ctx, `
 		SELECT n.i, coalesce(
 			(SELECT p.order_id FROM operations p WHERE p.issuer_id = $1 AND p.operation_id = n.operation_id),
 			(SELECT o.id FROM orders o WHERE o.issuer_id = $1 AND o.issuer_request_id = n.request_id),
-			CASE WHEN n.request_id = '' AND NOT n.from_file THEN
+			CASE WHEN n.request_id = '' AND NOT n.not_by_card THEN
 				(SELECT (array_agg(o.id))[1] FROM orders o
 					JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
 					LEFT JOIN outbox m ON m.issuer_id = o.issuer_id AND m.order_id = o.id AND m.kind = 'submit'
-				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND s.operation_id IS NULL
+				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND s.operation_id IS NULL AND s.status <> 'REJECTED'
 					AND n.start_time >= coalesce(s.first_sent_at, m.first_sent_at) - $7::interval
 				HAVING count(*) = 1)
 			END)
 		FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::boolean[]) WITH ORDINALITY
-			AS n(operation_id, request_id, card_id, start_time, from_file, i)`,
-		issuer, operations, requests, cards, starts, files, skew)
+			AS n(operation_id, request_id, card_id, start_time, not_by_card, i)`,
+		issuer, operations, requests, cards, starts, notByCard, skew)
 	if err != nil {
 		return nil, fmt.Errorf("matching notifications: %w", err)
 	}
@@ -244,36 +268,39 @@ func match(ctx context.Context, tx pgx.Tx, issuer string, list []*stored) ([]*st
 	return matched, nil
 }
 
-// Parked is a notification that waits for its order.
-type Parked struct {
-	IssuerID      string
-	Raw           []byte
-	CorrelationID string
+// waiting is a stored notification that is to be tried again.
+type waiting struct {
 	id            int64
+	issuer        string
+	raw           []byte
+	correlationID string
 }
 
-// ApplyParked tries the notifications that wait for their orders again, those
-// that are due or whose operation has become known. parse reads the bytes that
-// were stored. It returns how many found their order.
-func (s *Store) ApplyParked(ctx context.Context, parse func(issuer string, raw []byte, correlationID string) Notification) (int, error) {
-	parked, err := s.dueParked(ctx)
+// sweepBatch is how many notifications one sweep tries.
+const sweepBatch = 100
+
+// Sweep tries notifications again that found no order or could not be applied:
+// those with the given ids, or, without ids, those that are due. parse reads the
+// bytes that were stored. It returns how many were applied, and whether there may
+// be more.
+func (s *Store) Sweep(ctx context.Context, ids []int64, parse func(issuer string, raw []byte, correlationID string) Notification) (applied int, more bool, err error) {
+	list, err := s.due(ctx, ids)
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
-	applied := 0
 	var failed []error
-	for _, p := range parked {
-		n := &stored{Notification: parse(p.IssuerID, p.Raw, p.CorrelationID), id: p.id}
+	for _, w := range list {
+		n := &stored{Notification: parse(w.issuer, w.raw, w.correlationID), id: w.id}
 		err := s.inTx(ctx, func(tx pgx.Tx) error {
 			var still bool
-			err := tx.QueryRow(ctx, `SELECT outcome = 'parked' FROM notifications WHERE id = $1 FOR UPDATE SKIP LOCKED`, p.id).Scan(&still)
+			err := tx.QueryRow(ctx, `SELECT outcome IN ('parked', 'unapplied') FROM notifications WHERE id = $1 FOR UPDATE SKIP LOCKED`, w.id).Scan(&still)
 			if errors.Is(err, pgx.ErrNoRows) || err == nil && !still {
 				return nil // another replica has it
 			}
 			if err != nil {
-				return fmt.Errorf("locking a parked notification: %w", err)
+				return fmt.Errorf("locking a waiting notification: %w", err)
 			}
-			return s.apply(ctx, tx, p.IssuerID, []*stored{n}, func(_ *stored, outcome Outcome) {
+			return s.apply(ctx, tx, w.issuer, []*stored{n}, func(_ *stored, outcome Outcome) {
 				if outcome == OutcomeApplied {
 					applied++
 				}
@@ -284,32 +311,38 @@ func (s *Store) ApplyParked(ctx context.Context, parse func(issuer string, raw [
 		}
 	}
 	if len(failed) > 0 {
-		return applied, fmt.Errorf("applying parked notifications: %w", errors.Join(failed...))
+		return applied, false, fmt.Errorf("applying waiting notifications: %w", errors.Join(failed...))
 	}
-	return applied, nil
+	return applied, len(ids) == 0 && len(list) == sweepBatch, nil
 }
 
-func (s *Store) dueParked(ctx context.Context) ([]Parked, error) {
+func (s *Store) due(ctx context.Context, ids []int64) ([]waiting, error) {
+	condition, arg := `n.next_try_at <= now() AND $1::bigint[] IS NULL ORDER BY n.next_try_at`, ids
+	if len(ids) > 0 {
+		condition = `n.id = ANY($1)`
+	}
 	rows, err := s.pool.Query(ctx, `
 		SELECT n.id, n.issuer_id, n.digest, n.body, coalesce(n.correlation_id, '') FROM notifications n
-		WHERE n.outcome = 'parked' AND (n.next_try_at <= now() OR EXISTS (
-			SELECT FROM operations p WHERE p.issuer_id = n.issuer_id AND p.operation_id = n.operation_id))
-		ORDER BY n.next_try_at LIMIT 100`)
+		WHERE n.outcome IN ('parked', 'unapplied') AND `+condition+` LIMIT `+strconv.Itoa(sweepBatch), arg)
 	if err != nil {
-		return nil, fmt.Errorf("looking for parked notifications: %w", err)
+		return nil, fmt.Errorf("looking for waiting notifications: %w", err)
 	}
-	parked, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Parked, error) {
-		var p Parked
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (waiting, error) {
+		var w waiting
 		var digest, body []byte
-		if err := row.Scan(&p.id, &p.IssuerID, &digest, &body, &p.CorrelationID); err != nil {
-			return p, err
+		if err := row.Scan(&w.id, &w.issuer, &digest, &body, &w.correlationID); err != nil {
+			return w, err
 		}
-		// What cannot be opened is left parked as empty: its age raises the alarm.
-		p.Raw, _ = s.cfg.Seal.open(body, columnNotification, p.IssuerID, string(digest))
-		return p, nil
+		raw, err := s.cfg.Seal.open(body, columnNotification, w.issuer, string(digest))
+		if err != nil {
+			// It waits on as empty; its age raises the alarm.
+			s.cfg.Log.Error("a stored notification cannot be opened", "notificationId", w.id, "error", err)
+		}
+		w.raw = raw
+		return w, nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("reading parked notifications: %w", err)
+		return nil, fmt.Errorf("reading waiting notifications: %w", err)
 	}
-	return parked, nil
+	return list, nil
 }

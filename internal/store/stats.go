@@ -12,10 +12,10 @@ import (
 
 // Stats is what the database tells about the work that lies before it.
 type Stats struct {
-	Lanes       []LaneStats
-	Open        map[IssuerStatus]int // open orders
-	Parked      int                  // notifications that wait for their order
-	ParkedSince time.Duration        // age of the oldest of them
+	Lanes        []LaneStats
+	Open         map[IssuerStatus]int // open orders
+	Waiting      int                  // notifications that wait for their order, or could not be applied
+	WaitingSince time.Duration        // age of the oldest of them
 }
 
 // LaneStats is one lane's backlog.
@@ -59,8 +59,8 @@ func (s *Store) Stats(ctx context.Context) (*Stats, error) {
 			return err
 		})
 	})
-	b.Queue(`SELECT count(*), coalesce(now() - min(created_at), '0') FROM notifications WHERE outcome = 'parked'`).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&stats.Parked, &stats.ParkedSince)
+	b.Queue(`SELECT count(*), coalesce(now() - min(created_at), '0') FROM notifications WHERE outcome IN ('parked', 'unapplied')`).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&stats.Waiting, &stats.WaitingSince)
 	})
 	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
 		return nil, fmt.Errorf("reading statistics: %w", err)

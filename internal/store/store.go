@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"time"
@@ -36,9 +37,11 @@ type Config struct {
 	OnReady func(lane string)
 	// Tracer sees every statement; nil means none.
 	Tracer pgx.QueryTracer
-	// OnParked is called after a commit that may let a parked notification
-	// find its order. It must not block.
-	OnParked func()
+	// OnParked is called after a commit that lets the given parked notifications
+	// find their orders. It must not block.
+	OnParked func(ids []int64)
+	// Log gets what callers are not told; nil means nothing.
+	Log *slog.Logger
 }
 
 // Store is the service's database.
@@ -62,6 +65,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	params := pc.ConnConfig.RuntimeParams
 	params["application_name"] = "cardorder"
 	params["timezone"] = "UTC"
+	params["default_transaction_isolation"] = "read committed" // what every lock here was thought out for
 	// No statement of the service is slow, and no transaction waits for anything
 	// outside the database; what does, is broken and must not hold locks.
 	params["statement_timeout"] = "10s"
@@ -71,7 +75,10 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		cfg.OnReady = func(string) {}
 	}
 	if cfg.OnParked == nil {
-		cfg.OnParked = func() {}
+		cfg.OnParked = func([]int64) {}
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
@@ -89,6 +96,16 @@ func (s *Store) Ping(ctx context.Context) error {
 		return fmt.Errorf("asking the database: %w", err)
 	}
 	return nil
+}
+
+// Durable tells whether a commit survives a crash of the database: whether an
+// order that was answered 201 is certain to be there afterwards.
+func (s *Store) Durable(ctx context.Context) (bool, error) {
+	var setting string
+	if err := s.pool.QueryRow(ctx, `SELECT current_setting('synchronous_commit')`).Scan(&setting); err != nil {
+		return false, fmt.Errorf("reading synchronous_commit: %w", err)
+	}
+	return setting != "off", nil
 }
 
 // ErrNotFound is returned for a row that does not exist.

@@ -292,6 +292,15 @@ func TestAcceptIsAllOrNothing(t *testing.T) {
 	}
 }
 
+func (f *fixture) receive(list ...store.Notification) []store.Outcome {
+	f.t.Helper()
+	outcomes, err := f.Receive(f.t.Context(), issuer, list)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return outcomes
+}
+
 func notification(i int, operationID, status string) store.Notification {
 	raw := fmt.Appendf(nil, `{"n":%d,"operationId":%q,"status":%q}`, i, operationID, status)
 	return store.Notification{
@@ -324,6 +333,162 @@ func TestUnappliedNotificationIsKept(t *testing.T) {
 	}
 	if got := f.order(bad.ID).State; got.Status != order.Submitted || !slices.Equal(got.Attention, []order.Attention{order.AttentionUnapplied}) {
 		t.Errorf("the order is %s, attention %v", got.Status, got.Attention)
+	}
+}
+
+// What could not be applied is applied when its cause is gone, and the mark goes.
+func TestUnappliedNotificationIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	o := f.accept("card", "request")
+	f.complete(taken(f.claim(1, time.Minute)[0], "operation"))
+	f.exec(`ALTER TABLE order_state ADD CONSTRAINT broken CHECK (status <> 'READY')`)
+	n := notification(1, "operation", "CARD_PROD_READY")
+	if outcomes := f.receive(n); !slices.Equal(outcomes, []store.Outcome{store.OutcomeUnapplied}) {
+		t.Fatalf("outcomes %v", outcomes)
+	}
+	f.exec(`ALTER TABLE order_state DROP CONSTRAINT broken`)
+	f.exec(`UPDATE notifications SET next_try_at = now()`)
+	applied, _, err := f.Sweep(t.Context(), nil, func(string, []byte, string) store.Notification { return n })
+	if err != nil || applied != 1 {
+		t.Fatalf("applied %d, %v", applied, err)
+	}
+	if got := f.order(o.ID).State; got.Status != order.Ready || len(got.Attention) != 0 {
+		t.Errorf("the order is %s, attention %v", got.Status, got.Attention)
+	}
+}
+
+// Trouble of the database that may pass is not the notification's: nothing is
+// stored, and D1 is told to send again.
+func TestPassingTroubleStoresNothing(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	o := f.accept("card", "request")
+	f.complete(taken(f.claim(1, time.Minute)[0], "operation"))
+	f.exec(`CREATE FUNCTION trouble() RETURNS trigger LANGUAGE plpgsql AS
+		$$ BEGIN RAISE EXCEPTION 'canceling statement due to lock timeout' USING ERRCODE = '55P03'; END $$`)
+	f.exec(`CREATE TRIGGER trouble BEFORE UPDATE ON order_state EXECUTE FUNCTION trouble()`)
+	n := notification(1, "operation", "CARD_PROD_READY")
+	if _, err := f.Receive(t.Context(), issuer, []store.Notification{n}); err == nil || !store.Unavailable(err) {
+		t.Fatalf("received with %v", err)
+	}
+	f.exec(`DROP TRIGGER trouble ON order_state`)
+	if outcomes := f.receive(n); !slices.Equal(outcomes, []store.Outcome{store.OutcomeApplied}) {
+		t.Errorf("sent again: %v", outcomes)
+	}
+	if got := f.order(o.ID).State.Status; got != order.Ready {
+		t.Errorf("the order is %s", got)
+	}
+}
+
+// One operation is one order's: a second order that D1 names beside it is marked,
+// not moved, and its message stays.
+func TestOneOperationOfTwoOrders(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	first, second := f.accept("card-1", "r-1"), f.accept("card-2", "r-2")
+	a, b := notification(1, "operation", "CARD_PROD_READY"), notification(2, "operation", "CARD_PROD_READY")
+	a.IssuerRequestID, b.IssuerRequestID = "r-1", "r-2"
+	a.CardID, b.CardID = "card-1", "card-2"
+	f.receive(a, b)
+	if got := f.order(first.ID).State; got.Status != order.Ready || len(got.Attention) != 0 {
+		t.Errorf("the first order is %s, attention %v", got.Status, got.Attention)
+	}
+	if got := f.order(second.ID).State; got.Status != order.Accepted || !slices.Equal(got.Attention, []order.Attention{order.AttentionForeignOperation}) {
+		t.Errorf("the second order is %s, attention %v", got.Status, got.Attention)
+	}
+	if n := value[int](f, `SELECT count(*) FROM outbox WHERE order_id = $1`, second.ID); n != 1 {
+		t.Errorf("the second order has %d messages", n)
+	}
+}
+
+// A card alone names an order only if that order was sent.
+func TestCardOnlyNotificationNeedsASentOrder(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	o := f.accept("card", "request")
+	n := notification(1, "legacy-operation", "CARD_PROD_READY")
+	n.CardID, n.StartTime = "card", time.Now().Add(time.Hour)
+	if outcomes := f.receive(n); !slices.Equal(outcomes, []store.Outcome{store.OutcomeParked}) {
+		t.Errorf("before it was claimed: %v", outcomes)
+	}
+	m := f.claim(1, time.Minute)[0]
+	f.complete(store.Completion{Message: m, Attempt: attempt("not-taken"), Next: store.Next{Unsent: true, Tries: 1}})
+	n.Content = []byte("another")
+	if outcomes := f.receive(n); !slices.Equal(outcomes, []store.Outcome{store.OutcomeParked}) {
+		t.Errorf("after a call that did not reach D1: %v", outcomes)
+	}
+	m = f.claim(1, time.Minute)[0]
+	if m.SentBefore {
+		t.Error("the message counts as sent before")
+	}
+	n.Content = []byte("while the call is under way")
+	if outcomes := f.receive(n); !slices.Equal(outcomes, []store.Outcome{store.OutcomeApplied}) {
+		t.Errorf("while the call is under way: %v", outcomes)
+	}
+	if got := f.order(o.ID).State; got.OperationID != "legacy-operation" {
+		t.Errorf("operation %q", got.OperationID)
+	}
+	named := notification(2, "other", "CARD_PROD_READY")
+	named.CardID, named.StartTime, named.NotByCard = "card", time.Now().Add(time.Hour), true
+	if outcomes := f.receive(named); !slices.Equal(outcomes, []store.Outcome{store.OutcomeParked}) {
+		t.Errorf("of somebody else's request: %v", outcomes)
+	}
+}
+
+// An operation that a late answer told of is adopted before anything is sent again.
+func TestKnownOperationIsAdoptedBeforeAResend(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	o := f.accept("card", "request")
+	stale := f.claim(1, -time.Second)[0]
+	fresh := f.claim(1, time.Minute)[0]
+	f.complete(taken(stale, "operation"))
+	f.complete(store.Completion{
+		Message: fresh, Attempt: attempt("found"), Evidence: []order.Evidence{order.NotFound{}}, Next: store.Next{Maybe: store.MaybeClear},
+	})
+	if got := f.order(o.ID).State; got.Status != order.Submitted || got.OperationID != "operation" || len(got.Attention) != 0 {
+		t.Errorf("the order is %+v", got)
+	}
+	if n := value[int](f, `SELECT count(*) FROM outbox`); n != 0 {
+		t.Error("it would be sent again")
+	}
+}
+
+// Two claims of one message in one batch: only the one that holds decides.
+func TestLostClaimInTheSameBatch(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	o := f.accept("card", "request")
+	stale := f.claim(1, -time.Second)[0]
+	fresh := f.claim(1, time.Minute)[0]
+	f.complete(
+		store.Completion{Message: stale, Attempt: attempt("refused"), Evidence: []order.Evidence{order.Refusal{}}},
+		store.Completion{
+			Message: fresh, Attempt: attempt("lookup-failed"), Evidence: []order.Evidence{order.LostAnswer{}},
+			Next: store.Next{RunIn: time.Minute, Asks: 1},
+		})
+	if got := f.order(o.ID).State; got.Status != order.OutcomeUnknown {
+		t.Errorf("the order is %s", got.Status)
+	}
+	if lost, left := value[int](f, `SELECT count(*) FROM attempts WHERE claim_lost`), value[int](f, `SELECT count(*) FROM outbox`); lost != 1 || left != 1 {
+		t.Errorf("%d attempts lost, %d messages left", lost, left)
+	}
+}
+
+// A card that was shipped after all is not created again either.
+func TestCreationWindowAfterAContradiction(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.accept("card", "request")
+	f.complete(taken(f.claim(1, time.Minute)[0], "operation"))
+	failed := notification(1, "operation", "CARD_PROD_EXCEPTION")
+	failed.Report.Operation = order.OperationFailed
+	f.receive(failed)
+	f.receive(notification(2, "operation", "CARD_PROD_DONE"), notification(3, "operation", "CARD_SHIPPED"))
+	_, err := f.Accept(t.Context(), store.Acceptance{IssuerID: issuer, Client: "test", Request: request("card", "again")})
+	if c, ok := errors.AsType[*store.ConflictError](err); !ok || c.Kind != store.DuplicateOrder {
+		t.Errorf("a second creation: %v", err)
 	}
 }
 
@@ -468,7 +633,7 @@ func TestPlans(t *testing.T) {
 			_, err := st.OperationOwners(t.Context(), issuer, []string{"op-r-1", "op-r-2"})
 			return err
 		},
-		"parked": func() error { _, err := st.ApplyParked(t.Context(), nil); return err },
+		"parked": func() error { _, _, err := st.Sweep(t.Context(), nil, nil); return err },
 	} {
 		plans.reset()
 		if err := run(); err != nil {
