@@ -60,7 +60,7 @@ func dev(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		case err = <-env.Service.Failed():
 		}
 	}
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), env.ServiceConfig().DrainTimeout())
 	defer cancel()
 	return errors.Join(err, env.Stop(drain))
 }
@@ -152,7 +152,7 @@ func runDemo(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	err = show(ctx, demo.Target{
 		APIURL: env.Ready.APIURL, IssuerID: env.Ready.IssuerID, Token: env.Ready.Token, EncryptionKey: env.Ready.D1EncryptionKey,
 	}, *timeout, stdout)
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), env.ServiceConfig().DrainTimeout())
 	defer cancel()
 	return errors.Join(err, env.Stop(drain))
 }

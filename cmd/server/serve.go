@@ -17,10 +17,6 @@ import (
 	"cardorder/internal/store"
 )
 
-// drainTimeout is how long a stop waits for what is under way: a little longer
-// than the deadline of a call to D1.
-const drainTimeout = 40 * time.Second
-
 func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
 	path := flags.String("config", "", "the configuration `file` (required)")
@@ -57,7 +53,7 @@ func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	case failed = <-service.Failed():
 	}
 	log.Info("stopping")
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.DrainTimeout())
 	defer cancel()
 	if err := errors.Join(failed, service.Stop(drain)); err != nil {
 		return err

@@ -61,7 +61,7 @@ func NewHandler(cfg Config) http.Handler {
 	})
 	r.Get("/readyz", s.ready)
 	r.Route("/v1/issuers/{issuerId}", func(r chi.Router) {
-		r.Use(authenticate(cfg.Clients))
+		r.Use(authenticate(cfg.Clients), deadline)
 		r.With(s.authorize(ScopeWrite)).Post("/orders", s.handle(s.placeOrder))
 		r.Group(func(r chi.Router) {
 			r.Use(s.authorize(ScopeRead))
@@ -71,6 +71,18 @@ func NewHandler(cfg Config) http.Handler {
 		})
 	})
 	return r
+}
+
+// requestTimeout bounds what one request may take, waiting for the database
+// included: 503 then, and the caller sends it again.
+const requestTimeout = 15 * time.Second
+
+func deadline(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
 }
 
 func newRouter(listener string, cfg Config) chi.Router {

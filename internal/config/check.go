@@ -234,6 +234,19 @@ func (in *Issuer) checkD1(ch *checker, path, environment string) {
 	ch.check(path, err)
 }
 
+// DrainTimeout is how long a stop waits for what is under way: a little longer
+// than the longest call.
+func (c *Config) DrainTimeout() time.Duration {
+	var longest time.Duration
+	for _, in := range c.Issuers {
+		longest = max(longest, in.Sending.CallTimeout)
+	}
+	if longest == 0 {
+		longest = 30 * time.Second
+	}
+	return longest + 10*time.Second
+}
+
 // Bounds of Sending. A call may take as long as a stop waits for it; and what a
 // call left in the network must be gone, and D1 have shown the order, before "not
 // there" counts.

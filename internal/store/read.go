@@ -147,17 +147,22 @@ func (s *Store) Orders(ctx context.Context, issuer string, f Filter) ([]*Order, 
 	if f.Before != uuid.Nil {
 		where("o.id < ?", f.Before)
 	}
-	ctx, cancel := context.WithTimeout(ctx, listTimeout)
-	defer cancel()
 	args = append(args, f.Limit)
 	sql := selectOrders + "WHERE " + strings.Join(conditions, " AND ") +
 		fmt.Sprintf(" ORDER BY o.id DESC LIMIT $%d", len(args))
-	rows, err := s.pool.Query(ctx, sql, args...)
+	conn, err := s.pool.Acquire(ctx) // waiting for a connection is not the query's fault
+	if err != nil {
+		return nil, fmt.Errorf("listing orders: %w", err)
+	}
+	defer conn.Release()
+	short, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	rows, err := conn.Query(short, sql, args...)
 	var list []*Order
 	if err == nil {
 		list, err = pgx.CollectRows(rows, scanOrder)
 	}
-	if errors.Is(err, context.DeadlineExceeded) {
+	if err != nil && ctx.Err() == nil && short.Err() != nil {
 		return nil, ErrTooSlow
 	}
 	if err != nil {
