@@ -134,6 +134,7 @@ CREATE TABLE outbox (
     asks              integer     NOT NULL DEFAULT 0, -- questions asked about the unknown outcome
     negatives         smallint    NOT NULL DEFAULT 0, -- of them, answers that count as "not there"
     resend_off        boolean     NOT NULL DEFAULT false, -- ask, never send again
+    resends           integer     NOT NULL DEFAULT 0, -- how often it was sent again after D1 did not show it
     created_at        timestamptz NOT NULL DEFAULT now(),
     UNIQUE (issuer_id, order_id, kind)
 ) WITH (
@@ -203,7 +204,10 @@ ALTER TABLE notifications ALTER COLUMN body SET STORAGE EXTERNAL;
 CREATE UNIQUE INDEX notifications_digest ON notifications (issuer_id, digest);
 CREATE INDEX notifications_order ON notifications (issuer_id, order_id, id) WHERE order_id IS NOT NULL;
 CREATE INDEX notifications_retry ON notifications (next_try_at) WHERE outcome IN ('parked', 'unapplied');
+CREATE INDEX notifications_waiting ON notifications (id) WHERE outcome IN ('parked', 'unapplied');
 CREATE INDEX notifications_parked_operation ON notifications (issuer_id, operation_id) WHERE outcome = 'parked';
+CREATE INDEX notifications_parked_request ON notifications (issuer_id, issuer_request_id) WHERE outcome = 'parked';
+CREATE INDEX notifications_parked_card ON notifications (issuer_id, card_id) WHERE outcome = 'parked';
 
 -- Where the carrier has the card, one row per tracking number.
 CREATE TABLE shipments (

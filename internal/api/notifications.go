@@ -206,6 +206,12 @@ func (n *Notifications) Run(ctx context.Context) {
 		}
 		for more := true; more && ctx.Err() == nil; {
 			more = n.sweep(ctx, ids)
+			select {
+			case ids = <-n.wake: // these are not to wait behind a backlog
+				more = true
+			default:
+				ids = nil
+			}
 		}
 	}
 }

@@ -135,6 +135,9 @@ func readJSON(r *http.Request, buffer []byte) ([]byte, error) {
 	for n := 0; n < len(buffer); {
 		read, err := r.Body.Read(buffer[n:])
 		n += read
+		if n == len(buffer) {
+			break
+		}
 		if errors.Is(err, io.EOF) {
 			return buffer[:n:n], nil
 		}

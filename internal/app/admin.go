@@ -42,7 +42,7 @@ type statsCollector struct {
 	issuers []string
 	log     *slog.Logger
 
-	messages, due, oldest, unknown, open, waiting, waitingAge, up *prometheus.Desc
+	messages, due, oldest, age, unknown, open, waiting, waitingAge, up *prometheus.Desc
 }
 
 func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *statsCollector {
@@ -54,6 +54,7 @@ func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *sta
 		messages:   desc("outbox_messages", "Messages to send, by lane.", "lane"),
 		due:        desc("outbox_due_messages", "Messages that could be sent now, by lane.", "lane"),
 		oldest:     desc("outbox_oldest_due_seconds", "For how long the oldest due message has waited, by lane.", "lane"),
+		age:        desc("outbox_oldest_message_seconds", "Age of the oldest message, whatever it waits for, by lane.", "lane"),
 		unknown:    desc("outbox_unknown_messages", "Messages whose outcome at D1 is unknown, by lane.", "lane"),
 		open:       desc("open_orders", "Orders that have not ended, by issuer and status.", "issuer", "status"),
 		waiting:    desc("waiting_notifications", "Notifications that wait for their order, or could not be applied yet."),
@@ -63,7 +64,7 @@ func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *sta
 }
 
 func (c *statsCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.messages, c.due, c.oldest, c.unknown, c.open, c.waiting, c.waitingAge, c.up} {
+	for _, d := range []*prometheus.Desc{c.messages, c.due, c.oldest, c.age, c.unknown, c.open, c.waiting, c.waitingAge, c.up} {
 		ch <- d
 	}
 }
@@ -98,6 +99,7 @@ func (c *statsCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(c.messages, float64(l.Messages), l.Lane)
 		gauge(c.due, float64(l.Due), l.Lane)
 		gauge(c.oldest, l.Oldest.Seconds(), l.Lane)
+		gauge(c.age, l.Age.Seconds(), l.Lane)
 		gauge(c.unknown, float64(l.Unknown), l.Lane)
 	}
 	gauge(c.waiting, float64(stats.Waiting))

@@ -400,3 +400,47 @@ func TestOneCardAtATime(t *testing.T) {
 		t.Errorf("sent %v, want %v", sent, want)
 	}
 }
+
+// D1's word about an order that a worker has in hand, but has not sent yet,
+// keeps it from being sent: the evidence may come while the token is fetched.
+func TestEvidenceStopsASendingUnderWay(t *testing.T) {
+	t.Parallel()
+	sim := unforgiving()
+	sim.HoldNotifications = true
+	b := newBank(t, sim, func(cfg *config.Config) { cfg.Issuers[0].Sending.CallTimeout = 5 * time.Second })
+	b.script(d1sim.Script{Kind: d1sim.KindToken, Action: d1sim.ActionDelay, Delay: d1sim.Duration(1500 * time.Millisecond)})
+	id := b.place(b.thales("known"))
+	b.eventually("a worker has it", func() bool {
+		return query[int](b, `SELECT count(*) FROM outbox WHERE claim_token IS NOT NULL`) == 1
+	})
+	b.notify(mustJSON(t, body{"operations": []body{{
+		"operationId": "sent-before", "operation": "PRODUCE", "status": "PENDING", "cardId": "card-known",
+		"issuerRequestId": "request-known", "details": body{"status": "CARD_PROD_READY"},
+	}}}))
+	b.await(id, "READY")
+	// The next order's sending shows that the token has come.
+	b.place(b.thales("next"))
+	b.wait(d1sim.Condition{Cards: 1, IssuerRequestID: "request-next"})
+	if a := b.get(id); b.cards("request-known") != 0 || len(a.view.Attention) > 0 {
+		t.Errorf("%d cards, attention %v", b.cards("request-known"), a.view.Attention)
+	}
+}
+
+// An order that D1 never answers and never shows calls for a human, though it is
+// sent again and again.
+func TestEndlessResendingCallsForAHuman(t *testing.T) {
+	t.Parallel()
+	sim := unforgiving()
+	sim.UnknownCard = d1sim.UnknownCardEmpty
+	b := newBank(t, sim)
+	b.script(d1sim.Script{Kind: d1sim.KindProduction, Action: d1sim.ActionAnswer, Status: 500, Times: 3})
+	id := b.place(b.thales("mute"))
+	b.eventually("a human is called", func() bool {
+		a := b.get(id)
+		return slices.ContainsFunc(a.view.Attention, func(a struct{ Code string }) bool { return a.Code == "resending" })
+	})
+	if a := b.await(id, "SHIPPED"); len(a.view.Attention) > 0 {
+		t.Errorf("attention stays: %v", a.view.Attention)
+	}
+	b.oneCard("request-mute")
+}

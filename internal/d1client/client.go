@@ -225,7 +225,10 @@ func (cfg Config) parseURL(raw string) (*url.URL, bool) {
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, address)
 	if tcp, ok := conn.(*net.TCPConn); ok && err == nil {
-		err = tcp.SetLinger(0)
+		if err := tcp.SetLinger(0); err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
 	}
 	return conn, err
 }

@@ -59,7 +59,7 @@ func isContent(r rune) bool { return r >= '0' && r <= '9' || r > '~' }
 func isSafeWord(word string) bool {
 	parts := strings.Split(listIndex.ReplaceAllString(word, ""), ".")
 	for _, part := range parts {
-		if !memberNames[part] && (len(parts) > 1 || !errorVocabulary[strings.ToLower(part)]) {
+		if !memberNames[part] && (len(parts) > 1 || !errorVocabulary[part]) {
 			return false
 		}
 	}

@@ -10,13 +10,14 @@ func TestSafeErrorText(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		"": "",
-		"Field shipment.deliveryAddress.line1 is too long":         "Field shipment.deliveryAddress.line1 is too long",
+		"field shipment.deliveryAddress.line1 is too long":         "field shipment.deliveryAddress.line1 is too long",
 		"cardDesign.customLines[3]: invalid characters":            "cardDesign.customLines[3] invalid characters",
 		"firstName 'Ada' is invalid":                               "firstName ... is invalid",
 		"lastName: Müller-Lüdenscheidt has unsupported characters": "lastName ... has unsupported characters",
 		"pan 4111 1111 1111 1111 failed":                           "pan ... failed",
 		"1 Rue de la Paix, 75002 Paris":                            "...",
 		"shipment.Ada.line1":                                       "...",
+		"invalid value Max Long":                                   "invalid value ...",
 		"<html>not found</html>":                                   "... not found ...",
 	} {
 		if got := safeErrorText(text); got != want {

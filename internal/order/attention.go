@@ -14,6 +14,7 @@ const (
 	AttentionRejected         Attention = "rejected"
 	AttentionException        Attention = "exception"
 	AttentionFailed           Attention = "failed"
+	AttentionResending        Attention = "resending"
 	AttentionUnreadable       Attention = "unreadable"
 	AttentionUnapplied        Attention = "unapplied-notification"
 )
@@ -49,6 +50,9 @@ var advices = []struct {
 	{AttentionOutcomeUnknown, Advice{
 		"It is still unknown whether D1 took this order.",
 		"operator", "Check that D1 answers status requests; the order is asked about for as long as it takes."}},
+	{AttentionResending, Advice{
+		"The order was sent several times, and each time D1 gave no answer and does not show it.",
+		"operator", "Ask D1 why it does not answer this order; it is sent again and again until then."}},
 	{AttentionUnreadable, Advice{
 		"The sealed content of this order cannot be opened, so it cannot be sent.",
 		"operator", "Check the sealing keys in the configuration."}},

@@ -200,7 +200,7 @@ func (s *State) adopt(operationID string) bool {
 		return true
 	case s.OperationID == "":
 		s.OperationID = operationID
-		s.drop(AttentionAmbiguous, AttentionConflict, AttentionForeignOperation)
+		s.drop(AttentionForeignOperation)
 		return true
 	}
 	s.raise(AttentionSecondCard)
@@ -241,6 +241,9 @@ func (s *State) lift(rank int) {
 type Operations struct{ IDs []string }
 
 func (o Operations) apply(s *State) {
+	if len(o.IDs) > 0 && s.OperationID == "" && (s.Status == Rejected || s.Status == Cancelled) {
+		s.raise(AttentionContradiction) // D1 has the order all the same
+	}
 	for _, id := range o.IDs {
 		if s.OperationID != "" && id != s.OperationID {
 			s.raise(AttentionSecondCard)
@@ -285,10 +288,10 @@ func (s *State) settleAttention() {
 		}
 	}
 	if s.Status != OutcomeUnknown {
-		s.drop(AttentionOutcomeUnknown)
+		s.drop(AttentionOutcomeUnknown, AttentionAmbiguous, AttentionConflict)
 	}
-	if !s.Waiting() {
-		s.drop(AttentionUnreadable) // it needs no reading any more
+	if !s.Waiting() { // it needs no sending any more
+		s.drop(AttentionUnreadable, AttentionResending)
 	}
 	slices.SortFunc(s.Attention, func(a, b Attention) int { return cmp.Compare(a.gravity(), b.gravity()) })
 }

@@ -61,8 +61,12 @@ func (p Policy) submitted(m store.Message, attempt store.Attempt, a d1client.Ans
 		}
 	default:
 		c.Evidence = []order.Evidence{order.LostAnswer{}}
-		// A 409 may mean that D1 has it: only a question can tell, never a repeat.
-		c.Next = store.Next{RunIn: p.askIn(0, 0), Maybe: store.MaybeNow, ResendOff: a.Reason == d1client.ReasonConflict}
+		c.Next = store.Next{RunIn: max(a.RetryAfter, p.askIn(0, 0)), Maybe: store.MaybeNow}
+		if a.Reason == d1client.ReasonConflict {
+			// D1 may have it: only a question can tell, never a repeat.
+			c.Evidence = append(c.Evidence, order.Notice{Attention: order.AttentionConflict})
+			c.Next.ResendOff = true
+		}
 	}
 	return c
 }
@@ -76,7 +80,8 @@ func ownFault(a d1client.Answer) bool {
 // surroundings is what the store knows about the card that D1 was asked about.
 type surroundings struct {
 	owners  map[string]uuid.UUID // which operations belong to which orders
-	sibling bool                 // another order of the card was sent, and its operation is not known
+	sibling bool                 // an operation without an id may be another order's
+	parked  bool                 // D1 has told of an operation of the card that found no order
 	proven  bool                 // a 404 means an unknown card: D1 answers for a card that it has
 }
 
@@ -114,6 +119,9 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 	}
 	if negatives >= 2 && !m.ResendOff && !p.NeverResend {
 		c.Evidence = []order.Evidence{order.NotFound{}}
+		if m.Resends > 0 {
+			c.Evidence = append(c.Evidence, order.Notice{Attention: order.AttentionResending})
+		}
 		c.Next = store.Next{Maybe: store.MaybeClear}
 		return c
 	}
@@ -126,11 +134,7 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 // have been known by now.
 func (p Policy) stillUnknown(m store.Message) []order.Evidence {
 	evidence := []order.Evidence{order.LostAnswer{}}
-	switch {
-	case m.ResendOff:
-		evidence = append(evidence, order.Notice{Attention: order.AttentionConflict})
-	case m.SentAgo < p.ResendAfter:
-	case p.NeverResend || m.SentAgo >= 2*p.ResendAfter:
+	if late := m.SentAgo >= p.ResendAfter; late && (p.NeverResend || m.ResendOff || m.SentAgo >= 2*p.ResendAfter) {
 		evidence = append(evidence, order.Notice{Attention: order.AttentionOutcomeUnknown})
 	}
 	return evidence
@@ -155,7 +159,7 @@ func candidates(m store.Message, operations []d1client.Operation, around surroun
 		case owned && owner != m.OrderID && op.IssuerRequestID == m.IssuerRequestID:
 			doubtful = true // D1 knows our request, under an operation that is another order's
 		case owned && owner != m.OrderID: // an earlier order's: they are sent one at a time
-		case owned, op.IssuerRequestID != "" && op.IssuerRequestID == m.IssuerRequestID:
+		case owned, op.IssuerRequestID == m.IssuerRequestID && (op.Operation == "PRODUCE" || op.Operation == ""):
 			mine = append(mine, op)
 		case !op.StartTime.IsZero() && op.StartTime.Before(m.FirstSentAt.Add(-skew)): // certainly older
 		case op.Operation == "PRODUCE" && op.OperationID != "" && op.IssuerRequestID == "" && !op.NotByCard && !op.StartTime.IsZero():
@@ -168,7 +172,7 @@ func candidates(m store.Message, operations []d1client.Operation, around surroun
 		mine = nameless
 	}
 	slices.SortStableFunc(mine, func(a, b d1client.Operation) int { return a.StartTime.Compare(b.StartTime) })
-	return mine, len(mine) == 0 && (doubtful || len(nameless) > 0)
+	return mine, len(mine) == 0 && (doubtful || len(nameless) > 0 || around.parked)
 }
 
 func note(a store.Attempt, r d1client.Reply) store.Attempt {

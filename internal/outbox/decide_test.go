@@ -50,7 +50,7 @@ func TestSubmitted(t *testing.T) {
 		{"404, a moment later perhaps", d1client.Answer{Outcome: d1client.Refused, Reply: reply(404, true, "X")}, 0, nil, store.MaybeKeep, false},
 		{"404 for too long", d1client.Answer{Outcome: d1client.Refused, Reply: reply(404, true, "X")}, time.Hour, []order.Evidence{order.Refusal{}}, store.MaybeKeep, false},
 		{"no answer", d1client.Answer{Outcome: d1client.Unknown}, 0, []order.Evidence{order.LostAnswer{}}, store.MaybeNow, false},
-		{"conflict", d1client.Answer{Outcome: d1client.Unknown, Reply: d1client.Reply{Status: 409, Reason: d1client.ReasonConflict}}, 0, []order.Evidence{order.LostAnswer{}}, store.MaybeNow, true},
+		{"conflict", d1client.Answer{Outcome: d1client.Unknown, Reply: d1client.Reply{Status: 409, Reason: d1client.ReasonConflict}}, 0, []order.Evidence{order.LostAnswer{}, order.Notice{Attention: order.AttentionConflict}}, store.MaybeNow, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -104,6 +104,7 @@ func TestCandidates(t *testing.T) {
 		{"ours by id", []d1client.Operation{operation("a", "ours", 0)}, surroundings{}, []string{"a"}, false},
 		{"ours by id, D1's clock far behind", []d1client.Operation{operation("a", "ours", -time.Hour)}, surroundings{}, []string{"a"}, false},
 		{"ours by id, nothing else readable", []d1client.Operation{{IssuerRequestID: "ours"}}, surroundings{}, []string{""}, false},
+		{"our id on another kind of operation", []d1client.Operation{{OperationID: "a", Operation: "REGISTER", IssuerRequestID: "ours", StartTime: sent}}, surroundings{}, nil, true},
 		{"two of ours, the first one first", []d1client.Operation{operation("b", "ours", 2), operation("a", "ours", 1)}, surroundings{}, []string{"a", "b"}, false},
 		{"ours beside one without an id", []d1client.Operation{operation("a", "", 0), operation("b", "ours", 0)}, surroundings{}, []string{"b"}, false},
 		{"of another request, before us", []d1client.Operation{operation("a", "theirs", -time.Hour)}, surroundings{}, nil, false},

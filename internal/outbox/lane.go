@@ -103,7 +103,7 @@ func (l *Lane) Run(ctx context.Context) {
 		for _, m := range messages {
 			calls.Go(func() {
 				defer func() { <-slots }()
-				l.handle(ctx, m, claimedAt.Add(l.lease))
+				l.handle(ctx, m, claimedAt)
 			})
 		}
 		if len(messages) < n {
@@ -175,7 +175,7 @@ func (l *Lane) wait(ctx context.Context) {
 
 // handle makes the one call that a message needs and passes on what came of it.
 // A panic loses the claim, not the message: it is asked about when the lease ends.
-func (l *Lane) handle(ctx context.Context, m store.Message, leaseEnd time.Time) {
+func (l *Lane) handle(ctx context.Context, m store.Message, claimedAt time.Time) {
 	log := l.cfg.Log.With("lane", l.name, "orderId", m.OrderID, "issuerRequestId", m.IssuerRequestID)
 	defer func() {
 		if p := recover(); p != nil {
@@ -185,13 +185,13 @@ func (l *Lane) handle(ctx context.Context, m store.Message, leaseEnd time.Time) 
 	// A shutdown lets a call finish. The deadline lies before the end of the
 	// lease by this process's monotonic clock, which was read before the claim.
 	deadline := time.Now().Add(l.cfg.CallTimeout)
-	if deadline.After(leaseEnd) {
+	if deadline.After(claimedAt.Add(l.lease)) {
 		l.release(ctx, []store.Message{m})
 		return
 	}
 	call, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
 	defer cancel()
-	c, sent := l.call(call, m, deadline)
+	c, sent := l.call(call, m, claimedAt, deadline)
 	if !sent {
 		l.release(ctx, []store.Message{m})
 		return
@@ -205,12 +205,35 @@ func (l *Lane) handle(ctx context.Context, m store.Message, leaseEnd time.Time) 
 	l.completions <- c
 }
 
-// errLease forbids a call whose answer could come after the lease.
-var errLease = errors.New("the lease is about to end")
+var (
+	errLease   = errors.New("the lease is about to end")
+	errRetired = errors.New("the message is no longer this worker's")
+)
+
+// freshClaim is for how long a claim of a message that was never sent before
+// needs no second look.
+const freshClaim = time.Second
+
+// mayStillSend is asked when the token and the connection are there, immediately
+// before the first byte. Getting them takes time, and meanwhile D1 may have told
+// that it has the order from an earlier sending: that retires the message.
+func (l *Lane) mayStillSend(ctx context.Context, m store.Message, claimedAt, deadline time.Time) error {
+	if !time.Now().Before(deadline) {
+		return errLease
+	}
+	if !m.SentBefore && time.Since(claimedAt) < freshClaim {
+		return nil
+	}
+	held, err := l.store.Holds(ctx, m)
+	if err == nil && !held {
+		err = errRetired
+	}
+	return err
+}
 
 // call asks D1 for what the message needs. sent is false when the message is to
 // be given back as it was.
-func (l *Lane) call(ctx context.Context, m store.Message, deadline time.Time) (c store.Completion, sent bool) {
+func (l *Lane) call(ctx context.Context, m store.Message, claimedAt, deadline time.Time) (c store.Completion, sent bool) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return store.Completion{}, false
@@ -230,12 +253,7 @@ func (l *Lane) call(ctx context.Context, m store.Message, deadline time.Time) (c
 	}
 	answer := l.d1.Produce(ctx, d1client.ProduceCall{
 		CardID: m.CardID, CorrelationID: id.String(), Body: body,
-		BeforeSend: func() error {
-			if !time.Now().Before(deadline) {
-				return errLease
-			}
-			return nil
-		},
+		BeforeSend: func() error { return l.mayStillSend(ctx, m, claimedAt, deadline) },
 	})
 	if answer.Reason == d1client.ReasonNotSent {
 		return store.Completion{}, false
@@ -256,9 +274,6 @@ func (l *Lane) ask(ctx context.Context, m store.Message, attempt store.Attempt) 
 
 func (l *Lane) surroundings(ctx context.Context, m store.Message, answer d1client.StatusAnswer) (around surroundings, err error) {
 	around.proven = answer.Finding == d1client.CardNotFound && l.findsKnownCard(ctx)
-	if len(answer.Operations) == 0 {
-		return around, nil
-	}
 	var ids []string
 	for _, op := range answer.Operations {
 		ids = append(ids, op.OperationID)
@@ -266,14 +281,14 @@ func (l *Lane) surroundings(ctx context.Context, m store.Message, answer d1clien
 	if around.owners, err = l.store.OperationOwners(ctx, l.cfg.IssuerID, ids); err != nil {
 		return around, err
 	}
-	around.sibling, err = l.store.UnresolvedSibling(ctx, m)
+	around.sibling, around.parked, err = l.store.Doubts(ctx, m)
 	return around, err
 }
 
 // findsKnownCard proves that a 404 means "no such card" and not "no such path":
 // the same question about a card that D1 certainly has gets its answer.
 func (l *Lane) findsKnownCard(ctx context.Context) bool {
-	card, err := l.store.KnownCard(ctx, l.cfg.IssuerID)
+	card, err := l.store.KnownCard(ctx, l.cfg.IssuerID, l.cfg.Policy.ResendAfter)
 	if err != nil {
 		if !errors.Is(err, store.ErrNotFound) {
 			l.cfg.Log.Error("looking for a known card failed", "lane", l.name, "error", err)
@@ -287,23 +302,32 @@ func (l *Lane) findsKnownCard(ctx context.Context) bool {
 const maxBatch = 100
 
 // storeCompletions stores what came of calls until the channel is closed. While
-// one batch is being written the next one gathers by itself.
+// one batch is being written the next one gathers by itself. What cannot be stored
+// now, because the database is away or an order is locked by somebody, is kept and
+// tried again, and holds up nothing else. A shutdown tries once more; what is then
+// still not stored is found out by asking D1 when the leases end.
 func (l *Lane) storeCompletions(ctx context.Context) {
-	for first := range l.completions {
-		batch := l.gather(first)
-		err := l.storeBatch(ctx, batch)
-		if err == nil || store.Unavailable(err) {
-			continue
-		}
-		// One of them cannot be stored; the others must not suffer for it.
-		for i := range batch {
-			if err := l.storeBatch(ctx, batch[i:i+1]); err != nil {
-				l.cfg.Log.Error("what came of a call cannot be stored; D1 is asked when the lease ends",
-					"lane", l.name, "orderId", batch[i].Message.OrderID, "error", err)
+	var kept []store.Completion
+	retry := time.NewTicker(retryStoring)
+	defer retry.Stop()
+	for {
+		select {
+		case first, open := <-l.completions:
+			if !open {
+				if lost := l.storeBatch(ctx, kept); len(lost) > 0 {
+					l.cfg.Log.Error("stopping with calls that are not stored; D1 is asked when their leases end", "lane", l.name, "count", len(lost))
+				}
+				return
 			}
+			kept = append(kept, l.storeBatch(ctx, l.gather(first))...)
+		case <-retry.C:
+			kept = l.storeBatch(ctx, kept)
 		}
 	}
 }
+
+// retryStoring is how often it is tried to store what could not be stored.
+const retryStoring = 500 * time.Millisecond
 
 func (l *Lane) gather(first store.Completion) []store.Completion {
 	batch := []store.Completion{first}
@@ -321,24 +345,28 @@ func (l *Lane) gather(first store.Completion) []store.Completion {
 	return batch
 }
 
-// storeBatch stores completions. While the database is away they are kept and
-// tried again; a shutdown tries once more, and what is then still not stored is
-// found out by asking D1 when the leases end.
-func (l *Lane) storeBatch(ctx context.Context, batch []store.Completion) error {
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
-		stopping := ctx.Err() != nil
-		err := l.complete(ctx, batch)
-		if err == nil || stopping || !store.Unavailable(err) {
-			return err
-		}
-		l.cfg.Log.Error("storing what came of calls failed", "lane", l.name, "count", len(batch), "error", err)
-		retry := time.NewTimer(pause)
-		select {
-		case <-retry.C:
-		case <-ctx.Done():
-			retry.Stop()
-		}
+// storeBatch stores completions and returns those that are to be tried again. When
+// a batch fails for one of them, the others are stored one by one.
+func (l *Lane) storeBatch(ctx context.Context, batch []store.Completion) (again []store.Completion) {
+	if len(batch) == 0 {
+		return nil
 	}
+	err := l.complete(ctx, batch)
+	switch {
+	case err == nil:
+		return nil
+	case len(batch) == 1 && !store.Unavailable(err):
+		l.cfg.Log.Error("what came of a call cannot be stored; D1 is asked when the lease ends",
+			"lane", l.name, "orderId", batch[0].Message.OrderID, "error", err)
+		return nil
+	case len(batch) == 1 || store.Away(err):
+		l.cfg.Log.Error("storing what came of calls failed", "lane", l.name, "count", len(batch), "error", err)
+		return batch
+	}
+	for _, c := range batch {
+		again = append(again, l.storeBatch(ctx, []store.Completion{c})...)
+	}
+	return again
 }
 
 func (l *Lane) complete(ctx context.Context, batch []store.Completion) error {

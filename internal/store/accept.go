@@ -117,11 +117,21 @@ func (s *Store) insertOrder(ctx context.Context, a Acceptance) (*Order, error) {
 		DuplicateOverride: a.Request.DuplicateOverride, Warnings: a.Request.Warnings, CreatedBy: a.Client,
 		State: order.NewState(p.EndsAt()),
 	}
-	err = s.inTx(ctx, func(tx pgx.Tx) error { return s.insertRows(ctx, tx, a, o, sealed) })
+	var known []int64
+	err = s.inTx(ctx, func(tx pgx.Tx) (err error) {
+		known, err = s.insertRows(ctx, tx, a, o, sealed)
+		return err
+	})
+	if err == nil && len(known) > 0 {
+		s.cfg.OnParked(known)
+	}
 	return o, err
 }
 
-func (s *Store) insertRows(ctx context.Context, tx pgx.Tx, a Acceptance, o *Order, sealed sealedPayload) error {
+// insertRows returns the parked notifications that name the order already. There
+// are some when D1 got it before: from an older system, or from this one before a
+// database was restored. D1 is then asked before anything is sent.
+func (s *Store) insertRows(ctx context.Context, tx pgx.Tx, a Acceptance, o *Order, sealed sealedPayload) (known []int64, err error) {
 	var groupID string
 	if o.Terms.Shipment != nil {
 		groupID = o.Terms.Shipment.GroupID
@@ -169,9 +179,18 @@ func (s *Store) insertRows(ctx context.Context, tx pgx.Tx, a Acceptance, o *Orde
 	queueEvent(&b, orderKey{o.IssuerID, o.ID}, event{
 		seq: o.State.Version, kind: EventAccepted, state: o.State, Cause: Cause{Kind: CauseRequest, Actor: o.CreatedBy},
 	})
-	exec(&b, `INSERT INTO outbox (lane, kind, issuer_id, order_id, card_id) VALUES ($1, 'submit', $2, $3, $4)`,
-		LaneOf(o.IssuerID), o.IssuerID, o.ID, o.CardID)
-	return send(ctx, tx, &b)
+	b.Queue(`
+		SELECT id FROM notifications WHERE issuer_id = $1 AND issuer_request_id = $2 AND outcome = 'parked'`,
+		o.IssuerID, o.IssuerRequestID).Query(func(rows pgx.Rows) (err error) {
+		known, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+		return err
+	})
+	exec(&b, `
+		INSERT INTO outbox (lane, kind, issuer_id, order_id, card_id, first_sent_at, maybe_sent_at)
+		SELECT $1, 'submit', $2, $3, $4, min(n.created_at), CASE WHEN count(*) > 0 THEN now() END
+		FROM notifications n WHERE n.issuer_id = $2 AND n.issuer_request_id = $5 AND n.outcome = 'parked'`,
+		LaneOf(o.IssuerID), o.IssuerID, o.ID, o.CardID, o.IssuerRequestID)
+	return known, send(ctx, tx, &b)
 }
 
 // replay finds the order that one of the request's keys belongs to and checks

@@ -3,6 +3,7 @@ package store
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -40,6 +41,7 @@ type Message struct {
 	Asks      int  // questions asked so far
 	Negatives int  // of them, answers that count as "not there"
 	ResendOff bool // never send again, only ask
+	Resends   int  // how often it was sent again after D1 did not show it
 }
 
 // Claim takes up to limit messages of a lane that are due, until lease has
@@ -71,7 +73,7 @@ func (s *Store) Claim(ctx context.Context, lane string, limit int, lease time.Du
 		)
 		SELECT c.id, c.issuer_id, c.order_id, c.card_id, o.issuer_request_id, c.tries, c.first_sent_at, c.sent_before,
 			coalesce(now() - c.refused_since, '0'), c.maybe_sent_at IS NOT NULL, coalesce(now() - c.maybe_sent_at, '0'),
-			c.asks, c.negatives, c.resend_off, p.production, p.encrypted_data
+			c.asks, c.negatives, c.resend_off, c.resends, p.production, p.encrypted_data
 		FROM claimed c JOIN orders o ON o.issuer_id = c.issuer_id AND o.id = c.order_id
 			LEFT JOIN order_payload p ON p.issuer_id = c.issuer_id AND p.order_id = c.order_id
 		ORDER BY c.id`,
@@ -83,7 +85,7 @@ func (s *Store) Claim(ctx context.Context, lane string, limit int, lease time.Du
 		m := Message{Token: token}
 		var sealed sealedPayload
 		err := row.Scan(&m.ID, &m.IssuerID, &m.OrderID, &m.CardID, &m.IssuerRequestID, &m.Tries, &m.FirstSentAt, &m.SentBefore,
-			&m.RefusedFor, &m.MaybeSent, &m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &sealed.production, &sealed.encryptedData)
+			&m.RefusedFor, &m.MaybeSent, &m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &m.Resends, &sealed.production, &sealed.encryptedData)
 		if err == nil {
 			m.Production, m.Err = s.openProduction(m.IssuerID, m.OrderID, sealed)
 		}
@@ -124,15 +126,29 @@ func (s *Store) Release(ctx context.Context, messages []Message) error {
 	for i, m := range messages {
 		before[i] = m.SentBefore
 	}
-	_, err := s.pool.Exec(ctx, `
-		UPDATE outbox m SET claim_token = NULL, run_at = now(),
-			first_sent_at = CASE WHEN t.sent_before THEN m.first_sent_at END
-		FROM unnest($1::bigint[], $2::uuid[], $3::boolean[]) AS t(id, token, sent_before)
-		WHERE m.id = t.id AND m.claim_token = t.token`, ids, tokens, before)
+	err := s.inTx(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `
+			UPDATE outbox m SET claim_token = NULL, run_at = now(),
+				first_sent_at = CASE WHEN t.sent_before THEN m.first_sent_at END
+			FROM unnest($1::bigint[], $2::uuid[], $3::boolean[]) AS t(id, token, sent_before)
+			WHERE m.id = t.id AND m.claim_token = t.token`, ids, tokens, before)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("giving messages back: %w", err)
 	}
 	return nil
+}
+
+// Holds tells whether a claim still holds: the message is neither another
+// worker's nor retired by evidence from D1.
+func (s *Store) Holds(ctx context.Context, m Message) (bool, error) {
+	var held bool
+	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM outbox WHERE id = $1 AND claim_token = $2)`, m.ID, m.Token).Scan(&held)
+	if err != nil {
+		return false, fmt.Errorf("looking for a claim: %w", err)
+	}
+	return held, nil
 }
 
 func claims(messages []Message) (ids []int64, tokens []uuid.UUID) {
@@ -291,12 +307,12 @@ func lockClaims(ctx context.Context, tx pgx.Tx, messages []Message) (map[claim]b
 
 func (s *Store) queueCompletion(b *pgx.Batch, c *Completion, o *lockedOrder, held bool, owners map[string]orderKey) {
 	queueAttempt(b, o.orderKey, c.Attempt, !held)
-	evidence := c.Evidence
+	evidence, next := c.Evidence, c.Next
 	for _, id := range c.Seen {
 		if owners[id] != o.orderKey {
 			// Adopting another order's operation would hide a lost card.
 			evidence = []order.Evidence{order.Notice{Attention: order.AttentionForeignOperation}, order.LostAnswer{}}
-			c.Next = Next{RunIn: c.Next.RunIn + time.Minute, Asks: c.Next.Asks + 1, ResendOff: true, Maybe: MaybeNow}
+			next = Next{RunIn: time.Minute, Asks: c.Next.Asks + 1, ResendOff: true, Maybe: MaybeNow}
 		}
 	}
 	if !held {
@@ -310,26 +326,27 @@ func (s *Store) queueCompletion(b *pgx.Batch, c *Completion, o *lockedOrder, hel
 	if !held {
 		return
 	}
-	if !c.Next.Unsent {
+	if !next.Unsent {
 		exec(b, `UPDATE order_state SET first_sent_at = $3 WHERE issuer_id = $1 AND order_id = $2 AND first_sent_at IS NULL`,
 			o.issuer, o.id, c.Message.FirstSentAt)
 	}
 	if o.state.Waiting() {
-		queueNext(b, c)
+		queueNext(b, c.Message, next)
 	}
 }
 
 // queueNext reschedules a message; only the claim's holder can.
-func queueNext(b *pgx.Batch, c *Completion) {
+func queueNext(b *pgx.Batch, m Message, next Next) {
 	exec(b, `
 		UPDATE outbox SET claim_token = NULL, run_at = now() + $3::interval,
 			tries = $4, asks = $5, negatives = $6, resend_off = resend_off OR $7,
 			maybe_sent_at = CASE $8::int WHEN 0 THEN maybe_sent_at WHEN 1 THEN now() END,
 			first_sent_at = CASE WHEN $9 THEN NULL ELSE first_sent_at END,
-			refused_since = CASE WHEN $10 THEN coalesce(refused_since, now()) END
+			refused_since = CASE WHEN $10 THEN coalesce(refused_since, now()) WHEN $11 THEN refused_since END,
+			resends = resends + CASE $8::int WHEN 2 THEN 1 ELSE 0 END
 		WHERE id = $1 AND claim_token = $2`,
-		c.Message.ID, c.Message.Token, c.Next.RunIn, c.Next.Tries, c.Next.Asks, c.Next.Negatives, c.Next.ResendOff,
-		int(c.Next.Maybe), c.Next.Unsent && !c.Message.SentBefore, c.Next.Refused)
+		m.ID, m.Token, next.RunIn, next.Tries, next.Asks, next.Negatives, next.ResendOff,
+		int(next.Maybe), next.Unsent && !m.SentBefore, next.Refused, next.Unsent)
 }
 
 func queueAttempt(b *pgx.Batch, key orderKey, a Attempt, claimLost bool) {
@@ -363,27 +380,32 @@ func (s *Store) OperationOwners(ctx context.Context, issuer string, operationIDs
 	return owners, nil
 }
 
-// UnresolvedSibling tells whether another order of the card was sent and its
-// operation is not known: a nameless operation may be that one's.
-func (s *Store) UnresolvedSibling(ctx context.Context, m Message) (bool, error) {
-	var found bool
-	err := s.pool.QueryRow(ctx, `
+// Doubts tells what else may be behind an operation of the card that names no
+// request, and behind D1's silence. sibling: another order of the card was sent,
+// and its operation is not known. parked: since this order was first sent, D1 has
+// told of an operation of the card that found no order.
+func (s *Store) Doubts(ctx context.Context, m Message) (sibling, parked bool, err error) {
+	err = s.pool.QueryRow(ctx, `
 		SELECT EXISTS (SELECT FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
-			WHERE o.issuer_id = $1 AND o.card_id = $2 AND o.id <> $3
-				AND s.first_sent_at IS NOT NULL AND s.operation_id IS NULL AND s.status <> 'REJECTED')`,
-		m.IssuerID, m.CardID, m.OrderID).Scan(&found)
+				WHERE o.issuer_id = $1 AND o.card_id = $2 AND o.id <> $3
+					AND s.first_sent_at IS NOT NULL AND s.operation_id IS NULL AND s.status <> 'REJECTED'),
+			EXISTS (SELECT FROM notifications n
+				WHERE n.issuer_id = $1 AND n.card_id = $2 AND n.outcome = 'parked' AND n.created_at >= $4)`,
+		m.IssuerID, m.CardID, m.OrderID, m.FirstSentAt).Scan(&sibling, &parked)
 	if err != nil {
-		return false, fmt.Errorf("looking for other orders of a card: %w", err)
+		return false, false, fmt.Errorf("looking for doubts about a card: %w", err)
 	}
-	return found, nil
+	return sibling, parked, nil
 }
 
-// KnownCard returns a card of the issuer that D1 certainly has: the newest of
-// which an operation was adopted. ErrNotFound when there is none.
-func (s *Store) KnownCard(ctx context.Context, issuer string) (string, error) {
+// KnownCard returns a card of the issuer that D1 certainly has and had time to
+// show: the newest with an operation whose order is older than age. ErrNotFound
+// when there is none.
+func (s *Store) KnownCard(ctx context.Context, issuer string, age time.Duration) (string, error) {
 	rows, err := s.pool.Query(ctx, `
 		SELECT o.card_id FROM operations p JOIN orders o ON o.issuer_id = p.issuer_id AND o.id = p.order_id
-		WHERE p.issuer_id = $1 AND p.operation = 'PRODUCE' ORDER BY p.order_id DESC LIMIT 1`, issuer)
+		WHERE p.issuer_id = $1 AND p.operation = 'PRODUCE' AND p.order_id < $2 AND p.created_at < now() - $3::interval
+		ORDER BY p.order_id DESC LIMIT 1`, issuer, idsBefore(time.Now().Add(-age)), age)
 	if err != nil {
 		return "", fmt.Errorf("looking for a known card: %w", err)
 	}
@@ -395,4 +417,14 @@ func (s *Store) KnownCard(ctx context.Context, issuer string) (string, error) {
 		return "", ErrNotFound
 	}
 	return card[0], nil
+}
+
+// idsBefore is greater than every order id made before t: they are UUIDv7, which
+// begin with the time in milliseconds (RFC 9562).
+func idsBefore(t time.Time) uuid.UUID {
+	var id uuid.UUID
+	var ms [8]byte
+	binary.BigEndian.PutUint64(ms[:], uint64(max(0, t.UnixMilli())))
+	copy(id[:6], ms[2:])
+	return id
 }

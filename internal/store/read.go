@@ -202,7 +202,7 @@ type Received struct {
 	LastSeenAt    time.Time
 }
 
-// maxTimeline bounds each part of a timeline.
+// maxTimeline bounds each part of a timeline: the newest are shown.
 const maxTimeline = 1000
 
 // Timeline returns all that happened to an order, oldest first.
@@ -212,7 +212,7 @@ func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]En
 	b.Queue(`
 		SELECT seq, type, status, coalesce(previous_status, ''), attention, cause, coalesce(cause_id, ''),
 			coalesce(actor, ''), detail, created_at
-		FROM order_events WHERE issuer_id = $1 AND order_id = $2 ORDER BY seq LIMIT $3`,
+		FROM order_events WHERE issuer_id = $1 AND order_id = $2 ORDER BY seq DESC LIMIT $3`,
 		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var e Event
@@ -225,7 +225,7 @@ func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]En
 	b.Queue(`
 		SELECT id, kind, outcome, reason, coalesce(http_status, 0), coalesce(error_code, ''), coalesce(error_text, ''),
 			coalesce(operation_id, ''), correlation_id, started_at, duration_ms, claim_lost, created_at
-		FROM attempts WHERE issuer_id = $1 AND order_id = $2 ORDER BY id LIMIT $3`,
+		FROM attempts WHERE issuer_id = $1 AND order_id = $2 ORDER BY id DESC LIMIT $3`,
 		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var a Attempt
@@ -239,7 +239,7 @@ func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]En
 	})
 	b.Queue(`
 		SELECT id, coalesce(operation_id, ''), outcome, coalesce(correlation_id, ''), times_seen, created_at, last_seen_at
-		FROM notifications WHERE issuer_id = $1 AND order_id = $2 ORDER BY id LIMIT $3`,
+		FROM notifications WHERE issuer_id = $1 AND order_id = $2 ORDER BY id DESC LIMIT $3`,
 		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var n Received
@@ -254,6 +254,7 @@ func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]En
 	if len(entries) == 0 {
 		return nil, ErrNotFound
 	}
+	slices.Reverse(entries)
 	// Events keep the order of their seq even if the database's clock was set
 	// back between two of them.
 	var latest time.Time

@@ -53,21 +53,33 @@ const operationProduce = "PRODUCE"
 // is compared with our first send.
 const skew = 2 * time.Minute
 
-// Receive stores notifications of an issuer and applies them to their orders, in
-// one transaction: some hundred of them at most. When it returns without error all
-// of them are safe, whatever came of each.
+// Receive stores notifications of an issuer, some hundred at most, and applies them
+// to their orders. The error is about the storing only: without one all of them
+// are safe, and what could not be applied now is tried again by Sweep.
 func (s *Store) Receive(ctx context.Context, issuer string, list []Notification) ([]Outcome, error) {
 	var outcomes []Outcome
-	err := s.inTx(ctx, func(tx pgx.Tx) error {
+	var fresh []*stored
+	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		outcomes = make([]Outcome, len(list))
-		fresh, err := s.storeNotifications(ctx, tx, issuer, list, outcomes)
-		if err != nil {
-			return err
-		}
-		return s.apply(ctx, tx, issuer, fresh, func(n *stored, outcome Outcome) { outcomes[n.index] = outcome })
+		fresh, err = s.storeNotifications(ctx, tx, issuer, list, outcomes)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("storing notifications: %w", err)
+	}
+	if len(fresh) == 0 {
+		return outcomes, nil
+	}
+	applied := make(map[*stored]Outcome, len(fresh))
+	err = s.inTx(ctx, func(tx pgx.Tx) error {
+		return s.apply(ctx, tx, issuer, fresh, func(n *stored, outcome Outcome) { applied[n] = outcome })
+	})
+	if err != nil {
+		s.cfg.Log.Error("stored notifications could not be applied at once", "issuerId", issuer, "count", len(fresh), "error", err)
+		return outcomes, nil
+	}
+	for n, outcome := range applied {
+		outcomes[n.index] = outcome
 	}
 	return outcomes, nil
 }
@@ -153,6 +165,9 @@ func (s *Store) apply(ctx context.Context, tx pgx.Tx, issuer string, list []*sto
 	}
 	for _, n := range list {
 		outcome := OutcomeParked
+		if n.NotByCard && n.IssuerRequestID == "" {
+			outcome = OutcomeIgnored // somebody else's request or file, and no operation of ours
+		}
 		if o := locked[n.order]; o != nil {
 			if outcome, err = s.applyTo(ctx, tx, o, n, owners); err != nil {
 				return err
@@ -195,7 +210,18 @@ func (n *stored) cause() Cause {
 }
 
 func (s *Store) applyOne(ctx context.Context, tx pgx.Tx, o *lockedOrder, n *stored) error {
-	evidence := []order.Evidence{n.Report, order.Cured{Attention: order.AttentionUnapplied}}
+	evidence := []order.Evidence{n.Report}
+	if slices.Contains(o.state.Attention, order.AttentionUnapplied) {
+		var others bool
+		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM notifications
+			WHERE issuer_id = $1 AND order_id = $2 AND outcome = 'unapplied' AND id <> $3)`, o.issuer, o.id, n.id).Scan(&others)
+		if err != nil {
+			return fmt.Errorf("looking for other unapplied notifications: %w", err)
+		}
+		if !others {
+			evidence = append(evidence, order.Cured{Attention: order.AttentionUnapplied})
+		}
+	}
 	var b pgx.Batch
 	if n.Shipment != (ShipmentUpdate{}) {
 		queueShipment(&b, o.orderKey, n.Shipment)
@@ -211,6 +237,9 @@ func settle(ctx context.Context, tx pgx.Tx, n *stored, outcome Outcome) error {
 	var id *uuid.UUID
 	if outcome != OutcomeParked {
 		id = &n.order.id
+		if n.order.id == uuid.Nil {
+			id = nil
+		}
 	}
 	_, err := tx.Exec(ctx, `
 		UPDATE notifications SET outcome = $2, order_id = $3, tries = tries + 1,
@@ -235,9 +264,9 @@ func match(ctx context.Context, tx pgx.Tx, issuer string, list []*stored) ([]*st
 		operations[i], requests[i], cards[i], starts[i], notByCard[i] = e.OperationID, e.IssuerRequestID, e.CardID, e.StartTime, e.NotByCard
 	}
 	rows, err := tx.Query(ctx, `
-		SELECT n.i, coalesce(
+		SELECT n.i, coalesce(named, by_card), named IS NULL FROM (SELECT n.i, coalesce(
 			(SELECT p.order_id FROM operations p WHERE p.issuer_id = $1 AND p.operation_id = n.operation_id),
-			(SELECT o.id FROM orders o WHERE o.issuer_id = $1 AND o.issuer_request_id = n.request_id),
+			(SELECT o.id FROM orders o WHERE o.issuer_id = $1 AND o.issuer_request_id = n.request_id)) AS named,
 			CASE WHEN n.request_id = '' AND NOT n.not_by_card THEN
 				(SELECT (array_agg(o.id))[1] FROM orders o
 					JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
@@ -245,9 +274,9 @@ func match(ctx context.Context, tx pgx.Tx, issuer string, list []*stored) ([]*st
 				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND s.operation_id IS NULL AND s.status <> 'REJECTED'
 					AND n.start_time >= coalesce(s.first_sent_at, m.first_sent_at) - $7::interval
 				HAVING count(*) = 1)
-			END)
+			END AS by_card
 		FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::boolean[]) WITH ORDINALITY
-			AS n(operation_id, request_id, card_id, start_time, not_by_card, i)`,
+			AS n(operation_id, request_id, card_id, start_time, not_by_card, i)) n ORDER BY n.i`,
 		issuer, operations, requests, cards, starts, notByCard, skew)
 	if err != nil {
 		return nil, fmt.Errorf("matching notifications: %w", err)
@@ -255,11 +284,22 @@ func match(ctx context.Context, tx pgx.Tx, issuer string, list []*stored) ([]*st
 	var matched []*stored
 	var i int
 	var id *uuid.UUID
-	_, err = pgx.ForEachRow(rows, []any{&i, &id}, func() error {
-		if id != nil {
-			list[i-1].order = orderKey{issuer, *id}
-			matched = append(matched, list[i-1])
+	var byCard bool
+	taken := make(map[uuid.UUID]string) // orders matched by their card here, and the operation
+	_, err = pgx.ForEachRow(rows, []any{&i, &id, &byCard}, func() error {
+		n := list[i-1]
+		if id == nil {
+			return nil
 		}
+		if byCard {
+			// A second operation of the card is not this order's as well.
+			if operation, ok := taken[*id]; ok && operation != n.OperationID {
+				return nil
+			}
+			taken[*id] = n.OperationID
+		}
+		n.order = orderKey{issuer, *id}
+		matched = append(matched, n)
 		return nil
 	})
 	if err != nil {
@@ -308,6 +348,7 @@ func (s *Store) Sweep(ctx context.Context, ids []int64, parse func(issuer string
 		})
 		if err != nil {
 			failed = append(failed, err)
+			s.postpone(ctx, w.id)
 		}
 	}
 	if len(failed) > 0 {
@@ -316,14 +357,23 @@ func (s *Store) Sweep(ctx context.Context, ids []int64, parse func(issuer string
 	return applied, len(ids) == 0 && len(list) == sweepBatch, nil
 }
 
+// postpone keeps a notification that makes trouble from being the first again.
+func (s *Store) postpone(ctx context.Context, id int64) {
+	_, err := s.pool.Exec(ctx, `UPDATE notifications SET tries = tries + 1, next_try_at = now() + interval '1 min'
+		WHERE id = $1 AND outcome IN ('parked', 'unapplied')`, id)
+	if err != nil {
+		s.cfg.Log.Error("a notification could not be postponed", "notificationId", id, "error", err)
+	}
+}
+
 func (s *Store) due(ctx context.Context, ids []int64) ([]waiting, error) {
-	condition, arg := `n.next_try_at <= now() AND $1::bigint[] IS NULL ORDER BY n.next_try_at`, ids
+	condition, arg := `n.next_try_at <= now() AND $1::bigint[] IS NULL ORDER BY n.next_try_at LIMIT `+strconv.Itoa(sweepBatch), ids
 	if len(ids) > 0 {
-		condition = `n.id = ANY($1)`
+		condition = `n.id = ANY($1) ORDER BY n.id`
 	}
 	rows, err := s.pool.Query(ctx, `
 		SELECT n.id, n.issuer_id, n.digest, n.body, coalesce(n.correlation_id, '') FROM notifications n
-		WHERE n.outcome IN ('parked', 'unapplied') AND `+condition+` LIMIT `+strconv.Itoa(sweepBatch), arg)
+		WHERE n.outcome IN ('parked', 'unapplied') AND `+condition, arg)
 	if err != nil {
 		return nil, fmt.Errorf("looking for waiting notifications: %w", err)
 	}

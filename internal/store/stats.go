@@ -14,7 +14,7 @@ import (
 type Stats struct {
 	Lanes        []LaneStats
 	Open         map[IssuerStatus]int // open orders
-	Waiting      int                  // notifications that wait for their order, or could not be applied
+	Waiting      int                  // notifications that wait for their order, or could not be applied; counted up to 100,000
 	WaitingSince time.Duration        // age of the oldest of them
 }
 
@@ -24,6 +24,7 @@ type LaneStats struct {
 	Messages int           // all, claimed and waiting for a later time included
 	Due      int           // those that could be claimed now
 	Oldest   time.Duration // for how long the oldest of those has been due
+	Age      time.Duration // of the oldest message, whatever it waits for
 	Unknown  int           // those whose outcome at D1 is unknown
 }
 
@@ -41,11 +42,11 @@ func (s *Store) Stats(ctx context.Context) (*Stats, error) {
 	b.Queue(`
 		SELECT lane, count(*), count(*) FILTER (WHERE run_at <= now()),
 			coalesce(now() - min(run_at) FILTER (WHERE run_at <= now()), '0'),
-			count(*) FILTER (WHERE maybe_sent_at IS NOT NULL)
+			coalesce(now() - min(created_at), '0'), count(*) FILTER (WHERE maybe_sent_at IS NOT NULL)
 		FROM outbox GROUP BY lane`).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var l LaneStats
-			err := rows.Scan(&l.Lane, &l.Messages, &l.Due, &l.Oldest, &l.Unknown)
+			err := rows.Scan(&l.Lane, &l.Messages, &l.Due, &l.Oldest, &l.Age, &l.Unknown)
 			stats.Lanes = append(stats.Lanes, l)
 			return err
 		})
@@ -59,7 +60,8 @@ func (s *Store) Stats(ctx context.Context) (*Stats, error) {
 			return err
 		})
 	})
-	b.Queue(`SELECT count(*), coalesce(now() - min(created_at), '0') FROM notifications WHERE outcome IN ('parked', 'unapplied')`).QueryRow(func(row pgx.Row) error {
+	b.Queue(`SELECT (SELECT count(*) FROM (SELECT FROM notifications WHERE outcome IN ('parked', 'unapplied') LIMIT 100000) n),
+		coalesce((SELECT now() - created_at FROM notifications WHERE outcome IN ('parked', 'unapplied') ORDER BY id LIMIT 1), '0')`).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&stats.Waiting, &stats.WaitingSince)
 	})
 	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {

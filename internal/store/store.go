@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -145,15 +146,29 @@ func repeatable(err error) bool {
 // Unavailable tells whether err means that the database could not be asked, or
 // gave up: the request may succeed when it is sent again.
 func Unavailable(err error) bool {
+	if Away(err) {
+		return true
+	}
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch pg.Code[:2] {
-		case "08", "40", "53", "55", "57", "58": // connection, rollback, resources, locks, operator, system
+		case "40", "53", "55", "57", "58": // rollback, resources, locks, operator, system
 			return true
 		}
-		return pg.Code == "25006" // a standby
 	}
-	_, connect := errors.AsType[*pgconn.ConnectError](err)
-	return connect || pgconn.Timeout(err) || errors.Is(err, context.DeadlineExceeded) ||
+	return false
+}
+
+// Away tells whether err means that no database could be asked at all.
+func Away(err error) bool {
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return true
+	}
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		// A connection that was ended, a server that is stopping, a standby, a
+		// session that was idle in a transaction for too long.
+		return pg.Code[:2] == "08" || strings.HasPrefix(pg.Code, "57P") || pg.Code == "25006" || pg.Code == "25P03"
+	}
+	return pgconn.Timeout(err) || errors.Is(err, context.DeadlineExceeded) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || isNetError(err)
 }
 

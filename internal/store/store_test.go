@@ -301,6 +301,15 @@ func (f *fixture) receive(list ...store.Notification) []store.Outcome {
 	return outcomes
 }
 
+// sweep tries what waits again; n is what the stored bytes say. It must apply.
+func (f *fixture) sweep(n store.Notification) {
+	f.t.Helper()
+	applied, _, err := f.Sweep(f.t.Context(), nil, func(string, []byte, string) store.Notification { return n })
+	if err != nil || applied != 1 {
+		f.t.Fatalf("applied %d, %v", applied, err)
+	}
+}
+
 func notification(i int, operationID, status string) store.Notification {
 	raw := fmt.Appendf(nil, `{"n":%d,"operationId":%q,"status":%q}`, i, operationID, status)
 	return store.Notification{
@@ -349,18 +358,15 @@ func TestUnappliedNotificationIsTriedAgain(t *testing.T) {
 	}
 	f.exec(`ALTER TABLE order_state DROP CONSTRAINT broken`)
 	f.exec(`UPDATE notifications SET next_try_at = now()`)
-	applied, _, err := f.Sweep(t.Context(), nil, func(string, []byte, string) store.Notification { return n })
-	if err != nil || applied != 1 {
-		t.Fatalf("applied %d, %v", applied, err)
-	}
+	f.sweep(n)
 	if got := f.order(o.ID).State; got.Status != order.Ready || len(got.Attention) != 0 {
 		t.Errorf("the order is %s, attention %v", got.Status, got.Attention)
 	}
 }
 
-// Trouble of the database that may pass is not the notification's: nothing is
-// stored, and D1 is told to send again.
-func TestPassingTroubleStoresNothing(t *testing.T) {
+// Trouble that may pass, as an order that somebody has locked, delays what it
+// concerns and loses nothing: the notification is stored, and applied later.
+func TestPassingTroubleDelaysOnly(t *testing.T) {
 	t.Parallel()
 	f := open(t)
 	o := f.accept("card", "request")
@@ -369,15 +375,90 @@ func TestPassingTroubleStoresNothing(t *testing.T) {
 		$$ BEGIN RAISE EXCEPTION 'canceling statement due to lock timeout' USING ERRCODE = '55P03'; END $$`)
 	f.exec(`CREATE TRIGGER trouble BEFORE UPDATE ON order_state EXECUTE FUNCTION trouble()`)
 	n := notification(1, "operation", "CARD_PROD_READY")
-	if _, err := f.Receive(t.Context(), issuer, []store.Notification{n}); err == nil || !store.Unavailable(err) {
-		t.Fatalf("received with %v", err)
+	if outcomes := f.receive(n); !slices.Equal(outcomes, []store.Outcome{store.OutcomeParked}) {
+		t.Fatalf("outcomes %v", outcomes)
 	}
 	f.exec(`DROP TRIGGER trouble ON order_state`)
-	if outcomes := f.receive(n); !slices.Equal(outcomes, []store.Outcome{store.OutcomeApplied}) {
+	if outcomes := f.receive(n); !slices.Equal(outcomes, []store.Outcome{store.OutcomeRepeated}) {
 		t.Errorf("sent again: %v", outcomes)
 	}
-	if got := f.order(o.ID).State.Status; got != order.Ready {
-		t.Errorf("the order is %s", got)
+	f.exec(`UPDATE notifications SET next_try_at = now()`)
+	f.sweep(n)
+	if got := f.order(o.ID).State; got.Status != order.Ready || len(got.Attention) != 0 {
+		t.Errorf("the order is %s, attention %v", got.Status, got.Attention)
+	}
+}
+
+// D1 may have an order that is new here: notifications that name it were parked.
+// It is then asked before anything is sent.
+func TestAcceptLooksAtParkedNotifications(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	n := notification(1, "operation", "CARD_PROD_READY")
+	n.IssuerRequestID, n.CardID = "request", "card"
+	f.receive(n)
+	o := f.accept("card", "request")
+	if m := f.claim(1, time.Minute); len(m) != 1 || !m[0].MaybeSent {
+		t.Errorf("claimed %+v, want a question", m)
+	}
+	f.exec(`UPDATE notifications SET next_try_at = now()`)
+	f.sweep(n)
+	if got := f.order(o.ID).State; got.Status != order.Ready || value[int](f, `SELECT count(*) FROM outbox`) != 0 {
+		t.Errorf("the order is %s", got.Status)
+	}
+}
+
+// Evidence from D1 retires a message also from a worker that has it in hand.
+func TestHolds(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.accept("card", "request")
+	m := f.claim(1, time.Minute)[0]
+	held, err := f.Holds(t.Context(), m)
+	if err != nil || !held {
+		t.Fatalf("held %v, %v", held, err)
+	}
+	n := notification(1, "operation", "CARD_PROD_READY")
+	n.IssuerRequestID = "request"
+	f.receive(n)
+	if held, err = f.Holds(t.Context(), m); err != nil || held {
+		t.Errorf("held %v after D1's word, %v", held, err)
+	}
+}
+
+// A refusal that comes before a late answer with an operation contradicts it.
+func TestRefusedOrderWithAKnownOperation(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	o := f.accept("card", "request")
+	stale := f.claim(1, -time.Second)[0]
+	fresh := f.claim(1, time.Minute)[0]
+	f.complete(store.Completion{Message: fresh, Attempt: attempt("refused"), Evidence: []order.Evidence{order.Refusal{}}})
+	f.complete(taken(stale, "operation"))
+	got := f.order(o.ID).State
+	if got.Status != order.Rejected || !slices.Contains(got.Attention, order.AttentionContradiction) {
+		t.Errorf("the order is %s, attention %v", got.Status, got.Attention)
+	}
+}
+
+// Two operations of a card that name no request are not both of its one order.
+func TestTwoNamelessOperationsInOneCall(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	o := f.accept("card", "request")
+	f.claim(1, time.Minute)
+	var list []store.Notification
+	for i, operation := range []string{"first", "second", "first"} {
+		n := notification(i, operation, "CARD_PROD_READY")
+		n.CardID, n.StartTime = "card", time.Now().Add(time.Minute)
+		list = append(list, n)
+	}
+	want := []store.Outcome{store.OutcomeApplied, store.OutcomeParked, store.OutcomeApplied}
+	if outcomes := f.receive(list...); !slices.Equal(outcomes, want) {
+		t.Errorf("outcomes %v, want %v", outcomes, want)
+	}
+	if got := f.order(o.ID).State; got.OperationID != "first" || len(got.Attention) != 0 {
+		t.Errorf("operation %s, attention %v", got.OperationID, got.Attention)
 	}
 }
 
@@ -431,7 +512,7 @@ func TestCardOnlyNotificationNeedsASentOrder(t *testing.T) {
 	}
 	named := notification(2, "other", "CARD_PROD_READY")
 	named.CardID, named.StartTime, named.NotByCard = "card", time.Now().Add(time.Hour), true
-	if outcomes := f.receive(named); !slices.Equal(outcomes, []store.Outcome{store.OutcomeParked}) {
+	if outcomes := f.receive(named); !slices.Equal(outcomes, []store.Outcome{store.OutcomeIgnored}) {
 		t.Errorf("of somebody else's request: %v", outcomes)
 	}
 }
@@ -628,7 +709,7 @@ func TestPlans(t *testing.T) {
 			_, err := st.Order(t.Context(), issuer, uuid.MustParse("01a20a68-0000-7000-8000-000000000001"))
 			return err
 		},
-		"known card": func() error { _, err := st.KnownCard(t.Context(), issuer); return err },
+		"known card": func() error { _, err := st.KnownCard(t.Context(), issuer, -time.Hour*24*365); return err },
 		"owners": func() error {
 			_, err := st.OperationOwners(t.Context(), issuer, []string{"op-r-1", "op-r-2"})
 			return err
