@@ -310,18 +310,29 @@ func (l *Lane) storeCompletions(ctx context.Context) {
 	var kept []store.Completion
 	retry := time.NewTicker(retryStoring)
 	defer retry.Stop()
+	retried, retrying := make(chan []store.Completion, 1), false // beside: a lock is waited for
 	for {
 		select {
 		case first, open := <-l.completions:
-			if !open {
-				if lost := l.storeBatch(ctx, kept); len(lost) > 0 {
-					l.cfg.Log.Error("stopping with calls that are not stored; D1 is asked when their leases end", "lane", l.name, "count", len(lost))
-				}
-				return
+			if open {
+				kept = append(kept, l.storeBatch(ctx, l.gather(first))...)
+				continue
 			}
-			kept = append(kept, l.storeBatch(ctx, l.gather(first))...)
+			if retrying {
+				kept = append(kept, <-retried...)
+			}
+			if lost := l.storeBatch(ctx, kept); len(lost) > 0 {
+				l.cfg.Log.Error("stopping with calls that are not stored; D1 is asked when their leases end", "lane", l.name, "count", len(lost))
+			}
+			return
+		case again := <-retried:
+			kept, retrying = append(kept, again...), false
 		case <-retry.C:
-			kept = l.storeBatch(ctx, kept)
+			if len(kept) > 0 && !retrying {
+				batch := kept
+				kept, retrying = nil, true
+				go func() { retried <- l.storeBatch(ctx, batch) }()
+			}
 		}
 	}
 }

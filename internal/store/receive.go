@@ -72,6 +72,10 @@ func (s *Store) Receive(ctx context.Context, issuer string, list []Notification)
 	}
 	applied := make(map[*stored]Outcome, len(fresh))
 	err = s.inTx(ctx, func(tx pgx.Tx) error {
+		// D1 waits for the answer: an order that somebody has locked is left to Sweep.
+		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'`); err != nil {
+			return err
+		}
 		return s.apply(ctx, tx, issuer, fresh, func(n *stored, outcome Outcome) { applied[n] = outcome })
 	})
 	if err != nil {
@@ -145,6 +149,9 @@ func (s *Store) storeNotifications(ctx context.Context, tx pgx.Tx, issuer string
 // apply finds the orders of stored PRODUCE notifications and advances them,
 // each in a savepoint of its own: one that fails harms no other.
 func (s *Store) apply(ctx context.Context, tx pgx.Tx, issuer string, list []*stored, report func(*stored, Outcome)) error {
+	if err := lockNotifications(ctx, tx, list); err != nil {
+		return err
+	}
 	// By card, as all transactions that come to card_guard with several orders do.
 	slices.SortStableFunc(list, func(x, y *stored) int { return cmp.Compare(x.CardID, y.CardID) })
 	matched, err := match(ctx, tx, issuer, list)
@@ -177,6 +184,19 @@ func (s *Store) apply(ctx context.Context, tx pgx.Tx, issuer string, list []*sto
 			return err
 		}
 		report(n, outcome)
+	}
+	return nil
+}
+
+// lockNotifications locks the rows in the order in which storeNotifications comes
+// to them: their outcomes are written later, in another order.
+func lockNotifications(ctx context.Context, tx pgx.Tx, list []*stored) error {
+	ids := make([]int64, len(list))
+	for i, n := range list {
+		ids[i] = n.id
+	}
+	if _, err := tx.Exec(ctx, `SELECT FROM notifications WHERE id = ANY($1) ORDER BY digest FOR UPDATE`, ids); err != nil {
+		return fmt.Errorf("locking notifications: %w", err)
 	}
 	return nil
 }

@@ -2,8 +2,8 @@
 // transactions that matter. Nothing is answered, sent or acknowledged before
 // the row that makes it survive a crash is committed here.
 //
-// Locks are taken in one order everywhere: order_state rows by (issuer_id,
-// order_id), then messages, then card_guard. A deadlock or a serialization
+// Locks are taken in one order everywhere: notifications by digest, order_state
+// rows by (issuer_id, order_id), operations, messages, card_guard by card. A deadlock or a serialization
 // failure repeats the whole transaction.
 package store
 

@@ -798,3 +798,36 @@ func (f *fixture) traced(tracer pgx.QueryTracer) *store.Store {
 	f.t.Cleanup(st.Close)
 	return st
 }
+
+// An order that somebody has locked holds up its own notification and no other's
+// for good: all are stored at once, and the sweep applies each by itself.
+func TestLockedOrderHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	locked, free := f.accept("card-1", "r-1"), f.accept("card-2", "r-2")
+	for i, m := range f.claim(2, time.Minute) {
+		f.complete(taken(m, fmt.Sprintf("operation-%d", i+1)))
+	}
+	tx, err := f.conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	if _, err := tx.Exec(t.Context(), `SELECT FROM order_state WHERE order_id = $1 FOR UPDATE`, locked.ID); err != nil {
+		t.Fatal(err)
+	}
+	a, b := notification(1, "operation-1", "CARD_PROD_READY"), notification(2, "operation-2", "CARD_PROD_READY")
+	if outcomes := f.receive(a, b); !slices.Equal(outcomes, []store.Outcome{store.OutcomeParked, store.OutcomeParked}) {
+		t.Errorf("outcomes %v", outcomes)
+	}
+	if _, err := tx.Exec(t.Context(), `UPDATE notifications SET next_try_at = now() WHERE operation_id = 'operation-2'`); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.sweep(b)
+	if got := f.order(free.ID).State.Status; got != order.Ready {
+		t.Errorf("the other order is %s", got)
+	}
+}
