@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"cardorder/internal/d1sim"
@@ -46,10 +47,13 @@ func dev(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Simulator: d1sim.Settings{StepInterval: d1sim.Duration(*step)},
 		Log:       log, SimulatorLog: log.With("process", "simulator"),
 	})
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%w; --listen chooses another address", err)
+	}
 	if err != nil {
 		return err
 	}
-	greet(stdout, env.Ready)
+	greet(stdout, env.Ready, env.DataDir)
 	if *readyFile != "" {
 		err = writeReady(*readyFile, env.Ready)
 		defer func() { _ = os.Remove(*readyFile) }()
@@ -81,7 +85,7 @@ func writeReady(path string, ready local.Ready) error {
 	return nil
 }
 
-func greet(out io.Writer, r local.Ready) {
+func greet(out io.Writer, r local.Ready, data string) {
 	_, _ = fmt.Fprintf(out, `
 cardorder is up, with a SIMULATOR of D1: no card is made.
 
@@ -91,6 +95,7 @@ cardorder is up, with a SIMULATOR of D1: no card is made.
   D1 (simulator)  %s
   its management  %s
   database        %s
+  data            %s
 
   TOKEN=%s
 
@@ -110,7 +115,7 @@ Place an order (4111111111111111 is Visa's published test number):
 Ctrl-C stops all of it. Orders stay; the simulator forgets its cards, so what is
 under way then does not go on.
 
-`, r.APIURL, r.NotificationsURL, r.MetricsURL, r.D1URL, r.D1ManagementURL, r.DatabaseURL, r.Token, r.APIURL, r.IssuerID, r.Token)
+`, r.APIURL, r.NotificationsURL, r.MetricsURL, r.D1URL, r.D1ManagementURL, r.DatabaseURL, data, r.Token, r.APIURL, r.IssuerID, r.Token)
 }
 
 // runDemo shows three orders on their way, in an environment of its own or

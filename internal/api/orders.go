@@ -111,15 +111,15 @@ func idempotencyKey(r *http.Request, guard order.PANGuard) (string, error) {
 	if len(values) == 0 {
 		return "", nil
 	}
-	detail := order.IdempotencyKey(values[0])
+	code, detail := order.CodeInvalidFormat, order.IdempotencyKey(values[0])
 	switch {
 	case len(values) > 1:
 		detail = "must be sent once"
 	case guard.Finds(values[0], false):
-		detail = "holds what looks like a card number"
+		code, detail = order.CodeCardNumber, "holds what looks like a card number"
 	}
 	if detail != "" {
-		return "", invalid(fault{Header: "Idempotency-Key", Code: order.CodeInvalidFormat, Detail: detail})
+		return "", invalid(fault{Header: "Idempotency-Key", Code: code, Detail: detail})
 	}
 	return values[0], nil
 }
@@ -129,7 +129,7 @@ func idempotencyKey(r *http.Request, guard order.PANGuard) (string, error) {
 func readJSON(r *http.Request, buffer []byte) ([]byte, error) {
 	media, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	charset := params["charset"]
-	if err != nil || media != "application/json" || charset != "" && !strings.EqualFold(charset, "utf-8") {
+	if err != nil || r.Header.Get("Content-Encoding") != "" || media != "application/json" || charset != "" && !strings.EqualFold(charset, "utf-8") {
 		return nil, errContentType
 	}
 	for n := 0; n < len(buffer); {
@@ -202,7 +202,11 @@ const (
 )
 
 func (s *server) listOrders(w http.ResponseWriter, r *http.Request) error {
-	filter, faults := parseFilter(r.URL.Query())
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return invalid(fault{Code: order.CodeInvalidFormat, Detail: "the query is not of the form name=value&name=value"})
+	}
+	filter, faults := parseFilter(query)
 	if len(faults) > 0 {
 		return invalid(faults...)
 	}
@@ -282,7 +286,11 @@ func parseFilter(query url.Values) (store.Filter, []fault) {
 			}
 			f.Before = id
 		default:
-			faults = append(faults, fault{Code: order.CodeUnknownMember, Detail: "there is a query parameter that this list does not know"})
+			unknown := fault{Code: order.CodeUnknownMember, Detail: "is not a parameter of this list"}
+			if order.PlainName(name) {
+				unknown.Parameter = name
+			}
+			faults = append(faults, unknown)
 		}
 	}
 	return f, faults

@@ -52,8 +52,8 @@ var (
 		"The issuer has no order with this id.")
 	errMethod      = newProblem(http.StatusMethodNotAllowed, "method-not-allowed", "Method not allowed here", "")
 	errContentType = newProblem(http.StatusUnsupportedMediaType, "unsupported-media-type", "Unsupported media type",
-		"The body must be application/json.")
-	errTooLarge = newProblem(http.StatusRequestEntityTooLarge, "too-large", "The body is too large", "")
+		"The body must be application/json in UTF-8, without a Content-Encoding.")
+	errTooLarge = newProblem(http.StatusRequestEntityTooLarge, "too-large", "The body is too large", "An order has at most 131072 bytes.")
 	errTooSlow  = newProblem(http.StatusUnprocessableEntity, "query-too-slow", "The query takes too long",
 		"Ask for less: add a filter that few orders match, as cardId or issuerRequestId.")
 	errInternal = newProblem(http.StatusInternalServerError, "internal", "Something went wrong here",
@@ -63,7 +63,7 @@ var (
 )
 
 func invalid(faults ...fault) *problem {
-	p := newProblem(http.StatusBadRequest, "invalid-request", "The request is not valid", "Nothing was stored. Every fault is listed.")
+	p := newProblem(http.StatusBadRequest, "invalid-request", "The request is not valid", "Every fault is listed. Nothing was changed.")
 	p.Errors = faults
 	return p
 }

@@ -60,14 +60,16 @@ func NewHandler(cfg Config) http.Handler {
 		writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 	})
 	r.Get("/readyz", s.ready)
+	r.Head("/healthz", func(http.ResponseWriter, *http.Request) {}) // some load balancers ask so
+	r.Head("/readyz", s.ready)
 	r.Route("/v1/issuers/{issuerId}", func(r chi.Router) {
 		r.Use(authenticate(cfg.Clients), deadline)
-		r.With(s.authorize(ScopeWrite)).Post("/orders", s.handle(s.placeOrder))
+		r.With(s.authorize(ScopeWrite)).Post("/orders", s.handle(plain(s.placeOrder)))
 		r.Group(func(r chi.Router) {
 			r.Use(s.authorize(ScopeRead))
 			r.Get("/orders", s.handle(s.listOrders))
-			r.Get("/orders/{orderId}", s.handle(s.getOrder))
-			r.Get("/orders/{orderId}/timeline", s.handle(s.getTimeline))
+			r.Get("/orders/{orderId}", s.handle(plain(s.getOrder)))
+			r.Get("/orders/{orderId}/timeline", s.handle(plain(s.getTimeline)))
 		})
 	})
 	return r
@@ -91,6 +93,16 @@ func newRouter(listener string, cfg Config) chi.Router {
 	r.NotFound(func(w http.ResponseWriter, r *http.Request) { writeProblem(w, r, errNoSuchPath) })
 	r.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) { writeProblem(w, r, errMethod) })
 	return r
+}
+
+// plain is for what takes no query: ignoring one would answer another question.
+func plain(h func(http.ResponseWriter, *http.Request) error) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if r.URL.RawQuery != "" {
+			return invalid(fault{Code: order.CodeUnknownMember, Detail: "there are no query parameters here"})
+		}
+		return h(w, r)
+	}
 }
 
 // handle runs a handler and answers with the problem that it returns.

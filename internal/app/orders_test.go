@@ -309,7 +309,7 @@ func TestList(t *testing.T) {
 			t.Errorf("%s: %v, want %v", query, got, want)
 		}
 	}
-	for _, query := range []string{"limit=0", "limit=201", "limit=x", "status=LOST", "cursor=x", "colour=red", "attention=no", "cardId=", "cardId=a&cardId=b"} {
+	for _, query := range []string{"limit=0", "limit=201", "limit=x", "status=LOST", "cursor=x", "colour=red", "attention=no", "cardId=", "cardId=a&cardId=b", "cardId=a%zz", "status=FAILED;x"} {
 		if a := b.do(http.MethodGet, orders+"?"+query, nil, nil); a.status != 400 {
 			t.Errorf("%s: %d", query, a.status)
 		}

@@ -427,7 +427,7 @@ func (c *Config) checkClients(ch *checker) {
 		})
 		for j, scope := range client.Scopes {
 			if !slices.Contains(api.Scopes, scope) {
-				ch.fault(fmt.Sprintf("%s.scopes[%d]", path, j), "must be of %s", strings.Join(api.Scopes, ", "))
+				ch.fault(fmt.Sprintf("%s.scopes[%d]", path, j), "must each be one of %s", strings.Join(api.Scopes, ", "))
 			}
 		}
 		for j, issuer := range client.Issuers {

@@ -251,7 +251,7 @@ issuers:
 		"api.listen: must be host:port", "notifications.listen: must be host:port", "notifications.tls: loading certFile and keyFile",
 		"admin.listen: must be host:port", "log.level: must be debug, info, warn or error",
 		"clients[0].name: is required", "clients[0].tokenSha256: must be a SHA-256 in hex",
-		"clients[0].scopes[1]: must be of orders:read", "clients[0].issuers[0]: names an issuer that is not configured",
+		"clients[0].scopes[1]: must each be one of orders:read", "clients[0].issuers[0]: names an issuer that is not configured",
 		"clients[1].tokenSha256: is required",
 		"clients[2].name: is the name of another client", "clients[2].tokenSha256: a secret is a value",
 		"issuers[0].id: must be exactly 10 characters", "issuers[0].bins[1]: must be 6 to 8 digits",

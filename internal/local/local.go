@@ -52,6 +52,7 @@ type Environment struct {
 	D1URL      string // root of the simulator's D1 side
 	Management *d1sim.Client
 	Ready      Ready
+	DataDir    string // of the PostgreSQL; "" when none was started
 
 	cfg     Config
 	service *config.Config
@@ -144,6 +145,7 @@ func (e *Environment) startDatabase(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("starting a local PostgreSQL: %w", err)
 	}
 	e.atStop(func(context.Context) error { return server.Stop() })
+	e.DataDir = server.Dir()
 	return server.URL(""), nil
 }
 

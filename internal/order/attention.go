@@ -67,7 +67,7 @@ var advices = []struct {
 		"support", "Order the card again after the cause is removed."}},
 	{AttentionRejected, Advice{
 		"D1 refused this order.",
-		"core-banking", "Correct what the attempt's error code names."}},
+		"core-banking", "Correct what the attempt's error code names and order again with a duplicateOverride: this order keeps its card until it is tried again."}},
 	{AttentionException, Advice{
 		"D1 has trouble making this card.",
 		"support", "Wait for D1, or ask it for the reason."}},

@@ -27,7 +27,7 @@ func (d *document) sensitiveData(value jsontext.Value) {
 	for _, m := range o.members {
 		switch {
 		case !sensitiveMembers[m.name]:
-			if isPlainName(m.name) {
+			if PlainName(m.name) {
 				d.fault(o.at(m.name), CodeUnknownMember, "is not a member of card data")
 			} else {
 				d.fault(at, CodeUnknownMember, "has a member that is not part of card data")

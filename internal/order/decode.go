@@ -35,7 +35,10 @@ func Decode(text []byte, guard PANGuard) (*Request, Faults) {
 		r.SensitiveData = value
 	}
 	r.Production = decodeProduction(&root)
-	if root.has("encryptedData") == root.has("sensitiveData") {
+	switch encrypted, inClear := root.has("encryptedData"), root.has("sensitiveData"); {
+	case encrypted && inClear:
+		d.fault("/sensitiveData", CodeNotAllowed, "exactly one of encryptedData and sensitiveData is allowed")
+	case !encrypted && !inClear:
 		d.fault("/encryptedData", CodeRequired, "exactly one of encryptedData and sensitiveData is required")
 	}
 	root.close()

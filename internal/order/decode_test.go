@@ -356,7 +356,7 @@ func TestCardDataComesOnce(t *testing.T) {
 		{missing{}, sensitive(), nil},
 		{nil, sensitive(), nil},
 		{jwe, nil, nil},
-		{jwe, sensitive(), []string{"/encryptedData required"}},
+		{jwe, sensitive(), []string{"/sensitiveData not-allowed"}},
 		{missing{}, missing{}, []string{"/encryptedData required"}},
 		{nil, nil, []string{"/encryptedData required"}},
 	} {

@@ -200,7 +200,7 @@ func (o *object) strings(name string, limit int, nameRule, valueRule textRule) m
 			continue
 		}
 		pointer := inner.pointer
-		if isPlainName(member.name) {
+		if PlainName(member.name) {
 			pointer = inner.at(member.name)
 		}
 		m[member.name] = o.d.stringAt(pointer, member.value, valueRule)
@@ -214,7 +214,7 @@ func (o *object) close() {
 		if m.read {
 			continue
 		}
-		if isPlainName(m.name) {
+		if PlainName(m.name) {
 			o.d.fault(o.at(m.name), CodeUnknownMember, "is not a member of an order")
 		} else {
 			o.d.fault(o.pointer, CodeUnknownMember, "has a member that is not part of an order")
@@ -250,10 +250,10 @@ func (d *document) stringAt(pointer string, value jsontext.Value, rule textRule)
 
 func isControl(r rune) bool { return r < 0x20 || r >= 0x7f && r < 0xa0 }
 
-// isPlainName tells whether a name that came from outside may be repeated in
+// PlainName tells whether a name that came from outside may be repeated in
 // an answer: it looks like an identifier and has too few digits for a card
 // number, whatever stands between them.
-func isPlainName(s string) bool {
+func PlainName(s string) bool {
 	code, _ := memberName.check(s)
 	digits := 0
 	for _, c := range s {
@@ -272,7 +272,7 @@ func isPlainPointer(p string) bool {
 		return false
 	}
 	for part := range strings.SplitSeq(strings.TrimPrefix(p, "/"), "/") {
-		if !isPlainName(part) {
+		if !PlainName(part) {
 			return false
 		}
 	}

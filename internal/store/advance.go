@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 
 	"github.com/google/uuid"
@@ -19,6 +20,28 @@ type lockedOrder struct {
 	cardID     string
 	issuance   order.Issuance
 	operations []string // every PRODUCE operation seen for it
+	changes    []change // made in this transaction, to be logged after it
+}
+
+// change is one version of an order.
+type change struct {
+	before, after order.State
+	cause         Cause
+}
+
+// logChanges writes one line for each change that was committed.
+func (s *Store) logChanges(ctx context.Context, locked map[orderKey]*lockedOrder) {
+	for _, o := range locked {
+		for _, c := range o.changes {
+			level := slog.LevelInfo
+			if slices.ContainsFunc(c.after.Attention, func(a order.Attention) bool { return !slices.Contains(c.before.Attention, a) }) {
+				level = slog.LevelWarn // somebody should look
+			}
+			s.cfg.Log.Log(ctx, level, "order changed", "issuerId", o.issuer, "orderId", o.id, "version", c.after.Version,
+				"from", c.before.Status, "status", c.after.Status, "attention", attentions(c.after),
+				"operationId", c.after.OperationID, "cause", c.cause.Kind, "causeId", c.cause.ID)
+		}
+	}
 }
 
 // operation is a PRODUCE operation of D1 that was seen for an order.
@@ -118,6 +141,7 @@ func (s *Store) queueAdvance(b *pgx.Batch, o *lockedOrder, cause Cause, evidence
 		return
 	}
 	o.state = next
+	o.changes = append(o.changes, change{before, next, cause})
 	var ended *bool
 	if next.Ended() != before.Ended() {
 		now := next.Ended()

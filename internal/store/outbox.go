@@ -219,20 +219,22 @@ const (
 // message change only while the claim holds.
 func (s *Store) Complete(ctx context.Context, completions []Completion) error {
 	var parked []int64
+	var locked map[orderKey]*lockedOrder
 	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
-		parked, err = s.complete(ctx, tx, completions)
+		locked, parked, err = s.complete(ctx, tx, completions)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("storing what came of calls: %w", err)
 	}
+	s.logChanges(ctx, locked)
 	if len(parked) > 0 {
 		s.cfg.OnParked(parked)
 	}
 	return nil
 }
 
-func (s *Store) complete(ctx context.Context, tx pgx.Tx, completions []Completion) (parked []int64, err error) {
+func (s *Store) complete(ctx context.Context, tx pgx.Tx, completions []Completion) (locked map[orderKey]*lockedOrder, parked []int64, err error) {
 	// By card, as all transactions that come to card_guard with several orders do.
 	slices.SortFunc(completions, func(x, y Completion) int {
 		return cmp.Or(cmp.Compare(x.Message.IssuerID, y.Message.IssuerID), cmp.Compare(x.Message.CardID, y.Message.CardID),
@@ -253,11 +255,11 @@ func (s *Store) complete(ctx context.Context, tx pgx.Tx, completions []Completio
 	}
 	locked, owners, err := lockOrders(ctx, tx, keys, seen)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	held, err := lockClaims(ctx, tx, messages)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var b pgx.Batch
 	for i := range completions {
@@ -277,7 +279,7 @@ func (s *Store) complete(ctx context.Context, tx pgx.Tx, completions []Completio
 			return err
 		})
 	}
-	return parked, send(ctx, tx, &b)
+	return locked, parked, send(ctx, tx, &b)
 }
 
 // claim is one claim of a message: a batch may hold two of the same message, of

@@ -71,17 +71,20 @@ func (s *Store) Receive(ctx context.Context, issuer string, list []Notification)
 		return outcomes, nil
 	}
 	applied := make(map[*stored]Outcome, len(fresh))
-	err = s.inTx(ctx, func(tx pgx.Tx) error {
+	var locked map[orderKey]*lockedOrder
+	err = s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		// D1 waits for the answer: an order that somebody has locked is left to Sweep.
 		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'`); err != nil {
 			return err
 		}
-		return s.apply(ctx, tx, issuer, fresh, func(n *stored, outcome Outcome) { applied[n] = outcome })
+		locked, err = s.apply(ctx, tx, issuer, fresh, func(n *stored, outcome Outcome) { applied[n] = outcome })
+		return err
 	})
 	if err != nil {
 		s.cfg.Log.Error("stored notifications could not be applied at once", "issuerId", issuer, "count", len(fresh), "error", err)
 		return outcomes, nil
 	}
+	s.logChanges(ctx, locked)
 	for n, outcome := range applied {
 		outcomes[n.index] = outcome
 	}
@@ -148,15 +151,15 @@ func (s *Store) storeNotifications(ctx context.Context, tx pgx.Tx, issuer string
 
 // apply finds the orders of stored PRODUCE notifications and advances them,
 // each in a savepoint of its own: one that fails harms no other.
-func (s *Store) apply(ctx context.Context, tx pgx.Tx, issuer string, list []*stored, report func(*stored, Outcome)) error {
+func (s *Store) apply(ctx context.Context, tx pgx.Tx, issuer string, list []*stored, report func(*stored, Outcome)) (map[orderKey]*lockedOrder, error) {
 	if err := lockNotifications(ctx, tx, list); err != nil {
-		return err
+		return nil, err
 	}
 	// By card, as all transactions that come to card_guard with several orders do.
 	slices.SortStableFunc(list, func(x, y *stored) int { return cmp.Compare(x.CardID, y.CardID) })
 	matched, err := match(ctx, tx, issuer, list)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var keys []orderKey
 	var seen []operation
@@ -168,7 +171,7 @@ func (s *Store) apply(ctx context.Context, tx pgx.Tx, issuer string, list []*sto
 	}
 	locked, owners, err := lockOrders(ctx, tx, keys, seen)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, n := range list {
 		outcome := OutcomeParked
@@ -177,15 +180,15 @@ func (s *Store) apply(ctx context.Context, tx pgx.Tx, issuer string, list []*sto
 		}
 		if o := locked[n.order]; o != nil {
 			if outcome, err = s.applyTo(ctx, tx, o, n, owners); err != nil {
-				return err
+				return nil, err
 			}
 		}
 		if err := settle(ctx, tx, n, outcome); err != nil {
-			return err
+			return nil, err
 		}
 		report(n, outcome)
 	}
-	return nil
+	return locked, nil
 }
 
 // lockNotifications locks the rows in the order in which storeNotifications comes
@@ -206,7 +209,7 @@ func lockNotifications(ctx context.Context, tx pgx.Tx, list []*stored) error {
 // transaction: D1 is then told to send again.
 func (s *Store) applyTo(ctx context.Context, tx pgx.Tx, o *lockedOrder, n *stored, owners map[string]orderKey) (Outcome, error) {
 	trouble := order.AttentionUnapplied
-	before := o.state
+	before, changes := o.state, len(o.changes)
 	if n.OperationID != "" && owners[n.OperationID] != o.orderKey {
 		trouble = order.AttentionForeignOperation // one operation, two orders: this one is not its first
 	} else {
@@ -218,7 +221,7 @@ func (s *Store) applyTo(ctx context.Context, tx pgx.Tx, o *lockedOrder, n *store
 			return "", err
 		}
 		s.cfg.Log.Error("a notification could not be applied", "notificationId", n.id, "orderId", o.id, "error", err)
-		o.state = before
+		o.state, o.changes = before, o.changes[:changes]
 	}
 	var b pgx.Batch
 	s.queueAdvance(&b, o, n.cause(), order.Notice{Attention: trouble})
@@ -351,6 +354,7 @@ func (s *Store) Sweep(ctx context.Context, ids []int64, parse func(issuer string
 	var failed []error
 	for _, w := range list {
 		n := &stored{Notification: parse(w.issuer, w.raw, w.correlationID), id: w.id}
+		var locked map[orderKey]*lockedOrder
 		err := s.inTx(ctx, func(tx pgx.Tx) error {
 			var still bool
 			err := tx.QueryRow(ctx, `SELECT outcome IN ('parked', 'unapplied') FROM notifications WHERE id = $1 FOR UPDATE SKIP LOCKED`, w.id).Scan(&still)
@@ -360,16 +364,19 @@ func (s *Store) Sweep(ctx context.Context, ids []int64, parse func(issuer string
 			if err != nil {
 				return fmt.Errorf("locking a waiting notification: %w", err)
 			}
-			return s.apply(ctx, tx, w.issuer, []*stored{n}, func(_ *stored, outcome Outcome) {
+			locked, err = s.apply(ctx, tx, w.issuer, []*stored{n}, func(_ *stored, outcome Outcome) {
 				if outcome == OutcomeApplied {
 					applied++
 				}
 			})
+			return err
 		})
 		if err != nil {
 			failed = append(failed, err)
 			s.postpone(ctx, w.id)
+			continue
 		}
+		s.logChanges(ctx, locked)
 	}
 	if len(failed) > 0 {
 		return applied, false, fmt.Errorf("applying waiting notifications: %w", errors.Join(failed...))
