@@ -199,7 +199,7 @@ type Next struct {
 	Asks      int
 	Negatives int
 	ResendOff bool
-	Unsent    bool // certainly no byte of this call reached D1
+	Unsent    bool // D1 certainly did not take this call: as if it had not been made
 	Refused   bool // D1 refused, but perhaps not for the order's own fault
 	// Maybe says whether D1 may have the order.
 	Maybe Maybe
