@@ -96,6 +96,11 @@ func Start(ctx context.Context, cfg Config) (_ *Environment, err error) {
 		}
 		e.atStop(func(context.Context) error { return os.RemoveAll(dir) })
 	}
+	// Open to others: as root the database runs as another user and has its folder
+	// in here. What is secret is closed by itself.
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // see above
+		return nil, fmt.Errorf("making the data folder: %w", err)
+	}
 	if e.Keys, err = MakeKeys(filepath.Join(dir, "keys")); err != nil {
 		return nil, err
 	}
