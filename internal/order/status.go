@@ -1,5 +1,11 @@
 package order
 
+import "time"
+
+// ClockSkew is by how much D1's clock may be behind the database's when the start
+// of an operation is compared with our first send.
+const ClockSkew = 2 * time.Minute
+
 // Status is where an order stands.
 type Status string
 

@@ -140,9 +140,6 @@ func (p Policy) stillUnknown(m store.Message) []order.Evidence {
 	return evidence
 }
 
-// skew is by how much D1's clock may be behind the database's.
-const skew = 2 * time.Minute
-
 // candidates finds the operations that make this order's card, the first of
 // them first. One that carries our issuerRequestId is ours, whatever else can be
 // read of it. One that carries no request's id is ours if it is the only one,
@@ -161,7 +158,7 @@ func candidates(m store.Message, operations []d1client.Operation, around surroun
 		case owned && owner != m.OrderID: // an earlier order's: they are sent one at a time
 		case owned, op.IssuerRequestID == m.IssuerRequestID && (op.Operation == "PRODUCE" || op.Operation == ""):
 			mine = append(mine, op)
-		case !op.StartTime.IsZero() && op.StartTime.Before(m.FirstSentAt.Add(-skew)): // certainly older
+		case !op.StartTime.IsZero() && op.StartTime.Before(m.FirstSentAt.Add(-order.ClockSkew)): // certainly older
 		case op.Operation == "PRODUCE" && op.OperationID != "" && op.IssuerRequestID == "" && !op.NotByCard && !op.StartTime.IsZero():
 			nameless = append(nameless, op)
 		default:

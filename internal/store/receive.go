@@ -49,10 +49,6 @@ const (
 // operationProduce is D1's operation that makes a card.
 const operationProduce = "PRODUCE"
 
-// skew is by how much D1's clock may be behind ours when an operation's start
-// is compared with our first send.
-const skew = 2 * time.Minute
-
 // Receive stores notifications of an issuer, some hundred at most, and applies them
 // to their orders. The error is about the storing only: without one all of them
 // are safe, and what could not be applied now is tried again by Sweep.
@@ -98,6 +94,7 @@ type stored struct {
 	digest []byte
 	id     int64
 	order  orderKey
+	byCard bool // matched by its card alone
 }
 
 // storeNotifications writes one row for each content. A repeat raises the
@@ -165,7 +162,7 @@ func (s *Store) apply(ctx context.Context, tx pgx.Tx, issuer string, list []*sto
 	var seen []operation
 	for _, n := range matched {
 		keys = append(keys, n.order)
-		if n.OperationID != "" {
+		if n.OperationID != "" && !n.byCard {
 			seen = append(seen, operation{n.order, n.OperationID, "notification"})
 		}
 	}
@@ -206,11 +203,14 @@ func lockNotifications(ctx context.Context, tx pgx.Tx, list []*stored) error {
 
 // applyTo applies a notification to its order. One that cannot be applied is
 // kept, its order marked, and it is tried again. The error is one of the whole
-// transaction: D1 is then told to send again.
+// transaction, which Sweep then does again for each notification by itself.
 func (s *Store) applyTo(ctx context.Context, tx pgx.Tx, o *lockedOrder, n *stored, owners map[string]orderKey) (Outcome, error) {
+	if n.byCard && o.state.OperationID != "" && o.state.OperationID != n.OperationID {
+		return OutcomeParked, nil // the order has got its operation since it was matched: this one is another's
+	}
 	trouble := order.AttentionUnapplied
 	before, changes := o.state, len(o.changes)
-	if n.OperationID != "" && owners[n.OperationID] != o.orderKey {
+	if n.OperationID != "" && !n.byCard && owners[n.OperationID] != o.orderKey {
 		trouble = order.AttentionForeignOperation // one operation, two orders: this one is not its first
 	} else {
 		err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return s.applyOne(ctx, tx, o, n) })
@@ -246,6 +246,9 @@ func (s *Store) applyOne(ctx context.Context, tx pgx.Tx, o *lockedOrder, n *stor
 		}
 	}
 	var b pgx.Batch
+	if n.byCard && n.OperationID != "" {
+		queueOperations(&b, []operation{{o.orderKey, n.OperationID, "notification"}})
+	}
 	if n.Shipment != (ShipmentUpdate{}) {
 		queueShipment(&b, o.orderKey, n.Shipment)
 		evidence = append(evidence, order.Details{})
@@ -300,7 +303,7 @@ func match(ctx context.Context, tx pgx.Tx, issuer string, list []*stored) ([]*st
 			END AS by_card
 		FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::boolean[]) WITH ORDINALITY
 			AS n(operation_id, request_id, card_id, start_time, not_by_card, i)) n ORDER BY n.i`,
-		issuer, operations, requests, cards, starts, notByCard, skew)
+		issuer, operations, requests, cards, starts, notByCard, order.ClockSkew)
 	if err != nil {
 		return nil, fmt.Errorf("matching notifications: %w", err)
 	}
@@ -308,21 +311,13 @@ func match(ctx context.Context, tx pgx.Tx, issuer string, list []*stored) ([]*st
 	var i int
 	var id *uuid.UUID
 	var byCard bool
-	taken := make(map[uuid.UUID]string) // orders matched by their card here, and the operation
 	_, err = pgx.ForEachRow(rows, []any{&i, &id, &byCard}, func() error {
 		n := list[i-1]
-		if id == nil {
-			return nil
+		n.order, n.byCard = orderKey{}, byCard // a repeated transaction matches anew
+		if id != nil {
+			n.order = orderKey{issuer, *id}
+			matched = append(matched, n)
 		}
-		if byCard {
-			// A second operation of the card is not this order's as well.
-			if operation, ok := taken[*id]; ok && operation != n.OperationID {
-				return nil
-			}
-			taken[*id] = n.OperationID
-		}
-		n.order = orderKey{issuer, *id}
-		matched = append(matched, n)
 		return nil
 	})
 	if err != nil {
