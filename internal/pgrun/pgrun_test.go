@@ -389,15 +389,14 @@ func TestOrdinaryUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	binary, err := os.ReadFile(exe)
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := sharedDir(t)
-	exe = filepath.Join(dir, "pgrun.test") // go test's own is in a closed folder
-	if err := os.WriteFile(exe, binary, 0o755); err != nil {
-		t.Fatal(err)
+	// go test's own is in a closed folder. Another process copies it: a child that
+	// is forked here meanwhile would keep a file of ours open for writing (ETXTBSY).
+	binary := filepath.Join(dir, "pgrun.test")
+	if out, err := exec.CommandContext(t.Context(), "install", "-m", "0755", exe, binary).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
+	exe = binary
 	uid := os.Geteuid()
 	user := exec.CommandContext(t.Context(), exe)
 	user.Dir = dir
