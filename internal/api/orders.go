@@ -33,7 +33,8 @@ var orderBodies = sync.Pool{New: func() any { return new([maxOrderBody + 1]byte)
 // placeOrder stores an order: 201 for a new one, 200 for a repeated request.
 func (s *server) placeOrder(w http.ResponseWriter, r *http.Request) error {
 	issuer := s.issuers[chi.URLParam(r, "issuerId")]
-	key, err := idempotencyKey(r, issuer.Guard)
+	rules := s.Rules(issuer.ID)
+	key, err := idempotencyKey(r, rules.Guard)
 	if err != nil {
 		return err
 	}
@@ -46,7 +47,7 @@ func (s *server) placeOrder(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	request, faults := order.Decode(body, issuer.Guard)
+	request, faults := order.Decode(body, rules)
 	if faults == nil {
 		faults = protectCardData(issuer, request)
 	}

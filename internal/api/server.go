@@ -22,6 +22,8 @@ type Config struct {
 	Issuers []Issuer
 	Metrics *Metrics
 	Log     *slog.Logger
+	// Rules returns what the orders of an issuer have to meet now; never nil.
+	Rules func(issuerID string) *order.Rules
 	// TokenKeys sign (the first) and verify (all) the tokens that D1 gets from us.
 	TokenKeys []TokenKey
 	// Ready tells why the service cannot work, or nil.
@@ -32,7 +34,6 @@ type Config struct {
 type Issuer struct {
 	ID             string
 	Encrypter      *d1client.Encrypter
-	Guard          order.PANGuard
 	SensitiveData  bool     // orders may carry card data in clear
 	OnHoldStatuses []string // of details.status
 	// ClientID and ClientSecret are D1's credentials for a token from us.

@@ -151,7 +151,14 @@ func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger, onRead
 }
 
 func (s *Service) apiConfig(cfg *config.Config, metrics *api.Metrics) (api.Config, error) {
-	a := api.Config{Store: s.store, Metrics: metrics, Log: s.log, Ready: s.ready}
+	rules := make(map[string]*order.Rules)
+	for _, in := range cfg.Issuers {
+		rules[in.ID] = &order.Rules{Guard: order.PANGuard{BINs: in.BINs}}
+	}
+	a := api.Config{
+		Store: s.store, Metrics: metrics, Log: s.log, Ready: s.ready,
+		Rules: func(issuer string) *order.Rules { return rules[issuer] },
+	}
 	for _, k := range cfg.Keys.NotificationTokens {
 		secret, err := k.Secret.Bytes32()
 		if err != nil {
@@ -173,7 +180,7 @@ func (s *Service) apiConfig(cfg *config.Config, metrics *api.Metrics) (api.Confi
 			return a, fmt.Errorf("issuer %s: d1.encryptionKeys: %w", in.ID, err)
 		}
 		a.Issuers = append(a.Issuers, api.Issuer{
-			ID: in.ID, Guard: order.PANGuard{BINs: in.BINs}, Encrypter: encrypter, SensitiveData: in.SensitiveData, OnHoldStatuses: in.OnHoldStatuses,
+			ID: in.ID, Encrypter: encrypter, SensitiveData: in.SensitiveData, OnHoldStatuses: in.OnHoldStatuses,
 			ClientID: in.Notifications.ClientID, ClientSecret: in.Notifications.ClientSecret.Reveal(),
 		})
 	}

@@ -269,7 +269,7 @@ func openStore(t *testing.T, cfg *config.Config) *store.Store {
 func accept(t *testing.T, b *bank, o body) string {
 	t.Helper()
 	content := mustJSON(t, o)
-	request, faults := order.Decode(content, order.PANGuard{})
+	request, faults := order.Decode(content, &order.Rules{})
 	if faults != nil {
 		t.Fatal(faults)
 	}

@@ -15,8 +15,8 @@ const (
 // Decode reads an order as core banking sends it. It returns every fault there
 // is, not the first. The returned request refers to text (SensitiveData), and
 // the caller clears text when the order carries card data in clear.
-func Decode(text []byte, guard PANGuard) (*Request, Faults) {
-	d := &document{text: text, guard: guard}
+func Decode(text []byte, rules *Rules) (*Request, Faults) {
+	d := &document{text: text, guard: rules.Guard}
 	root, ok := d.root()
 	if !ok {
 		return nil, d.faults
@@ -50,6 +50,7 @@ func Decode(text []byte, guard PANGuard) (*Request, Faults) {
 	if len(d.faults) > 0 {
 		return nil, d.faults
 	}
+	r.EndsAt = r.Production.EndsAt()
 	r.Canonical = canonical(root.members)
 	return r, nil
 }

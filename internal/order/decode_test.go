@@ -243,7 +243,7 @@ func TestRules(t *testing.T) {
 	for _, c := range cases {
 		o := sample(t, c.channel)
 		set(o, c.pointer, c.value)
-		r, faults := order.Decode(text(t, o), guard)
+		r, faults := order.Decode(text(t, o), rules)
 		if got := places(faults); !slices.Equal(got, c.want) {
 			t.Errorf("%s with %.60v at %s: got %q, want %q", c.channel, c.value, c.pointer, got, c.want)
 		}
@@ -259,7 +259,7 @@ func TestAllFaultsTogether(t *testing.T) {
 	_, faults := order.Decode([]byte(`{
 		"cardId": "", "consumerId": 1, "distributionChannel": "POST", "services": {"pinMailer": "yes"},
 		"shipment": {"deliveryAddress": {"line1": "a\u0000", "zipCode": "1", "city": "c"}}, "colour": "red",
-		"metadata": {"note": "4111 1111 1111 1111"}}`), guard)
+		"metadata": {"note": "4111 1111 1111 1111"}}`), rules)
 	want := []string{
 		"/cardId invalid-format", "/cardProductId required", "/colour unknown-member", "/consumerId wrong-type",
 		"/distributionChannel invalid-value", "/encryptedData required", "/metadata/note card-number",
@@ -310,7 +310,7 @@ func TestNotOneObject(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r, faults := order.Decode([]byte(c.text), guard)
+			r, faults := order.Decode([]byte(c.text), rules)
 			got := places(faults)
 			if r != nil || len(got) != 1 || got[0] != c.want {
 				t.Errorf("got %q, want %q", got, c.want)
@@ -327,7 +327,7 @@ func TestHugeNumbers(t *testing.T) {
 	t.Parallel()
 	for _, number := range []string{"1e999999999", "-0", strings.Repeat("9", 50_000), "0." + strings.Repeat("1", 50_000)} {
 		o := `{"cardId": ` + number + `, "urgent": ` + number + `, "services": ` + number + `, "metadata": {"a": ` + number + `}, "n": ` + number + `}`
-		_, faults := order.Decode([]byte(o), guard)
+		_, faults := order.Decode([]byte(o), rules)
 		got := places(faults)
 		for _, want := range []string{"/cardId wrong-type", "/metadata/a wrong-type", "/n unknown-member", "/services wrong-type", "/urgent wrong-type"} {
 			if !slices.Contains(got, want) {
@@ -363,7 +363,7 @@ func TestCardDataComesOnce(t *testing.T) {
 		o := sample(t, "thales")
 		set(o, "/encryptedData", c.encrypted)
 		set(o, "/sensitiveData", c.clear)
-		_, faults := order.Decode(text(t, o), guard)
+		_, faults := order.Decode(text(t, o), rules)
 		if got := places(faults); !slices.Equal(got, c.want) {
 			t.Errorf("got %q, want %q", got, c.want)
 		}
@@ -406,7 +406,7 @@ func TestSensitiveData(t *testing.T) {
 		delete(o, "encryptedData")
 		o["sensitiveData"] = sensitive()
 		set(o, "/sensitiveData/"+c.name, c.value)
-		_, faults := order.Decode(text(t, o), guard)
+		_, faults := order.Decode(text(t, o), rules)
 		if got := places(faults); !slices.Equal(got, c.want) {
 			t.Errorf("%v as %s: got %q, want %q", c.value, c.name, got, c.want)
 		}
@@ -414,7 +414,7 @@ func TestSensitiveData(t *testing.T) {
 	for _, value := range []any{visaPAN, []any{visaPAN}, true, 4111111111111111} {
 		o := sample(t, "thales")
 		o["encryptedData"], o["sensitiveData"] = nil, value
-		_, faults := order.Decode(text(t, o), guard)
+		_, faults := order.Decode(text(t, o), rules)
 		if got := places(faults); !slices.Equal(got, []string{"/sensitiveData wrong-type"}) {
 			t.Errorf("%v: got %q", value, got)
 		}
@@ -468,7 +468,7 @@ func TestNoFaultRepeatsAValue(t *testing.T) {
 	}
 	check := func(t *testing.T, text []byte) {
 		t.Helper()
-		_, faults := order.Decode(text, guard)
+		_, faults := order.Decode(text, rules)
 		for _, f := range faults {
 			all := f.Pointer + " | " + f.Detail
 			if strings.Contains(all, marker) || strings.Contains(all, "8234") || digitRun(all) > 9 {
@@ -598,7 +598,7 @@ func TestCanonicalSeesEveryDifference(t *testing.T) {
 	full := sample(t, "thales")
 	seen := map[string]string{} // by canonical form
 	add := func(o object) {
-		r, faults := order.Decode(text(t, o), guard)
+		r, faults := order.Decode(text(t, o), rules)
 		if faults != nil {
 			return // not an order at all
 		}

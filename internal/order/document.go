@@ -20,7 +20,7 @@ type document struct {
 }
 
 func (d *document) fault(pointer, code, format string, args ...any) {
-	d.faults = append(d.faults, Fault{pointer, code, fmt.Sprintf(format, args...)})
+	d.faults = append(d.faults, Fault{Pointer: pointer, Code: code, Detail: fmt.Sprintf(format, args...)})
 }
 
 // root checks the grammar of the whole text (RFC 8259, with duplicate names

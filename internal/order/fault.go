@@ -11,6 +11,7 @@ type Fault struct {
 	Pointer string `json:"pointer"` // RFC 6901, "" is the whole document
 	Code    string `json:"code"`
 	Detail  string `json:"detail"`
+	Rule    string `json:"rule,omitempty"` // of the program that refuses it, with CodeOutsideProgram
 }
 
 // Fault codes: stable, part of the API.
@@ -25,7 +26,9 @@ const (
 	CodeTooLong          = "too-long"
 	CodeTooMany          = "too-many"
 	CodeNotAllowed       = "not-allowed"
-	CodeCardNumber       = "card-number" // a card number where none may stand
+	CodeCardNumber       = "card-number"     // a card number where none may stand
+	CodeOutsideProgram   = "outside-program" // D1 takes it, the issuer's agreement does not
+	CodeUnknownOrder     = "unknown-order"   // names an order that is not there
 )
 
 // Faults is everything wrong with a request; as an error it lists them all.

@@ -28,7 +28,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"cardId":"\ud800","a":[[[[{"b":`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		before := bytes.Clone(body)
-		r, faults := order.Decode(body, guard)
+		r, faults := order.Decode(body, rules)
 		if !bytes.Equal(body, before) {
 			t.Fatal("Decode changed the text")
 		}
@@ -62,7 +62,7 @@ func FuzzDecode(f *testing.F) {
 				t.Errorf("metadata %q: %q", name, value)
 			}
 		}
-		if again, _ := order.Decode(r.Canonical, guard); again != nil {
+		if again, _ := order.Decode(r.Canonical, rules); again != nil {
 			t.Error("the canonical form holds card data") // without any it is no order
 		}
 		if r.SensitiveData != nil {

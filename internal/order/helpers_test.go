@@ -14,7 +14,10 @@ import (
 
 // guard knows two ranges of an issuer that no scheme's public prefix covers, so
 // that a test tells the issuer's numbers from any scheme's.
-var guard = order.PANGuard{BINs: []string{"990000", "99111122"}}
+var (
+	guard = order.PANGuard{BINs: []string{"990000", "99111122"}}
+	rules = &order.Rules{Guard: guard}
+)
 
 const (
 	issuerPAN = "9900001234567899" // Luhn, the issuer's
@@ -127,7 +130,7 @@ func pointers(v any) []string {
 // wellFormed decodes text that has to be valid.
 func wellFormed(tb testing.TB, text []byte) *order.Request {
 	tb.Helper()
-	r, faults := order.Decode(text, guard)
+	r, faults := order.Decode(text, rules)
 	if len(faults) > 0 {
 		tb.Fatalf("a valid order was refused: %v\n%s", faults, text)
 	}

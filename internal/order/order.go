@@ -44,6 +44,10 @@ type Request struct {
 	Metadata          map[string]string
 	Urgent            bool
 	DuplicateOverride string // the reason given, empty when there is none
+	ReplacesOrderID   string // a UUID: the order of this service that this one stands in for
+
+	// EndsAt is the status at which the order has arrived.
+	EndsAt Status
 
 	// Warnings are codes of things worth telling the caller that stop nothing.
 	Warnings []string

@@ -115,7 +115,7 @@ func (s *Store) insertOrder(ctx context.Context, a Acceptance) (*Order, error) {
 		CardID: a.Request.CardID, ConsumerID: p.ConsumerID, CardProductID: p.CardProductID, Channel: p.Channel,
 		Terms: p.Terms(), Metadata: a.Request.Metadata, Urgent: a.Request.Urgent,
 		DuplicateOverride: a.Request.DuplicateOverride, Warnings: a.Request.Warnings, CreatedBy: a.Client,
-		State: order.NewState(p.EndsAt()),
+		State: order.NewState(a.Request.EndsAt),
 	}
 	var known []int64
 	err = s.inTx(ctx, func(tx pgx.Tx) (err error) {

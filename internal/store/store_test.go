@@ -77,7 +77,7 @@ func value[T any](f *fixture, sql string, args ...any) T {
 // request is a valid order for a card.
 func request(card, requestID string) *order.Request {
 	return &order.Request{
-		CardID: card, Canonical: []byte(card + requestID),
+		CardID: card, Canonical: []byte(card + requestID), EndsAt: order.Shipped,
 		Production: order.Production{
 			ConsumerID: "consumer", CardProductID: "gold", IssuerRequestID: requestID, Channel: order.ChannelThales,
 			Services: order.Services{Issuance: order.IssuanceCreation, Delivery: "POST"}, EncryptedData: "a.b.c.d.e",
