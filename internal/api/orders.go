@@ -70,7 +70,7 @@ func (s *server) placeOrder(w http.ResponseWriter, r *http.Request) error {
 		slog.String("issuerRequestId", accepted.Order.IssuerRequestID), slog.Bool("replayed", accepted.Replayed))
 	view := viewOrder(accepted.Order)
 	if accepted.CardDataDiffers {
-		view.Warnings = append(view.Warnings, "card-data-not-compared")
+		view.Warnings = append(view.Warnings, order.WarningCardDataNotCompared)
 	}
 	status := http.StatusCreated
 	if accepted.Replayed {

@@ -28,6 +28,9 @@ type Order struct {
 	Metadata          map[string]string
 	Urgent            bool
 	DuplicateOverride string
+	ReplacesOrderID   *uuid.UUID
+	ReplacedBy        []uuid.UUID // orders that stand in for this one
+	BatchID           *uuid.UUID
 	Warnings          []string
 	CreatedAt         time.Time
 	CreatedBy         string
@@ -65,7 +68,9 @@ func stateFields(s *order.State) []any {
 const selectOrders = `
 	SELECT o.issuer_id, o.id, o.issuer_request_id, o.card_id, o.consumer_id, o.card_product_id,
 		o.distribution_channel, o.terms, o.metadata, o.urgent, coalesce(o.duplicate_override, ''), o.warnings,
-		o.created_at, o.created_by, s.updated_at, s.ended_at, ` + stateColumns + `,
+		o.created_at, o.created_by, s.updated_at, s.ended_at, o.replaces_order_id, o.batch_id,
+		ARRAY(SELECT r.id FROM orders r WHERE r.issuer_id = o.issuer_id AND r.replaces_order_id = o.id ORDER BY r.id),
+		` + stateColumns + `,
 		(SELECT coalesce(json_agg(json_build_object(
 				'trackingNumber', p.tracking_number, 'carrier', p.carrier, 'status', p.status,
 				'trackingUrl', p.tracking_url, 'createdAt', p.created_at, 'updatedAt', p.updated_at)
@@ -78,7 +83,7 @@ func scanOrder(row pgx.CollectableRow) (*Order, error) {
 	fields := append([]any{
 		&o.IssuerID, &o.ID, &o.IssuerRequestID, &o.CardID, &o.ConsumerID, &o.CardProductID,
 		&o.Channel, &o.Terms, &o.Metadata, &o.Urgent, &o.DuplicateOverride, &o.Warnings,
-		&o.CreatedAt, &o.CreatedBy, &o.UpdatedAt, &o.EndedAt,
+		&o.CreatedAt, &o.CreatedBy, &o.UpdatedAt, &o.EndedAt, &o.ReplacesOrderID, &o.BatchID, &o.ReplacedBy,
 	}, stateFields(&o.State)...)
 	return &o, row.Scan(append(fields, &o.Shipments)...)
 }
