@@ -59,12 +59,6 @@ var ErrNewerRelease = errors.New("the order was stored by a newer release")
 // LaneOf names the lane of an issuer's D1.
 func LaneOf(issuer string) string { return "d1/" + issuer }
 
-// Classes of messages: singles go before batches.
-const (
-	classSingle = 0
-	classBatch  = 1
-)
-
 // Accept stores an order with everything that belongs to it and returns after the
 // commit. A request that was accepted before leads to its order again. The error
 // is a *ConflictError when another order is in the way. When ctx ends first, the
@@ -145,7 +139,7 @@ type entry struct {
 	sealed   sealedPayload
 	hash     []byte
 	batchID  *uuid.UUID
-	class    int
+	class    Class
 
 	verdict verdict
 	other   uuid.UUID

@@ -202,7 +202,7 @@ func (c *insertColumns) add(e *entry) error {
 	c.client, c.key = append(c.client, o.CreatedBy), append(c.key, optional(e.IdempotencyKey))
 	c.production, c.encryptedData = append(c.production, e.sealed.production), append(c.encryptedData, e.sealed.encryptedData)
 	c.replaces, c.batch = append(c.replaces, e.replaces), append(c.batch, e.batchID)
-	c.status, c.class = append(c.status, string(o.State.Status)), append(c.class, int16(e.class)) //nolint:gosec // 0 or 1
+	c.status, c.class = append(c.status, string(o.State.Status)), append(c.class, int16(e.class))
 	c.renews, c.endsAt = append(c.renews, !e.creation()), append(c.endsAt, string(o.State.EndsAt))
 	if e.overrides() {
 		c.overriding = append(c.overriding, o.ID)

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"strings"
 
 	"github.com/google/uuid"
@@ -126,3 +128,25 @@ func (k HashKeys) matches(version int16, hash, canonical []byte) (bool, error) {
 	}
 	return hmac.Equal(hash, sum), nil
 }
+
+// runningDigest is a keyed hash of rows, of which any number may follow.
+type runningDigest struct{ mac hash.Hash }
+
+func newRunningDigest(k HashKeys) *runningDigest {
+	mac := hmac.New(sha256.New, k.Current)
+	mac.Write([]byte("batch\x00"))
+	return &runningDigest{mac}
+}
+
+// add takes the next row; its length keeps rows apart.
+func (d *runningDigest) add(row []byte) {
+	var length [8]byte
+	binary.BigEndian.PutUint64(length[:], uint64(len(row)))
+	d.mac.Write(length[:])
+	d.mac.Write(row)
+}
+
+// sum is the digest of the rows so far.
+func (d *runningDigest) sum() []byte { return d.mac.Sum(nil) }
+
+func (d *runningDigest) is(sum []byte) bool { return hmac.Equal(d.sum(), sum) }

@@ -211,3 +211,11 @@ func optional(s string) *string {
 	}
 	return &s
 }
+
+// optionalID turns the nil id into NULL.
+func optionalID(id uuid.UUID) *uuid.UUID {
+	if id == uuid.Nil {
+		return nil
+	}
+	return &id
+}
