@@ -17,6 +17,9 @@ const (
 	ChannelCentral Channel = "CENTRAL" // the issuer's or a partner's own centre
 )
 
+// Channels lists them all.
+var Channels = []Channel{ChannelThales, ChannelInstant, ChannelCentral}
+
 // Issuance is why a card is made (D1: services.issuance).
 type Issuance string
 

@@ -371,6 +371,7 @@ type BatchWriter struct {
 	chunk   []batchRow
 	begun   time.Time  // when the chunk got its first row
 	writing chan error // of the chunk that is being stored
+	counts  BatchCounts
 }
 
 // batchRow is one row: an order, or what is wrong with it.
@@ -431,6 +432,11 @@ func (s *Store) OpenBatch(ctx context.Context, up BatchUpload) (w *BatchWriter, 
 		return nil, false, fmt.Errorf("opening a batch: %w", err)
 	}
 	return w, replay, nil
+}
+
+// Counts returns how many rows this writer has stored, by what became of them.
+func (w *BatchWriter) Counts() map[RowOutcome]int64 {
+	return map[RowOutcome]int64{RowAccepted: w.counts.Accepted, RowReplayed: w.counts.Replayed, RowRefused: w.counts.Refused}
 }
 
 // ID returns the batch's id.
@@ -604,6 +610,9 @@ func (s *Store) storeChunk(ctx context.Context, w *BatchWriter, rows []batchRow,
 		return fmt.Errorf("storing rows of a batch: %w", err)
 	}
 	s.announce(entries)
+	for _, r := range rows {
+		w.counts.count(r.result().Outcome)
+	}
 	return nil
 }
 
@@ -694,7 +703,7 @@ func (r batchRow) result() BatchResult {
 		case !ok:
 			result.Problem = ProblemInternal
 		case conflict.Kind == UnknownReplaced:
-			result.Faults = order.Faults{unknownReplaced}
+			result.Faults = order.Faults{FaultUnknownReplaced}
 		default:
 			result.Problem, result.OrderID = string(conflict.Kind), &conflict.OrderID
 		}
@@ -702,7 +711,8 @@ func (r batchRow) result() BatchResult {
 	}
 }
 
-var unknownReplaced = order.Fault{Pointer: "/replacesOrderId", Code: order.CodeUnknownOrder, Detail: "is no order of this issuer"}
+// FaultUnknownReplaced is the fault of an order whose replacesOrderId leads nowhere.
+var FaultUnknownReplaced = order.Fault{Pointer: "/replacesOrderId", Code: order.CodeUnknownOrder, Detail: "is no order of this issuer"}
 
 // Rehearse finds out what would become of rows, and leaves nothing behind. requests
 // are the orders of rows by their lines.
