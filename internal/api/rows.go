@@ -36,6 +36,8 @@ var utf8BOM = []byte("\xef\xbb\xbf")
 
 // ndjson reads a JSON text per line.
 type ndjson struct {
+	r       io.Reader
+	broken  error // why r ended before its end
 	scanner *bufio.Scanner
 	buffer  []byte
 	line    int64
@@ -43,10 +45,21 @@ type ndjson struct {
 }
 
 func newNDJSON(r io.Reader) *ndjson {
-	n := &ndjson{scanner: bufio.NewScanner(r), buffer: make([]byte, maxOrderBody+len(utf8BOM)+1)}
+	n := &ndjson{r: r, buffer: make([]byte, maxOrderBody+len(utf8BOM)+1)}
+	n.scanner = bufio.NewScanner(n)
 	n.scanner.Buffer(n.buffer, len(n.buffer))
 	n.scanner.Split(n.split)
 	return n
+}
+
+// Read reads for the scanner, which calls the break of a connection an end too: what
+// came before it is no line.
+func (n *ndjson) Read(p []byte) (int, error) {
+	read, err := n.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		n.broken = err
+	}
+	return read, err
 }
 
 // split finds the end of a line. Of one that does not fit into the buffer, it keeps
@@ -55,7 +68,7 @@ func (n *ndjson) split(data []byte, atEOF bool) (advance int, token []byte, err 
 	if i := bytes.IndexByte(data, '\n'); i >= 0 {
 		return i + 1, data[:i], nil
 	}
-	if atEOF && len(data) == 0 && !n.tooLong {
+	if atEOF && (n.broken != nil || len(data) == 0 && !n.tooLong) {
 		return 0, nil, nil
 	}
 	if atEOF {
