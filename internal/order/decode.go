@@ -15,8 +15,8 @@ const (
 
 // Warnings that an order itself gives cause for.
 const (
-	WarningDeprecated      = "deprecated-member:" // and the member's name
-	WarningWithoutDelivery = "shipment-without-delivery"
+	warningDeprecated      = "deprecated-member:" // and the member's name
+	warningWithoutDelivery = "shipment-without-delivery"
 )
 
 // Decode reads an order as core banking sends it. It returns every fault there
@@ -69,11 +69,11 @@ func (d *document) order(root *object, row bool) (*Request, Faults) {
 	}
 	for _, name := range []string{"state", "oldCardId"} {
 		if root.has(name) {
-			r.Warnings = append(r.Warnings, WarningDeprecated+name)
+			r.Warnings = append(r.Warnings, warningDeprecated+name)
 		}
 	}
 	if delivery := r.Production.Services.Delivery; r.Production.Channel == ChannelThales && (delivery == "" || delivery == NoShipment) {
-		r.Warnings = append(r.Warnings, WarningWithoutDelivery)
+		r.Warnings = append(r.Warnings, warningWithoutDelivery)
 	}
 	if r.EndsAt = r.Production.EndsAt(); d.program != nil && d.program.EndsAt != "" {
 		r.EndsAt = d.program.EndsAt

@@ -381,7 +381,7 @@ func TestSensitiveData(t *testing.T) {
 		{"pan", nil, []string{"/sensitiveData/pan required"}},
 		{"exp", nil, []string{"/sensitiveData/exp required"}},
 		{"pan", issuerPAN, nil},
-		{"pan", "9900001232", nil},                          // 10 digits
+		{"pan", "9900001232", nil},                                     // 10 digits
 		{"pan", visaPAN, []string{"/sensitiveData/pan invalid-value"}}, // another issuer's
 		{"pan", "1234567897", []string{"/sensitiveData/pan invalid-value"}},
 		{"pan", "12345674", []string{"/sensitiveData/pan invalid-format"}},
