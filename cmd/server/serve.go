@@ -9,7 +9,11 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
 	"time"
+	_ "time/tzdata" // the image of the service may have no time zones
 
 	"cardorder/internal/app"
 	"cardorder/internal/config"
@@ -17,6 +21,7 @@ import (
 	"cardorder/internal/store"
 )
 
+// serve runs the service. SIGHUP makes it read its programs file again.
 func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
 	path := flags.String("config", "", "the configuration `file` (required)")
@@ -24,6 +29,9 @@ func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	if err := parse(flags, args, stderr, "config"); err != nil {
 		return err
 	}
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
 	cfg, err := config.Load(*path)
 	if err != nil {
 		return err
@@ -47,11 +55,7 @@ func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	var failed error
-	select {
-	case <-ctx.Done():
-	case failed = <-service.Failed():
-	}
+	failed := untilEnd(ctx, service, hangup)
 	log.Info("stopping")
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.DrainTimeout())
 	defer cancel()
@@ -60,6 +64,20 @@ func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	}
 	log.Info("stopped")
 	return nil
+}
+
+// untilEnd returns when the service is to be stopped, or has failed.
+func untilEnd(ctx context.Context, service *app.Service, hangup <-chan os.Signal) error {
+	for {
+		select {
+		case <-hangup:
+			service.ReloadPrograms()
+		case <-ctx.Done():
+			return nil
+		case err := <-service.Failed():
+			return err
+		}
+	}
 }
 
 func showConfig(_ context.Context, args []string, stdout, stderr io.Writer) error {

@@ -293,9 +293,11 @@ func (s *Store) guardingOrder(ctx context.Context, a Acceptance) (uuid.UUID, err
 	return *id, nil
 }
 
-func (s *Store) duplicateWindow(issuer string) time.Duration {
-	if window := s.cfg.DuplicateWindows[issuer]; window > 0 {
-		return window
+func (s *Store) duplicateWindow(issuer, cardProductID string) time.Duration {
+	if s.cfg.DuplicateWindow != nil {
+		if window := s.cfg.DuplicateWindow(issuer, cardProductID); window > 0 {
+			return window
+		}
 	}
 	return 30 * 24 * time.Hour
 }
