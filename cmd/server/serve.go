@@ -15,6 +15,7 @@ import (
 	"time"
 	_ "time/tzdata" // the image of the service may have no time zones
 
+	"cardorder/internal/api"
 	"cardorder/internal/app"
 	"cardorder/internal/config"
 	"cardorder/internal/local"
@@ -93,6 +94,19 @@ func showConfig(_ context.Context, args []string, stdout, stderr io.Writer) erro
 	summary, err := cfg.Summary()
 	if err != nil {
 		return err
+	}
+	programs, err := cfg.LoadPrograms()
+	if err != nil {
+		return fmt.Errorf("programsFile: %w", err)
+	}
+	if programs.Digest != "" {
+		issuers := make(map[string][]api.ProgramView)
+		for _, in := range cfg.Issuers {
+			if list := programs.Of(in.ID); list != nil {
+				issuers[in.ID] = api.ViewPrograms(list)
+			}
+		}
+		summary["programs"] = map[string]any{"digest": programs.Digest, "issuers": issuers}
 	}
 	enc := json.NewEncoder(stdout)
 	enc.SetIndent("", "  ")

@@ -72,7 +72,10 @@ type site struct {
 	token    string
 }
 
-const yamlPath = "deploy/example/server.yaml"
+const (
+	yamlPath     = "deploy/example/server.yaml"
+	programsPath = "deploy/example/programs.yaml"
+)
 
 func newSite(t *testing.T, databaseURL string, oldnew ...string) site {
 	t.Helper()
@@ -114,8 +117,13 @@ func newSite(t *testing.T, databaseURL string, oldnew ...string) site {
 	if err != nil {
 		t.Fatal(err)
 	}
+	programs, err := os.ReadFile("../../" + programsPath)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for path, content := range map[string]string{
 		filepath.Join(keys, "d1sim-encryption-key.json.pub.json"): string(jwk),
+		filepath.Join(s.dir, programsPath):                        string(programs),
 		filepath.Join(s.dir, yamlPath): strings.NewReplacer(append(oldnew, "127.0.0.1:8080", "127.0.0.1:0", "127.0.0.1:8081", "127.0.0.1:0",
 			"127.0.0.1:9090", "127.0.0.1:0", "127.0.0.1:8180", "127.0.0.1:1")...).Replace(string(text)),
 	} {

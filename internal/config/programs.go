@@ -81,7 +81,7 @@ type NameRule struct {
 	// letters, digits, space and . ' - /
 	Characters string `yaml:"characters"`
 	// Length is how many characters there may be. Default 26.
-	Length *int `yaml:"length"`
+	Length *WholeNumber `yaml:"length"`
 }
 
 // SLA is how long the bureau may take from receipt to shipping.
@@ -96,9 +96,20 @@ type SLA struct {
 
 // WorkingDays are working days of the centre; 0 is the same day.
 type WorkingDays struct {
-	Creation    *int `yaml:"CREATION"`
-	Renewal     *int `yaml:"RENEWAL"`
-	Replacement *int `yaml:"REPLACEMENT"`
+	Creation    *WholeNumber `yaml:"CREATION"`
+	Renewal     *WholeNumber `yaml:"RENEWAL"`
+	Replacement *WholeNumber `yaml:"REPLACEMENT"`
+}
+
+// WholeNumber is an int that yaml does not round: it makes 0 of 0.5.
+type WholeNumber int
+
+// UnmarshalYAML reads a number that is whole as it is written.
+func (n *WholeNumber) UnmarshalYAML(node *yaml.Node) error {
+	if node.ShortTag() != "!!int" {
+		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: cannot unmarshal %s into int", node.Line, node.ShortTag())}}
+	}
+	return node.Decode((*int)(n))
 }
 
 // Programs are one state of the programs file.
@@ -323,7 +334,7 @@ func (p *Program) check(ch *checker, path string) {
 // maxNameLength is the longest name in an address.
 const maxNameLength = 64
 
-func (c *checker) between(path string, n *int, least, most int) {
+func (c *checker) between(path string, n *WholeNumber, least, most WholeNumber) {
 	if n != nil && (*n < least || *n > most) {
 		c.fault(path, "must be %d to %d", least, most)
 	}
@@ -340,7 +351,9 @@ func oneCharacter(re *syntax.Regexp) bool {
 	switch re.Op {
 	case syntax.OpLiteral:
 		return len(re.Rune) == 1
-	case syntax.OpCharClass, syntax.OpAnyChar, syntax.OpAnyCharNotNL:
+	case syntax.OpCharClass:
+		return len(re.Rune) > 0 // an empty one matches nothing
+	case syntax.OpAnyChar, syntax.OpAnyCharNotNL:
 		return true
 	case syntax.OpCapture:
 		return oneCharacter(re.Sub[0])
@@ -395,7 +408,7 @@ func (p *Program) rules() *order.Program {
 		rules.Names.Character = regexp.MustCompile(p.Names.Characters)
 	}
 	if p.Names.Length != nil {
-		rules.Names.Length = *p.Names.Length
+		rules.Names.Length = int(*p.Names.Length)
 	}
 	if p.SLA != nil {
 		rules.SLA = order.SLA{WorkingDays: p.SLA.WorkingDays.byIssuance(), CutOff: p.SLA.CutOff, TimeZone: p.SLA.TimeZone}
@@ -405,11 +418,11 @@ func (p *Program) rules() *order.Program {
 
 func (w WorkingDays) byIssuance() map[order.Issuance]int {
 	days := make(map[order.Issuance]int)
-	for issuance, n := range map[order.Issuance]*int{
+	for issuance, n := range map[order.Issuance]*WholeNumber{
 		order.IssuanceCreation: w.Creation, order.IssuanceRenewal: w.Renewal, order.IssuanceReplacement: w.Replacement,
 	} {
 		if n != nil {
-			days[issuance] = *n
+			days[issuance] = int(*n)
 		}
 	}
 	return days
