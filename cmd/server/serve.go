@@ -13,7 +13,7 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
-	_ "time/tzdata" // the image of the service may have no time zones
+	_ "time/tzdata" // for programs; not every image has time zones
 
 	"cardorder/internal/api"
 	"cardorder/internal/app"
