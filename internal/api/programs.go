@@ -73,7 +73,7 @@ func ViewPrograms(programs map[string]*order.Program) []ProgramView {
 
 // What stands for order.NameRule's defaults.
 const (
-	defaultNameCharacters = `[\p{L}\p{Nd} .'/-]`
+	defaultNameCharacters = `[\p{L}\p{M}\p{Nd} .'/-]`
 	defaultNameLength     = 26
 )
 

@@ -27,7 +27,7 @@ const goldProgram = `issuers:
         deliveryMethods: [POST]
         inserts: []
         paymentApplications: [{config: visa, odaKeyIndexes: ["1"], pvKeyIndexes: []}]
-        names: {characters: "[A-Z ]", length: 20}
+        names: {characters: "[A-Za-z ]", length: 20}
         endsAt: SHIPPED
         duplicateWindow: 100h
         sla: {workingDays: {CREATION: 1, RENEWAL: 10}, cutOff: "12:00", timeZone: Europe/Paris}
@@ -108,9 +108,9 @@ func TestProgramsAreShown(t *testing.T) {
 	want := `{"configured":true,"digest":"` + digestOf(goldProgram) + `","data":[` +
 		`{"cardProductId":"gold","distributionChannels":["THALES"],"destinationCountries":["FR","DE"],"deliveryMethods":["POST"],` +
 		`"inserts":[],"paymentApplications":[{"config":"visa","odaKeyIndexes":["1"],"pvKeyIndexes":[]}],` +
-		`"alphaCard":false,"nameCharacters":"[A-Z ]","nameLength":20,"endsAt":"SHIPPED","duplicateWindowSeconds":360000,` +
+		`"alphaCard":false,"nameCharacters":"[A-Za-z ]","nameLength":20,"endsAt":"SHIPPED","duplicateWindowSeconds":360000,` +
 		`"sla":{"workingDays":{"CREATION":1,"RENEWAL":10},"cutOff":"12:00","timeZone":"Europe/Paris"}},` +
-		`{"cardProductId":"silver","alphaCard":false,"nameCharacters":"[\\p{L}\\p{Nd} .'/-]","nameLength":26,"duplicateWindowSeconds":2592000}]}`
+		`{"cardProductId":"silver","alphaCard":false,"nameCharacters":"[\\p{L}\\p{M}\\p{Nd} .'/-]","nameLength":26,"duplicateWindowSeconds":2592000}]}`
 	if got := strings.TrimSpace(b.do(http.MethodGet, programs, nil, nil).text); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

@@ -318,9 +318,11 @@ func (p *Program) check(ch *checker, path string) {
 	switch order.Status(p.EndsAt) {
 	case "", order.Produced:
 	case order.Shipped:
-		// Such an order would stay open for ever, and keep its card.
-		if p.DistributionChannels == nil || slices.Contains(p.DistributionChannels, string(order.ChannelInstant)) {
+		// An order that is never shipped would stay open for ever, and keep its card.
+		if allows(p.DistributionChannels, string(order.ChannelInstant)) {
 			ch.fault(path+".endsAt", "can be SHIPPED only where distributionChannels leaves INSTANT out: its cards are not shipped")
+		} else if allows(p.DistributionChannels, string(order.ChannelThales)) && allows(p.DeliveryMethods, order.NoShipment) {
+			ch.fault(path+".endsAt", "can be SHIPPED for THALES only where deliveryMethods leaves NO_SHIPMENT out")
 		}
 	default:
 		ch.fault(path+".endsAt", "must be SHIPPED or PRODUCED")
@@ -330,6 +332,9 @@ func (p *Program) check(ch *checker, path string) {
 		p.SLA.check(ch, path+".sla")
 	}
 }
+
+// allows tells whether a list lets value pass.
+func allows(list []string, value string) bool { return list == nil || slices.Contains(list, value) }
 
 // maxNameLength is the longest name in an address.
 const maxNameLength = 64

@@ -24,7 +24,7 @@ const wholeProgram = `issuers:
       - cardProductId: gold-debit
         distributionChannels: [THALES, CENTRAL]
         destinationCountries: [FR, NO]
-        deliveryMethods: [POST, NO_SHIPMENT]
+        deliveryMethods: [POST, COURIER]
         cardCarriers: [WELCOME]
         packagings: []
         inserts: [LEAFLET]
@@ -58,7 +58,7 @@ func TestPrograms(t *testing.T) {
 		CardProductID:        "gold-debit",
 		DistributionChannels: []order.Channel{order.ChannelThales, order.ChannelCentral},
 		DestinationCountries: []string{"FR", "NO"}, // not YAML's "no"
-		DeliveryMethods:      []string{"POST", "NO_SHIPMENT"},
+		DeliveryMethods:      []string{"POST", "COURIER"},
 		CardCarriers:         []string{"WELCOME"},
 		Packagings:           []string{},
 		Inserts:              []string{"LEAFLET"},
@@ -160,6 +160,8 @@ func TestProgramFaults(t *testing.T) {
 		"ends nowhere":          {program("endsAt: DELIVERED"), []string{in + "endsAt: must be SHIPPED or PRODUCED"}},
 		"instant never ships":   {program("distributionChannels: [THALES, INSTANT], endsAt: SHIPPED"), []string{in + "endsAt: can be SHIPPED only"}},
 		"any channel ships":     {program("endsAt: SHIPPED"), []string{in + "endsAt: can be SHIPPED only"}},
+		"any delivery ships":    {program("distributionChannels: [THALES], endsAt: SHIPPED"), []string{in + "endsAt: can be SHIPPED for THALES only"}},
+		"no shipment ships":     {program("distributionChannels: [THALES], deliveryMethods: [POST, NO_SHIPMENT], endsAt: SHIPPED"), []string{in + "endsAt: can be SHIPPED for THALES only"}},
 		"negative window":       {program("duplicateWindow: -1h"), []string{in + "duplicateWindow: must not be negative"}},
 		"empty SLA":             {program("sla: {}"), []string{in + "sla.workingDays: needs at least one"}},
 		"SLA of the past":       {program("sla: {workingDays: {CREATION: -1, RENEWAL: 367}}"), []string{in + "sla.workingDays.CREATION: must be 0 to 366", in + "sla.workingDays.RENEWAL: must"}},
@@ -242,4 +244,11 @@ func TestProgramsFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantFaults(t, with, "programsFile: "+path+" is larger than")
+}
+
+func TestCentralMayEndShipped(t *testing.T) {
+	t.Parallel()
+	if _, err := twoIssuers.ParsePrograms([]byte(program("distributionChannels: [CENTRAL], endsAt: SHIPPED"))); err != nil {
+		t.Error(err) // a tracking hub may follow it
+	}
 }
