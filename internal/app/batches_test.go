@@ -188,7 +188,7 @@ func TestBatch(t *testing.T) {
 	want := []string{
 		"1 accepted ", "2 replayed ", "3 refused invalid-request /cardId invalid-format /colour unknown-member",
 		"4 refused invalid-request /issuerRequestId required", "5 accepted ", "6 refused duplicate-order",
-		"7 refused invalid-request /sensitiveData not-allowed", "9 refused invalid-request  invalid-json", "10 accepted ",
+		"7 refused invalid-request /sensitiveData not-allowed /encryptedData required", "9 refused invalid-request /cardId invalid-json", "10 accepted ",
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("results:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -368,15 +368,18 @@ func TestBatchGoesOn(t *testing.T) {
 		}
 		return found.Status == "INTERRUPTED"
 	})
-	if found.Rows.Read != 500 || b.stored() != 500 {
+	if found.Rows.Read != 700 || b.stored() != 700 {
 		t.Errorf("after the cut: %+v, %d orders", found, b.stored())
 	}
 
 	// A restart in the middle: the upload ends with what is stored.
-	stopped := make(chan struct{})
+	gone, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
-		cut(lineEnd(1200), func(*io.PipeWriter) {}) // and sends no more
+		cut(lineEnd(1200), func(w *io.PipeWriter) { // sends no more until the server is gone
+			<-gone
+			_ = w.CloseWithError(errors.New("nobody there"))
+		})
 	}()
 	b.eventually("the upload went on", func() bool { return b.getBatch("/"+found.ID).Rows.Read >= 1000 })
 	if busy := b.upload("", "campaign", "application/x-ndjson", strings.NewReader(file.String()), nil); busy.status != 409 || busy.header.Get("Retry-After") == "" || !strings.HasSuffix(busy.Type, "batch-in-progress") {
@@ -385,6 +388,7 @@ func TestBatchGoesOn(t *testing.T) {
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	_ = b.env.StopService(short) // the stalled upload does not let it drain
+	close(gone)
 	<-stopped
 	if err := b.env.StartService(t.Context()); err != nil {
 		t.Fatal(err)
