@@ -195,10 +195,10 @@ func isUUID(text string, from int) bool {
 }
 
 // isParcel tells whether run is a parcel of the United States' post as it is
-// printed: 9400 1118 9956 2537 8668 17, the last one its check digit (USPS
+// printed: 9101 0268 3733 1000 0395 21, the last one its check digit (USPS
 // Publication 199).
 func isParcel(run string) bool {
-	if len(run) != len("9400 1118 9956 2537 8668 17") || run[0] != '9' || run[1] < '1' || run[1] > '5' {
+	if len(run) != len("9101 0268 3733 1000 0395 21") || run[0] != '9' || run[1] < '1' || run[1] > '5' {
 		return false
 	}
 	sum, weight := 0, 1
