@@ -117,7 +117,13 @@ func (d *document) space(i int) int {
 
 // stringEnd is where the string that begins at i ends.
 func (d *document) stringEnd(i int) int {
-	for i++; d.text[i] != '"'; i++ {
+	i++
+	end := i + bytes.IndexByte(d.text[i:], '"')
+	escape := bytes.IndexByte(d.text[i:end], '\\')
+	if escape < 0 {
+		return end + 1
+	}
+	for i += escape; d.text[i] != '"'; i++ {
 		if d.text[i] == '\\' {
 			i++
 		}
