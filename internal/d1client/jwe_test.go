@@ -139,12 +139,12 @@ func TestCheck(t *testing.T) {
 		h, _ := base64.RawURLEncoding.DecodeString(first)
 		return b64([]byte(change(string(h)))) + "." + rest
 	}
-	replace := func(old, new string) string {
+	replace := func(old, changed string) string {
 		return raw(func(h string) string {
 			if !strings.Contains(h, old) {
 				t.Fatalf("no %s in the header", old)
 			}
-			return strings.Replace(h, old, new, 1)
+			return strings.Replace(h, old, changed, 1)
 		})
 	}
 	part := func(i int, s string) string {

@@ -559,6 +559,8 @@ func TestSensitiveData(t *testing.T) {
 		{"secondName", "WONDERLAND LTD.", nil},
 		{"secondName", "", []string{"/sensitiveData/secondName invalid-format"}},
 		{"name", []any{}, []string{"/sensitiveData/name wrong-type"}},
+		{"name", visaPAN, []string{"/sensitiveData/name card-number"}},
+		{"name", json.RawMessage(`"9900-0012-3456-789\u0039"`), []string{"/sensitiveData/name card-number"}},
 		{"trackData", "x", []string{"/sensitiveData/trackData wrong-type"}},
 		{"trackData", object{}, nil},
 		{"trackData", object{"track1": "B1^A/B^", "track2": "1=", "track3": "1"}, nil},
