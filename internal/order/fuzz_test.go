@@ -51,6 +51,9 @@ func FuzzDecode(f *testing.F) {
 			t.Fatal("decoding changed the text")
 		}
 		if r != nil && r.SensitiveData != nil {
+			if name := order.PrintedName(r.SensitiveData); guard.Finds(name, true) || utf8.RuneCountInString(name) > 26 {
+				t.Errorf("%q would be printed", name)
+			}
 			clear(body)
 			if len(bytes.Trim(r.SensitiveData, "\x00")) > 0 {
 				t.Error("card data outlives the text")
