@@ -68,6 +68,14 @@ func TestFindsTheIssuersCardNumbersEverywhere(t *testing.T) {
 			}
 		}
 	}
+	// Nor does a form hide them that says they are something else.
+	for _, text := range []string{"99000012-3456-7899-8abc-0123456789ab", "+9900001234568", "9400 9900 0012 3456 7899 04"} {
+		for _, free := range []bool{false, true} {
+			if !guard.Finds(text, free) {
+				t.Errorf("not found in %q, free %t", text, free)
+			}
+		}
+	}
 	for _, pan := range publishedPANs {
 		if guard.Finds(pan, false) {
 			t.Errorf("%s is not the issuer's", pan)
@@ -204,7 +212,6 @@ func TestNoFalseAlarms(t *testing.T) {
 	}{
 		{"random UUIDs", true, func(r *rand.Rand) string { return randomUUID(r, 4) }},
 		{"UUIDs by time", true, func(r *rand.Rand) string { return "order " + randomUUID(r, 7) }},
-		{"UUIDs as ids", false, func(r *rand.Rand) string { return "req_" + randomUUID(r, 4) }},
 		{"phone numbers", true, phone},
 		{"tracking numbers", true, func(r *rand.Rand) string {
 			return []func(*rand.Rand) string{ups, postal, dhl, usps, dpd, swissPost, fedEx}[r.IntN(7)](r)
