@@ -257,8 +257,15 @@ func isCompared(name []byte) bool {
 // canonical writes the members that are compared as RFC 8785 JSON. An order
 // that was taken holds no numbers, and its names are ASCII without escapes.
 func (d *document) canonical(members []member) []byte {
-	compared := slices.DeleteFunc(slices.Clone(members), func(m member) bool { return !isCompared(m.name) })
-	return d.appendObject(make([]byte, 0, len(d.text)), compared)
+	first, size := len(d.members), len(d.text)
+	for _, m := range members {
+		if isCompared(m.name) {
+			d.members = append(d.members, m)
+		} else {
+			size -= m.value.to - m.value.from
+		}
+	}
+	return d.appendObject(make([]byte, 0, size), d.members[first:len(d.members):len(d.members)])
 }
 
 func (d *document) appendObject(b []byte, members []member) []byte {
