@@ -149,11 +149,11 @@ func uploadRequest(doing string, u *Upload) (*request, error) {
 	err := checkKey(u.IdempotencyKey)
 	switch {
 	case u.IdempotencyKey == "":
-		err = errors.New("IdempotencyKey is missing")
+		err = errors.New("there is no IdempotencyKey")
 	case u.Open == nil:
-		err = errors.New("Open is missing")
+		err = errors.New("there is no Open")
 	case mediaTypes[u.Format] == "":
-		err = errors.New("Format is neither NDJSON nor CSV")
+		err = errors.New("the Format is neither NDJSON nor CSV")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cardorder: %s: %w", doing, err)

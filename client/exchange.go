@@ -199,7 +199,7 @@ func (c *Client) send(parent context.Context, r *request) (*answer, error) {
 	if token := c.token.reveal(); token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
-	res, err := c.http.Do(req)
+	res, err := c.http.Do(req) //nolint:bodyclose // answer.close does
 	if err != nil {
 		return giveUp(a.why(err))
 	}
