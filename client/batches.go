@@ -248,7 +248,7 @@ func (c *Client) BatchResults(ctx context.Context, batchID, outcome string) iter
 			case errors.Is(err, bufio.ErrTooLong):
 				return fmt.Errorf("a line of the stream has more than %d bytes", maxLine)
 			case err != nil:
-				return a.why(err)
+				return a.failure(err)
 			}
 			return nil
 		}

@@ -140,56 +140,41 @@ type patience struct {
 func (p *patience) stop()    { p.timer.Stop() }
 func (p *patience) restart() { p.timer.Reset(p.limit) }
 
-// answer is an answer that says yes. It is closed in any case.
-type answer struct {
+// attempt is one try of a request, and its answer.
+type attempt struct {
+	parent   context.Context // of the call
+	ctx      context.Context
+	end      context.CancelCauseFunc
+	patience *patience
+	file     *file // of an upload
 	header   http.Header
 	body     io.ReadCloser
-	patience *patience
-	end      context.CancelCauseFunc
-	why      func(error) error // an attempt's error for an error of its body
 }
 
-func (a *answer) close() {
-	_ = a.body.Close()
-	a.patience.stop()
-	a.end(nil)
-}
-
-// send makes one attempt. An answer that says no is a *Problem.
-func (c *Client) send(parent context.Context, r *request) (*answer, error) {
-	ctx, end := context.WithCancelCause(parent)
-	a := &answer{end: end, patience: &patience{limit: c.timeout}}
-	a.patience.timer = time.AfterFunc(c.timeout, func() { end(errStill) })
-	var file *file
-	a.why = func(err error) error {
-		switch {
-		case parent.Err() != nil:
-			return parent.Err()
-		case file.failed() != nil:
-			return fmt.Errorf("reading what is uploaded: %w", file.failed())
-		case errors.Is(context.Cause(ctx), errStill):
-			return &networkError{text: fmt.Sprintf("%v (%v)", errStill, c.timeout), cause: errStill}
+// send makes one attempt, which is to be closed unless there is an error. An
+// answer that says no is a *Problem.
+func (c *Client) send(ctx context.Context, r *request) (_ *attempt, err error) {
+	a := &attempt{parent: ctx, patience: &patience{limit: c.timeout}}
+	a.ctx, a.end = context.WithCancelCause(ctx)
+	a.patience.timer = time.AfterFunc(c.timeout, func() { a.end(errStill) })
+	defer func() {
+		if err != nil {
+			a.close()
 		}
-		return newNetworkError(err)
-	}
-	giveUp := func(err error) (*answer, error) {
-		a.patience.stop()
-		end(nil)
-		return nil, err
-	}
+	}()
 	target := c.issuerURL + r.path
 	if len(r.query) > 0 {
 		target += "?" + r.query.Encode()
 	}
-	req, err := http.NewRequestWithContext(ctx, r.method, target, bytes.NewReader(r.body))
+	req, err := http.NewRequestWithContext(a.ctx, r.method, target, bytes.NewReader(r.body))
 	if err != nil {
-		return giveUp(errors.New("the request cannot be made")) // err quotes it
+		return nil, errors.New("the request cannot be made") // err quotes it
 	}
 	if r.upload != nil {
-		if file, err = openFile(r.upload, a.patience); err != nil {
-			return giveUp(err)
+		if a.file, err = openFile(r.upload, a.patience); err != nil {
+			return nil, err
 		}
-		req.Body, req.GetBody, req.ContentLength = file, nil, -1
+		req.Body, req.GetBody, req.ContentLength = a.file, nil, -1
 	}
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", "cardorder-client")
@@ -199,26 +184,47 @@ func (c *Client) send(parent context.Context, r *request) (*answer, error) {
 	if token := c.token.reveal(); token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
-	res, err := c.http.Do(req) //nolint:bodyclose // answer.close does
+	res, err := c.http.Do(req) //nolint:bodyclose // close does
 	if err != nil {
-		return giveUp(a.why(err))
+		return nil, a.failure(err)
 	}
 	a.header, a.body = res.Header, res.Body
 	if res.StatusCode/100 != 2 {
-		defer a.close()
 		return nil, readProblem(res)
 	}
 	return a, nil
+}
+
+func (a *attempt) close() {
+	if a.body != nil {
+		_ = a.body.Close()
+	}
+	a.patience.stop()
+	a.end(nil)
+	a.file.release(a.parent, a.patience.limit)
+}
+
+// failure is the attempt's error for one of the transport.
+func (a *attempt) failure(err error) error {
+	switch {
+	case a.parent.Err() != nil:
+		return a.parent.Err()
+	case a.file.failed() != nil:
+		return fmt.Errorf("reading what is uploaded: %w", a.file.failed())
+	case errors.Is(context.Cause(a.ctx), errStill):
+		return &networkError{text: fmt.Sprintf("%v (%v)", errStill, a.patience.limit), cause: errStill}
+	}
+	return newNetworkError(err)
 }
 
 // maxAnswer is the longest answer that is decoded as a whole, in bytes: several
 // times what a page of orders can be.
 const maxAnswer = 16 << 20
 
-func (a *answer) decode(into any) error {
+func (a *attempt) decode(into any) error {
 	content, err := io.ReadAll(io.LimitReader(a.body, maxAnswer+1))
 	if err != nil {
-		return a.why(err)
+		return a.failure(err)
 	}
 	if len(content) > maxAnswer {
 		return fmt.Errorf("the answer has more than %d bytes", maxAnswer)
@@ -231,7 +237,7 @@ func (a *answer) decode(into any) error {
 
 // Read reads an answer that is a stream: only the service has to hurry, not who
 // works on what came.
-func (a *answer) Read(p []byte) (int, error) {
+func (a *attempt) Read(p []byte) (int, error) {
 	a.patience.restart()
 	n, err := a.body.Read(p)
 	a.patience.stop()

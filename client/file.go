@@ -3,10 +3,13 @@ package client
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // file is the body of an upload. It stops the attempt's patience while the
@@ -18,7 +21,8 @@ type file struct {
 	source   io.ReadCloser
 	content  io.Reader // source, compressed or not
 	patience *patience
-	closed   atomic.Bool
+	closing  sync.Once
+	closed   chan struct{}
 	err      atomic.Pointer[error] // of reading source
 }
 
@@ -27,7 +31,7 @@ func openFile(u *Upload, p *patience) (*file, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening what is uploaded: %w", err)
 	}
-	f := &file{source: source, content: source, patience: p}
+	f := &file{source: source, content: source, patience: p, closed: make(chan struct{})}
 	if u.Gzip {
 		f.content = newCompressed(source)
 	}
@@ -37,17 +41,46 @@ func openFile(u *Upload, p *patience) (*file, error) {
 func (f *file) Read(p []byte) (int, error) {
 	f.patience.stop()
 	n, err := f.content.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) && !f.closed.Load() {
+	if err != nil && !errors.Is(err, io.EOF) && !f.isClosed() {
 		f.err.CompareAndSwap(nil, &err)
 	}
 	f.patience.restart()
 	return n, err
 }
 
-// Close closes the caller's file.
-func (f *file) Close() error {
-	f.closed.Store(true)
-	return f.source.Close()
+// Close closes the caller's file, once.
+func (f *file) Close() (err error) {
+	f.closing.Do(func() {
+		close(f.closed)
+		err = f.source.Close()
+	})
+	return err
+}
+
+func (f *file) isClosed() bool {
+	select {
+	case <-f.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// release returns when nobody reads the caller's file any more: the transport
+// may go on for a moment after it has answered, and the file may be one that
+// Open rewinds. Whoever wants to stop does not wait for that.
+func (f *file) release(ctx context.Context, limit time.Duration) {
+	if f == nil {
+		return
+	}
+	late := time.NewTimer(limit)
+	defer late.Stop()
+	select {
+	case <-f.closed:
+	case <-ctx.Done():
+	case <-late.C:
+	}
+	_ = f.Close() // it was only read
 }
 
 // failed returns why the file could not be read, if so.
