@@ -258,7 +258,7 @@ func TestGivingUp(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := &script{t: t}
 				for range c.attempts {
-					s.answers = append(s.answers, down)
+					s.answers = append(s.answers, down) //nolint:bodyclose // an attempt closes it
 				}
 				begun := time.Now()
 				_, err := newClient(t, s, func(cfg *client.Config) {

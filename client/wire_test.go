@@ -439,15 +439,22 @@ func rows(n int) string {
 // However an upload ends early, it is sent again under its key, from the start.
 func TestUploadGoesOn(t *testing.T) {
 	t.Parallel()
-	content := rows(100_000)
+	content := rows(30_000)
 	for name, fail := range map[string]http.HandlerFunc{
 		"the connection breaks": func(_ http.ResponseWriter, r *http.Request) {
-			_, _ = io.ReadFull(r.Body, make([]byte, 1<<20))
+			_, _ = io.ReadFull(r.Body, make([]byte, 200_000))
 			panic(http.ErrAbortHandler)
 		},
-		"the connection breaks at once": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		"the connection breaks at once": func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			conn.Close()
+		},
 		"the body did not come through": func(w http.ResponseWriter, r *http.Request) {
-			_, _ = io.ReadFull(r.Body, make([]byte, 1<<20))
+			_, _ = io.ReadFull(r.Body, make([]byte, 200_000))
 			reply(w, 400, `{"type":"urn:cardorder:problem:incomplete-body"}`)
 		},
 		"another upload is under way": func(w http.ResponseWriter, _ *http.Request) {
@@ -455,7 +462,7 @@ func TestUploadGoesOn(t *testing.T) {
 			reply(w, 409, `{"type":"urn:cardorder:problem:batch-in-progress"}`)
 		},
 		"the database is away": func(w http.ResponseWriter, r *http.Request) {
-			_, _ = io.ReadFull(r.Body, make([]byte, 1<<20))
+			_, _ = io.ReadFull(r.Body, make([]byte, 200_000))
 			reply(w, 503, `{"type":"urn:cardorder:problem:unavailable"}`)
 		},
 	} {
@@ -494,7 +501,6 @@ func TestUploadGoesOn(t *testing.T) {
 					reply(w, 201, `{"id":"b-1","status":"COMPLETED"}`)
 				}))
 				t.Cleanup(server.Close)
-				server.Config.ErrorLog = nil
 				batch, err := at(t, server.URL).UploadBatch(t.Context(), client.Upload{IdempotencyKey: "file-7", Gzip: compress, Open: text(content)})
 				if err != nil || batch.ID != "b-1" || batch.Replayed {
 					t.Fatalf("%+v, %v", batch, err)
@@ -513,7 +519,7 @@ func TestUploadAsksFirst(t *testing.T) {
 	c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, 403, `{"type":"urn:cardorder:problem:forbidden"}`)
 	})
-	f := &watched{Reader: strings.NewReader(rows(100_000))}
+	f := &watched{Reader: strings.NewReader(rows(30_000))}
 	_, err := c.UploadBatch(t.Context(), client.Upload{IdempotencyKey: "k", Open: func() (io.ReadCloser, error) { return f, nil }})
 	if p, ok := errors.AsType[*client.Problem](err); !ok || p.Type != client.ProblemForbidden || f.reads.Load() != 0 || f.closed.Load() == 0 {
 		t.Errorf("%v; %d reads, closed %d times", err, f.reads.Load(), f.closed.Load())
@@ -551,7 +557,7 @@ func TestUploadOfWhatCannotBeRead(t *testing.T) {
 	for _, compress := range []bool{false, true} {
 		attempts = 0
 		_, err := c.UploadBatch(t.Context(), client.Upload{IdempotencyKey: "k", Gzip: compress, Open: func() (io.ReadCloser, error) {
-			return io.NopCloser(io.MultiReader(strings.NewReader(rows(100_000)), failing{broken})), nil
+			return io.NopCloser(io.MultiReader(strings.NewReader(rows(30_000)), failing{broken})), nil
 		}})
 		if !errors.Is(err, broken) || attempts != 1 {
 			t.Errorf("gzip %v: %d attempts, %v", compress, attempts, err)
