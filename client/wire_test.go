@@ -501,7 +501,12 @@ func TestUploadGoesOn(t *testing.T) {
 					reply(w, 201, `{"id":"b-1","status":"COMPLETED"}`)
 				}))
 				t.Cleanup(server.Close)
-				batch, err := at(t, server.URL).UploadBatch(t.Context(), client.Upload{IdempotencyKey: "file-7", Gzip: compress, Open: text(content)})
+				file := strings.NewReader(content)
+				rewind := func() (io.ReadCloser, error) {
+					_, err := file.Seek(0, io.SeekStart) // nobody may read it any more
+					return io.NopCloser(file), err
+				}
+				batch, err := at(t, server.URL).UploadBatch(t.Context(), client.Upload{IdempotencyKey: "file-7", Gzip: compress, Open: rewind})
 				if err != nil || batch.ID != "b-1" || batch.Replayed {
 					t.Fatalf("%+v, %v", batch, err)
 				}
