@@ -85,8 +85,8 @@ func New(cfg Config) (*Client, error) {
 	}{
 		{"Timeout", &c.timeout, 30 * time.Second}, {"Backoff", &c.backoff, 250 * time.Millisecond}, {"MaxWait", &c.maxWait, 30 * time.Second},
 	} {
-		if *d.value < 0 {
-			return nil, fmt.Errorf("cardorder: %s must not be negative", d.name)
+		if *d.value < 0 || *d.value > 24*time.Hour {
+			return nil, fmt.Errorf("cardorder: %s must not be negative or more than a day", d.name)
 		}
 		if *d.value == 0 {
 			*d.value = d.usual

@@ -189,6 +189,9 @@ func (c *Client) send(ctx context.Context, r *request) (_ *attempt, err error) {
 		return nil, a.failure(err)
 	}
 	a.header, a.body = res.Header, res.Body
+	if a.file.failed() != nil {
+		return nil, a.failure(nil) // whatever the service makes of half a file
+	}
 	if res.StatusCode/100 != 2 {
 		return nil, readProblem(res)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"strings"
 	"testing"
@@ -160,6 +161,7 @@ func TestNewRefuses(t *testing.T) {
 		"a past timeout":   func(c *client.Config) { c.Timeout = -1 },
 		"a past backoff":   func(c *client.Config) { c.Backoff = -1 },
 		"a past wait":      func(c *client.Config) { c.MaxWait = -1 },
+		"an endless wait":  func(c *client.Config) { c.MaxWait = math.MaxInt64 },
 		"minus one":        func(c *client.Config) { c.MaxAttempts = -1 },
 	} {
 		cfg := good

@@ -59,14 +59,14 @@ func TestClientPlacesOrders(t *testing.T) {
 		t.Errorf("again: %+v, %v", again, err)
 	}
 	// An order with a key made by the client, and card data in clear.
-	clear := b.newOrder("clear")
-	clear.IssuerRequestID, clear.EncryptedData = "", ""
-	clear.SensitiveData = &client.SensitiveData{PAN: testPAN, Exp: "3012", Name: "ADA EXAMPLE"}
-	keyed, err := c.PlaceOrder(t.Context(), clear, "")
+	plain := b.newOrder("clear")
+	plain.IssuerRequestID, plain.EncryptedData = "", ""
+	plain.SensitiveData = &client.SensitiveData{PAN: testPAN, Exp: "3012", Name: "ADA EXAMPLE"}
+	keyed, err := c.PlaceOrder(t.Context(), plain, "")
 	if err != nil || keyed.IdempotencyKey == "" || keyed.IssuerRequestID == "" {
 		t.Fatalf("without a key: %+v, %v", keyed, err)
 	}
-	if repeated, err := c.PlaceOrder(t.Context(), clear, keyed.IdempotencyKey); err != nil || repeated.ID != keyed.ID || !repeated.Replayed {
+	if repeated, err := c.PlaceOrder(t.Context(), plain, keyed.IdempotencyKey); err != nil || repeated.ID != keyed.ID || !repeated.Replayed {
 		t.Errorf("its repetition: %+v, %v", repeated, err)
 	}
 }
