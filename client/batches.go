@@ -96,8 +96,8 @@ type UploadedBatch struct {
 
 // UploadBatch sends a file of orders. When the connection breaks it sends the
 // file again under the same key, and the service goes on where it was; nothing
-// is ordered twice. While another upload of the batch is under way it waits.
-// That a row is refused is no error: see [Client.BatchResults].
+// is ordered twice. While another upload of the batch is under way it waits, for
+// as many attempts as there are. That a row is refused is no error: see [Client.BatchResults].
 func (c *Client) UploadBatch(ctx context.Context, u Upload) (*UploadedBatch, error) {
 	r, err := uploadRequest("uploading a batch", &u)
 	if err != nil {
