@@ -69,14 +69,23 @@ func NewHandler(cfg Config) http.Handler {
 	r.Get("/docs", page)
 	r.Head("/docs", page)
 	r.Route("/v1/issuers/{issuerId}", func(r chi.Router) {
-		r.Use(authenticate(cfg.Clients), deadline)
-		r.With(s.authorize(ScopeWrite)).Post("/orders", s.handle(plain(s.placeOrder)))
+		r.Use(authenticate(cfg.Clients))
+		read, write, operate := s.authorize(ScopeRead), s.authorize(ScopeWrite), s.authorize(ScopeOperate)
 		r.Group(func(r chi.Router) {
-			r.Use(s.authorize(ScopeRead))
-			r.Get("/orders", s.handle(s.listOrders))
-			r.Get("/orders/{orderId}", s.handle(plain(s.getOrder)))
-			r.Get("/orders/{orderId}/timeline", s.handle(plain(s.getTimeline)))
+			r.Use(deadline)
+			r.With(write).Post("/orders", s.handle(s.placeOrder))
+			r.With(read).Get("/orders", s.handle(s.listOrders))
+			r.With(read).Get("/orders/{orderId}", s.handle(plain(s.getOrder)))
+			r.With(read).Get("/orders/{orderId}/timeline", s.handle(plain(s.getTimeline)))
+			r.With(read).Get("/order-batches", s.handle(s.listBatches))
+			r.With(read).Get("/order-batches/{batchId}", s.handle(plain(s.getBatch)))
 		})
+		// These take as long as there are orders; each has its own bounds.
+		r.With(write).Post("/order-batches", s.handle(s.placeBatch))
+		r.With(read).Get("/order-batches/{batchId}/results", s.handle(s.getResults))
+		for _, action := range []store.BatchAction{store.BatchHold, store.BatchRelease, store.BatchCancel} {
+			r.With(operate).Post("/order-batches/{batchId}/"+string(action), s.handle(plain(s.act(action))))
+		}
 	})
 	return r
 }

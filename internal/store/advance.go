@@ -159,8 +159,15 @@ func (s *Store) queueAdvance(b *pgx.Batch, o *lockedOrder, cause Cause, evidence
 	queueEvent(b, o.orderKey, event{
 		seq: next.Version, kind: eventType(before, next), state: next, previous: before.Status, Cause: cause,
 	})
-	if before.Waiting() && !next.Waiting() {
+	switch sent, sends := before.ToBeSent(), next.ToBeSent(); {
+	case sent && !sends:
 		exec(b, `DELETE FROM outbox WHERE issuer_id = $1 AND order_id = $2 AND kind = 'submit'`, o.issuer, o.id)
+	case sends && !sent:
+		exec(b, `
+			INSERT INTO outbox (lane, kind, class, issuer_id, order_id, card_id, first_sent_at)
+			SELECT $3, 'submit', CASE WHEN o.batch_id IS NULL OR o.urgent THEN $4::smallint ELSE $5 END, o.issuer_id, o.id, o.card_id, s.first_sent_at
+			FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
+			WHERE o.issuer_id = $1 AND o.id = $2`, o.issuer, o.id, LaneOf(o.issuer), ClassSingle, ClassBatch)
 	}
 	switch {
 	case next.Ended() && (ended != nil || next.Made() != before.Made()):
