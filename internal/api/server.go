@@ -24,6 +24,8 @@ type Config struct {
 	Log     *slog.Logger
 	// Rules returns what the orders of an issuer have to meet now; never nil.
 	Rules func(issuerID string) *order.Rules
+	// ProgramsDigest names the programs file in effect, "" without one.
+	ProgramsDigest func() string
 	// TokenKeys sign (the first) and verify (all) the tokens that D1 gets from us.
 	TokenKeys []TokenKey
 	// Ready tells why the service cannot work, or nil.
@@ -77,6 +79,7 @@ func NewHandler(cfg Config) http.Handler {
 			r.With(read).Get("/orders", s.handle(s.listOrders))
 			r.With(read).Get("/orders/{orderId}", s.handle(plain(s.getOrder)))
 			r.With(read).Get("/orders/{orderId}/timeline", s.handle(plain(s.getTimeline)))
+			r.With(read).Get("/programs", s.handle(plain(s.listPrograms)))
 			r.With(read).Get("/order-batches", s.handle(s.listBatches))
 			r.With(read).Get("/order-batches/{batchId}", s.handle(plain(s.getBatch)))
 		})
@@ -136,14 +139,21 @@ func (s *server) handle(h func(http.ResponseWriter, *http.Request) error) http.H
 	}
 }
 
+// readiness tells with which programs a replica works, too: during a roll-out
+// they differ.
+type readiness struct {
+	Status         string `json:"status"`
+	ProgramsDigest string `json:"programsDigest,omitempty"`
+}
+
 // ready tells load balancers whether this replica can take requests.
 func (s *server) ready(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 	defer cancel()
 	if err := s.Ready(ctx); err != nil {
 		s.Log.Warn("not ready", "error", err)
-		writeJSON(w, http.StatusServiceUnavailable, map[string]string{"status": "unavailable"})
+		writeJSON(w, http.StatusServiceUnavailable, readiness{Status: "unavailable"})
 		return
 	}
-	writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+	writeJSON(w, http.StatusOK, readiness{"ok", s.ProgramsDigest()})
 }

@@ -15,6 +15,8 @@ type Rules struct {
 	// Programs say what may be ordered, by cardProductId. Nil allows all that D1
 	// takes.
 	Programs map[string]*Program
+	// ProgramsDigest names the file that Programs are from, "" without one.
+	ProgramsDigest string
 	// IndividualAddress makes shipment.individualAddress a must for INDIVIDUAL
 	// shipments: D1's documents disagree.
 	IndividualAddress bool

@@ -460,9 +460,11 @@ func (s *Store) cardDataDiffers(ctx context.Context, o *Order, encryptedData str
 	return !hmac.Equal(first, []byte(encryptedData)), nil
 }
 
-func (s *Store) duplicateWindow(issuer string) time.Duration {
-	if window := s.cfg.DuplicateWindows[issuer]; window > 0 {
-		return window
+func (s *Store) duplicateWindow(issuer, cardProductID string) time.Duration {
+	if s.cfg.DuplicateWindow != nil {
+		if window := s.cfg.DuplicateWindow(issuer, cardProductID); window > 0 {
+			return window
+		}
 	}
 	return 30 * 24 * time.Hour
 }

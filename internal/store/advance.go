@@ -16,11 +16,12 @@ import (
 // lockedOrder is an order whose state this transaction has locked.
 type lockedOrder struct {
 	orderKey
-	state      order.State
-	cardID     string
-	issuance   order.Issuance
-	operations []string // every PRODUCE operation seen for it
-	changes    []change // made in this transaction, to be logged after it
+	state         order.State
+	cardID        string
+	cardProductID string
+	issuance      order.Issuance
+	operations    []string // every PRODUCE operation seen for it
+	changes       []change // made in this transaction, to be logged after it
 }
 
 // change is one version of an order.
@@ -65,7 +66,7 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 	var b pgx.Batch
 	issuers, ids := columns(keys)
 	b.Queue(`
-		SELECT s.issuer_id, s.order_id, o.card_id, o.terms -> 'services' ->> 'issuance', `+stateColumns+`
+		SELECT s.issuer_id, s.order_id, o.card_id, o.card_product_id, o.terms -> 'services' ->> 'issuance', `+stateColumns+`
 		FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
 		WHERE (s.issuer_id, s.order_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[]))
 		ORDER BY s.issuer_id, s.order_id
@@ -73,7 +74,7 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 		issuers, ids).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			o := &lockedOrder{}
-			fields := []any{&o.issuer, &o.id, &o.cardID, &o.issuance}
+			fields := []any{&o.issuer, &o.id, &o.cardID, &o.cardProductID, &o.issuance}
 			if err := rows.Scan(append(fields, stateFields(&o.state)...)...); err != nil {
 				return err
 			}
@@ -171,7 +172,7 @@ func (s *Store) queueAdvance(b *pgx.Batch, o *lockedOrder, cause Cause, evidence
 	}
 	switch {
 	case next.Ended() && (ended != nil || next.Made() != before.Made()):
-		releaseGuard(b, o, s.duplicateWindow(o.issuer))
+		releaseGuard(b, o, s.duplicateWindow(o.issuer, o.cardProductID))
 	case ended != nil:
 		holdGuard(b, o)
 	}

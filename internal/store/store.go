@@ -30,9 +30,10 @@ type Config struct {
 	MaxConns int32  // connections of the pool; 0 means 16
 	Seal     *Sealer
 	HashKeys HashKeys
-	// DuplicateWindows is, for each issuer, for how long after a CREATION was
-	// produced another CREATION of the same card is refused; 30 days by default.
-	DuplicateWindows map[string]time.Duration
+	// DuplicateWindow says for how long after a CREATION of a card product was
+	// produced another CREATION of the same card is refused. It is asked when an
+	// order ends. Nil or 0 means 30 days.
+	DuplicateWindow func(issuerID, cardProductID string) time.Duration
 	// OnReady is called after a commit that left something to send in a lane.
 	// It must not block.
 	OnReady func(lane string)
