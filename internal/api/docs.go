@@ -183,7 +183,7 @@ func newDocs(root *yaml.Node) *docs {
 	for name, schema := range t.at("components", "schemas").members() {
 		d.Schemas = append(d.Schemas, docsSchema{
 			Name: name, Description: prose(schema.at("description").text()),
-			Rows: rows(schema), Facts: facts(schema),
+			Rows: membersOf(schema), Facts: facts(schema),
 		})
 	}
 	return d
@@ -237,8 +237,8 @@ func contents(parent tree) []docsContent {
 	return list
 }
 
-// rows lists the members of an object.
-func rows(schema tree) []docsRow {
+// membersOf lists the members of an object.
+func membersOf(schema tree) []docsRow {
 	required := make(map[string]bool)
 	for _, name := range schema.at("required").items() {
 		required[name.text()] = true
@@ -255,13 +255,13 @@ func rows(schema tree) []docsRow {
 func newRow(name string, schema tree) docsRow {
 	row := docsRow{
 		Name: name, Type: schema.at("type").text(), Deprecated: schema.at("deprecated").text() == "true",
-		Description: prose(schema.at("description").text()), Facts: facts(schema), Rows: rows(schema),
+		Description: prose(schema.at("description").text()), Facts: facts(schema), Rows: membersOf(schema),
 	}
 	of := schema
 	if items := schema.at("items"); items.node != nil {
 		of, row.Type = items, "list of "+items.at("type").text()
 		row.Facts = append(row.Facts, facts(items)...)
-		row.Rows = rows(items)
+		row.Rows = membersOf(items)
 	}
 	if row.Type == "" {
 		row.Type = "anything"
