@@ -778,7 +778,9 @@ func TestNamesInTexts(t *testing.T) {
 		}
 		return names
 	}
-	isWarning := func(spec *ast.ValueSpec) bool { return regexp.MustCompile(`^[Ww]arning[A-Z]`).MatchString(spec.Names[0].Name) }
+	isWarning := func(spec *ast.ValueSpec) bool {
+		return regexp.MustCompile(`^[Ww]arning[A-Z]`).MatchString(spec.Names[0].Name)
+	}
 	warnings := quoted(doc.Components.Schemas["Order"].Value.Properties["warnings"].Value.Description)
 	for _, warning := range append(constantsOf(t, "../order", isWarning), constantsOf(t, ".", isWarning)...) {
 		if !slices.ContainsFunc(warnings, func(s string) bool { return strings.HasPrefix(s, warning) }) {
