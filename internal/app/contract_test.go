@@ -30,13 +30,13 @@ type contract struct{ t testing.TB }
 const maxJudged = 4 << 20
 
 func (c contract) RoundTrip(r *http.Request) (*http.Response, error) {
-	var sent bytes.Buffer
+	var sent beginning
 	if r.Body != nil {
 		r = r.Clone(r.Context())
 		r.Body = struct {
 			io.Reader
 			io.Closer
-		}{io.TeeReader(r.Body, &limited{&sent}), r.Body}
+		}{io.TeeReader(r.Body, &sent), r.Body}
 	}
 	res, err := http.DefaultTransport.RoundTrip(r)
 	if err != nil {
@@ -46,21 +46,33 @@ func (c contract) RoundTrip(r *http.Request) (*http.Response, error) {
 	_ = res.Body.Close()
 	res.Body = io.NopCloser(io.MultiReader(bytes.NewReader(received), failure{err}))
 	if err == nil && r.Method != http.MethodHead {
-		if err := c.check(r, sent.Bytes(), res, received); err != nil {
+		if err := c.check(r, sent.bytes(), res, received); err != nil {
 			c.t.Errorf("%s %s answered %d, against the API document: %v", r.Method, r.URL.RequestURI(), res.StatusCode, err)
 		}
 	}
 	return res, nil
 }
 
-// limited keeps the beginning only.
-type limited struct{ *bytes.Buffer }
+// beginning keeps what is written first. An answer may come while the request is
+// still being sent.
+type beginning struct {
+	mu   sync.Mutex
+	kept []byte
+}
 
-func (l *limited) Write(b []byte) (int, error) {
-	if l.Len() <= maxJudged {
-		l.Buffer.Write(b)
+func (b *beginning) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.kept) <= maxJudged {
+		b.kept = append(b.kept, p...)
 	}
-	return len(b), nil
+	return len(p), nil
+}
+
+func (b *beginning) bytes() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return bytes.Clone(b.kept)
 }
 
 // failure is a reader that fails, or ends where there is no error.
