@@ -28,6 +28,9 @@ type Config struct {
 	ProgramsDigest func() string
 	// TokenKeys sign (the first) and verify (all) the tokens that D1 gets from us.
 	TokenKeys []TokenKey
+	// Stopping is closed when the service takes no more work: uploads end then, to go
+	// on elsewhere.
+	Stopping <-chan struct{}
 	// Ready tells why the service cannot work, or nil.
 	Ready func(context.Context) error
 }
