@@ -169,7 +169,10 @@ func (b *bench) run(ctx context.Context) (err error) {
 	if err := b.captureRows(ctx); err != nil {
 		return err
 	}
-	if b.pgbench, err = newPgbench(ctx, b.db, b.dir, b.rows); err != nil {
+	b.pgbench, err = newPgbench(ctx, b.db, b.dir, b.rows)
+	if errors.Is(err, errNoPgbench) { // as with npm's PostgreSQL
+		b.printf("%v: nothing is compared with it\n", err)
+	} else if err != nil {
 		return err
 	}
 	if err := b.describe(ctx); err != nil {
@@ -219,7 +222,7 @@ func (b *bench) captureRows(ctx context.Context) error {
 func (b *bench) measureAll(ctx context.Context) error {
 	type measurement func() (*result, error)
 	var all []measurement
-	if b.wants("pgbench") {
+	if b.wants("pgbench") && b.pgbench != nil {
 		for _, pipeline := range []bool{false, true} {
 			for _, n := range b.pgbenchClients {
 				all = append(all, func() (*result, error) { return b.measurePgbench(ctx, n, pipeline, b.duration) })

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -34,6 +35,8 @@ type cost struct {
 	transactions, wal           float64
 	allocations                 allocations
 }
+
+func (c cost) cpu() time.Duration { return max(1, c.server+c.postgres+c.generator) }
 
 // result is one measured run.
 type result struct {
@@ -145,31 +148,51 @@ func (b *bench) measurePgbench(ctx context.Context, clients int, pipeline bool, 
 	if err := b.db.reset(ctx); err != nil {
 		return nil, err
 	}
-	var orders atomic.Int64
-	from, err := b.snapshot(ctx, nil, &orders)
+	p, err := b.pgbench.start(ctx, b.db.conn, clients, pipeline)
 	if err != nil {
 		return nil, err
 	}
-	run, err := b.pgbench.run(ctx, clients, pipeline, duration)
-	if err != nil {
+	// pgbench is the generator here, and there is no service.
+	from, to, err := func() (from, to snapshot, err error) {
+		if err := pause(ctx, b.warm); err != nil {
+			return from, to, err
+		}
+		if from, err = b.snapshotPgbench(ctx, p); err != nil {
+			return from, to, err
+		}
+		if err := pause(ctx, duration); err != nil {
+			return from, to, err
+		}
+		to, err = b.snapshotPgbench(ctx, p)
+		return from, to, err
+	}()
+	if err := errors.Join(err, p.stop(ctx, b.db.conn)); err != nil {
 		return nil, err
 	}
-	orders.Store(int64(run.orders))
-	to, err := b.snapshot(ctx, nil, &orders)
-	if err != nil {
-		return nil, err
-	}
+	n := to.orders - from.orders
 	stored, err := b.db.count(ctx, "orders")
 	if err != nil {
 		return nil, err
 	}
-	if stored < run.orders {
-		return nil, fmt.Errorf("pgbench counts %d orders, and %d are stored", run.orders, stored)
+	if int64(stored) < n {
+		return nil, fmt.Errorf("pgbench made %d transactions, and %d orders are stored", n, stored)
 	}
-	to.generator = from.generator + run.cpu
+	rate := float64(n) / to.at.Sub(from.at).Seconds()
 	return &result{
-		name: pgbenchName(pipeline), clients: clients, orders: run.orders, rate: run.rate, p50: run.latency, cost: from.perOrder(to),
+		name: pgbenchName(pipeline), clients: clients, orders: int(n), rate: rate,
+		p50: time.Duration(float64(clients) / rate * float64(time.Second)), cost: from.perOrder(to),
 	}, nil
+}
+
+// snapshotPgbench counts an order for each transaction.
+func (b *bench) snapshotPgbench(ctx context.Context, p *running) (snapshot, error) {
+	s, err := b.snapshot(ctx, nil, &atomic.Int64{})
+	if err != nil {
+		return s, err
+	}
+	s.orders = s.transactions
+	s.generator, err = cpuOfTree(p.cmd.Process.Pid)
+	return s, err
 }
 
 func pgbenchName(pipeline bool) string {

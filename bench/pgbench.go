@@ -1,16 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"cardorder/internal/pgrun"
 )
@@ -23,6 +25,8 @@ type pgbench struct {
 	rows        *captured
 }
 
+var errNoPgbench = errors.New("there is no pgbench beside PostgreSQL's other binaries, nor in PATH")
+
 func newPgbench(ctx context.Context, d *database, dir string, rows *captured) (*pgbench, error) {
 	binDir, err := pgrun.Find(ctx)
 	if err != nil {
@@ -31,7 +35,7 @@ func newPgbench(ctx context.Context, d *database, dir string, rows *captured) (*
 	p := &pgbench{binary: filepath.Join(binDir, "pgbench"), url: d.url(), dir: dir, rows: rows}
 	if _, err := os.Stat(p.binary); err != nil {
 		if p.binary, err = exec.LookPath("pgbench"); err != nil {
-			return nil, errors.New("there is no pgbench beside PostgreSQL's other binaries, nor in PATH (Debian: apt-get install postgresql)")
+			return nil, errNoPgbench
 		}
 	}
 	for _, pipeline := range []bool{false, true} {
@@ -72,46 +76,52 @@ func script(c *captured, pipeline bool) string {
 	return b.String()
 }
 
-var (
-	tpsPattern     = regexp.MustCompile(`tps = ([0-9.]+)`)
-	latencyPattern = regexp.MustCompile(`latency average = ([0-9.]+) ms`)
-	countPattern   = regexp.MustCompile(`number of transactions actually processed: (\d+)`)
-)
-
-// pgbenchRun is what one run told.
-type pgbenchRun struct {
-	orders  int
-	rate    float64
-	latency time.Duration // mean
-	cpu     time.Duration // of pgbench itself
+// running is a pgbench at work.
+type running struct {
+	cmd *exec.Cmd
+	out bytes.Buffer
 }
 
-func (p *pgbench) run(ctx context.Context, clients int, pipeline bool, duration time.Duration) (*pgbenchRun, error) {
-	seconds := max(1, int(duration.Round(time.Second).Seconds()))
-	cmd := exec.CommandContext(ctx, p.binary, "-n", "-M", "prepared", "-c", strconv.Itoa(clients), "-j", strconv.Itoa(min(2, clients)),
-		"-T", strconv.Itoa(seconds), "-D", "n=1000", "-f", p.script(pipeline), p.url)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("pgbench: %w\n%s", err, out)
+// start starts pgbench and returns when all its clients are connected. Its own
+// figures are not used: connecting hundreds of clients takes seconds that it counts.
+func (p *pgbench) start(ctx context.Context, conn *pgx.Conn, clients int, pipeline bool) (_ *running, err error) {
+	r := &running{}
+	const longer = 3600 // seconds; stop ends it
+	r.cmd = exec.CommandContext(ctx, p.binary, "-n", "-M", "prepared", "-c", strconv.Itoa(clients), "-j", strconv.Itoa(min(2, clients)),
+		"-T", strconv.Itoa(longer), "-D", "n=1000", "-f", p.script(pipeline), p.url)
+	r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.out
+	if err := r.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("starting pgbench: %w", err)
 	}
-	r := &pgbenchRun{cpu: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}
-	for _, f := range []struct {
-		pattern *regexp.Regexp
-		set     func(float64)
-	}{
-		{tpsPattern, func(v float64) { r.rate = v }},
-		{latencyPattern, func(v float64) { r.latency = time.Duration(v * float64(time.Millisecond)) }},
-		{countPattern, func(v float64) { r.orders = int(v) }},
-	} {
-		match := f.pattern.FindSubmatch(out)
-		if match == nil {
-			return nil, fmt.Errorf("pgbench answered something else:\n%s", out)
-		}
-		v, err := strconv.ParseFloat(string(match[1]), 64)
+	defer func() {
 		if err != nil {
-			return nil, err
+			err = errors.Join(err, r.stop(ctx, conn))
 		}
-		f.set(v)
+	}()
+	return r, awaitClients(ctx, conn, clients)
+}
+
+// stop ends pgbench and returns when its sessions are gone.
+func (r *running) stop(ctx context.Context, conn *pgx.Conn) error {
+	_ = r.cmd.Process.Kill()
+	_ = r.cmd.Wait() // it was killed
+	if out := strings.TrimSpace(r.out.String()); strings.Contains(out, "ERROR") {
+		return fmt.Errorf("pgbench: %s", out)
 	}
-	return r, nil
+	return awaitClients(ctx, conn, 0)
+}
+
+func awaitClients(ctx context.Context, conn *pgx.Conn, want int) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("pgbench's connections did not come or go"))
+	defer cancel()
+	for {
+		var n int
+		err := conn.QueryRow(ctx, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'`).Scan(&n)
+		if err != nil || n == want {
+			return err
+		}
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return err
+		}
+	}
 }
