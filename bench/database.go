@@ -117,8 +117,9 @@ func (d *database) reset(ctx context.Context) error {
 	return nil
 }
 
-func (d *database) count(ctx context.Context, table string) (n int, err error) {
-	return n, d.conn.QueryRow(ctx, "SELECT count(*) FROM "+quote(table)).Scan(&n)
+func (d *database) countOrders(ctx context.Context) (n int, err error) {
+	err = d.conn.QueryRow(ctx, "SELECT count(*) FROM orders").Scan(&n)
+	return n, err
 }
 
 func (d *database) settings(ctx context.Context) (string, error) {
@@ -222,7 +223,8 @@ func (d *database) columns(ctx context.Context, table string) ([]column, error) 
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(r pgx.CollectableRow) (c column, err error) {
-		return c, r.Scan(&c.name, &c.typ)
+		err = r.Scan(&c.name, &c.typ)
+		return c, err
 	})
 }
 

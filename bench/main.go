@@ -66,6 +66,7 @@ type bench struct {
 	only           string
 	preload        int
 	quick          bool
+	profile        string
 
 	dir     string
 	db      *database
@@ -93,6 +94,7 @@ func (b *bench) parse(args []string) error {
 	flags.BoolVar(&b.idempotencyKey, "idempotency-key", false, "send an Idempotency-Key header beside the issuerRequestId")
 	flags.StringVar(&b.only, "only", "", "only these of pgbench, accept, river, batch, roundtrips (comma separated)")
 	flags.IntVar(&b.preload, "preload", 0, "instead, measure accepting with empty tables and with so many orders stored; set -duration to more than a checkpoint cycle")
+	flags.StringVar(&b.profile, "profile", "", "also write CPU and allocation profiles of the server to this folder")
 	flags.BoolVar(&b.quick, "quick", false, "once and briefly, to see that it works: the figures mean little")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -259,6 +261,7 @@ func (b *bench) measureAll(ctx context.Context) error {
 		for _, i := range order {
 			r, err := all[i]()
 			if errors.Is(err, errNoBatches) {
+				b.printf("batch: %v\n", err)
 				continue
 			}
 			if err != nil {
@@ -277,6 +280,11 @@ func (b *bench) measureAll(ctx context.Context) error {
 	}
 	if err := b.measureMemory(ctx); err != nil {
 		return err
+	}
+	if b.profile != "" {
+		if err := b.profileServer(ctx); err != nil {
+			return err
+		}
 	}
 	if b.wants("roundtrips") {
 		var err error

@@ -131,7 +131,7 @@ func (b *bench) driveService(ctx context.Context, name string, svc *service, cli
 	if err != nil {
 		return nil, err
 	}
-	stored, err := b.db.count(ctx, "orders")
+	stored, err := b.db.countOrders(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +170,7 @@ func (b *bench) measurePgbench(ctx context.Context, clients int, pipeline bool, 
 		return nil, err
 	}
 	n := to.orders - from.orders
-	stored, err := b.db.count(ctx, "orders")
+	stored, err := b.db.countOrders(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -219,7 +219,7 @@ func (b *bench) measureBatch(ctx context.Context, svc *service, n int, compresse
 	if err != nil {
 		return nil, 0, err
 	}
-	stored, err := b.db.count(ctx, "orders")
+	stored, err := b.db.countOrders(ctx)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -59,7 +59,16 @@ func (b *bench) runPreloaded(ctx context.Context) error {
 
 // checkpoints that have begun.
 func (b *bench) checkpoints(ctx context.Context) (n int, err error) {
-	return n, b.db.conn.QueryRow(ctx, `SELECT checkpoints_timed + checkpoints_req FROM pg_stat_bgwriter`).Scan(&n)
+	var version int
+	if err := b.db.conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+		return 0, err
+	}
+	sql := `SELECT checkpoints_timed + checkpoints_req FROM pg_stat_bgwriter`
+	if version >= 170000 {
+		sql = `SELECT num_timed + num_requested FROM pg_stat_checkpointer`
+	}
+	err = b.db.conn.QueryRow(ctx, sql).Scan(&n)
+	return n, err
 }
 
 // fill stores orders that have arrived: the captured rows with other ids, as old
@@ -95,7 +104,7 @@ func (b *bench) fill(ctx context.Context) error {
 		}
 	}
 	var err error
-	b.stored, err = b.db.count(ctx, "orders")
+	b.stored, err = b.db.countOrders(ctx)
 	if err != nil {
 		return err
 	}

@@ -33,17 +33,17 @@ func countRoundTrips(ctx context.Context, databaseURL string) (*counter, string,
 	}
 	c := &counter{listener: l, to: u.Host}
 	u.Host = l.Addr().String()
-	go c.accept()
+	go c.accept(ctx)
 	return c, u.String(), nil
 }
 
-func (c *counter) accept() {
+func (c *counter) accept(ctx context.Context) {
 	for {
 		conn, err := c.listener.Accept()
 		if err != nil {
 			return
 		}
-		c.conns.Go(func() { c.pass(conn) })
+		c.conns.Go(func() { c.pass(ctx, conn) })
 	}
 }
 
@@ -53,9 +53,9 @@ func (c *counter) stop() {
 	c.conns.Wait()
 }
 
-func (c *counter) pass(client net.Conn) {
+func (c *counter) pass(ctx context.Context, client net.Conn) {
 	defer func() { _ = client.Close() }()
-	server, err := net.Dial("tcp", c.to)
+	server, err := (&net.Dialer{}).DialContext(ctx, "tcp", c.to)
 	if err != nil {
 		return
 	}
