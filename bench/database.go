@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"cardorder/internal/pgrun"
 	"cardorder/internal/store"
@@ -109,12 +110,24 @@ func (d *database) reset(ctx context.Context) error {
 	for i, name := range d.tables {
 		quoted[i] = quote(name)
 	}
-	for _, sql := range []string{"TRUNCATE " + strings.Join(quoted, ", "), "CHECKPOINT"} {
-		if _, err := d.conn.Exec(ctx, sql); err != nil {
-			return fmt.Errorf("%s: %w", strings.Fields(sql)[0], err)
-		}
+	truncate := "TRUNCATE " + strings.Join(quoted, ", ")
+	_, err := d.conn.Exec(ctx, truncate)
+	// The service may be at work with a message in its own order of locks.
+	for try := 1; isDeadlock(err) && try < 10; try++ {
+		_, err = d.conn.Exec(ctx, truncate)
+	}
+	if err != nil {
+		return fmt.Errorf("emptying the tables: %w", err)
+	}
+	if _, err := d.conn.Exec(ctx, "CHECKPOINT"); err != nil {
+		return fmt.Errorf("making a checkpoint: %w", err)
 	}
 	return nil
+}
+
+func isDeadlock(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == "40P01"
 }
 
 func (d *database) countOrders(ctx context.Context) (n int, err error) {
