@@ -9,14 +9,20 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
 	"time"
+	_ "time/tzdata" // for programs; not every image has time zones
 
+	"cardorder/internal/api"
 	"cardorder/internal/app"
 	"cardorder/internal/config"
 	"cardorder/internal/local"
 	"cardorder/internal/store"
 )
 
+// serve runs the service. SIGHUP makes it read its programs file again.
 func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
 	path := flags.String("config", "", "the configuration `file` (required)")
@@ -24,6 +30,9 @@ func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	if err := parse(flags, args, stderr, "config"); err != nil {
 		return err
 	}
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
 	cfg, err := config.Load(*path)
 	if err != nil {
 		return err
@@ -47,11 +56,7 @@ func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	var failed error
-	select {
-	case <-ctx.Done():
-	case failed = <-service.Failed():
-	}
+	failed := untilEnd(ctx, service, hangup)
 	log.Info("stopping")
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.DrainTimeout())
 	defer cancel()
@@ -60,6 +65,20 @@ func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	}
 	log.Info("stopped")
 	return nil
+}
+
+// untilEnd returns when the service is to be stopped, or has failed.
+func untilEnd(ctx context.Context, service *app.Service, hangup <-chan os.Signal) error {
+	for {
+		select {
+		case <-hangup:
+			service.ReloadPrograms()
+		case <-ctx.Done():
+			return nil
+		case err := <-service.Failed():
+			return err
+		}
+	}
 }
 
 func showConfig(_ context.Context, args []string, stdout, stderr io.Writer) error {
@@ -75,6 +94,19 @@ func showConfig(_ context.Context, args []string, stdout, stderr io.Writer) erro
 	summary, err := cfg.Summary()
 	if err != nil {
 		return err
+	}
+	programs, err := cfg.LoadPrograms()
+	if err != nil {
+		return fmt.Errorf("programsFile: %w", err)
+	}
+	if programs.Digest != "" {
+		issuers := make(map[string][]api.ProgramView)
+		for _, in := range cfg.Issuers {
+			if list := programs.Of(in.ID); list != nil {
+				issuers[in.ID] = api.ViewPrograms(list)
+			}
+		}
+		summary["programs"] = map[string]any{"digest": programs.Digest, "issuers": issuers}
 	}
 	enc := json.NewEncoder(stdout)
 	enc.SetIndent("", "  ")

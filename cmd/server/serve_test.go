@@ -4,6 +4,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -72,7 +74,10 @@ type site struct {
 	token    string
 }
 
-const yamlPath = "deploy/example/server.yaml"
+const (
+	yamlPath     = "deploy/example/server.yaml"
+	programsPath = "deploy/example/programs.yaml"
+)
 
 func newSite(t *testing.T, databaseURL string, oldnew ...string) site {
 	t.Helper()
@@ -114,8 +119,13 @@ func newSite(t *testing.T, databaseURL string, oldnew ...string) site {
 	if err != nil {
 		t.Fatal(err)
 	}
+	programs, err := os.ReadFile("../../" + programsPath)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for path, content := range map[string]string{
 		filepath.Join(keys, "d1sim-encryption-key.json.pub.json"): string(jwk),
+		filepath.Join(s.dir, programsPath):                        string(programs),
 		filepath.Join(s.dir, yamlPath): strings.NewReplacer(append(oldnew, "127.0.0.1:8080", "127.0.0.1:0", "127.0.0.1:8081", "127.0.0.1:0",
 			"127.0.0.1:9090", "127.0.0.1:0", "127.0.0.1:8180", "127.0.0.1:1")...).Replace(string(text)),
 	} {
@@ -221,6 +231,54 @@ func TestServe(t *testing.T) {
 	p = s.start(t, "serve")
 	p.listening("api")
 	p.signal(os.Interrupt)
+	p.wantExit(0)
+}
+
+// SIGHUP reads the programs file again, and stops nothing.
+func TestHangup(t *testing.T) {
+	t.Parallel()
+	pg, err := pgrun.Start(t.Context(), pgrun.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := pg.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	s := newSite(t, pg.URL(""))
+	p := s.start(t, "serve", "--migrate")
+	api := p.listening("api")
+	path := filepath.Join(s.dir, programsPath)
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ready := func() string {
+		status, answer := ask(t, "GET", api+"/readyz", "", "")
+		if status != 200 {
+			t.Errorf("/readyz: %d", status)
+		}
+		return answer
+	}
+	before := ready()
+	hangup := func(text, until string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p.signal(syscall.SIGHUP)
+		eventually(t, until, func() bool { return strings.Contains(p.stderr.String(), until) })
+	}
+	hangup("surprise: 1\nissuers: [{issuerId: NOBODY0001, programs: []}]\n", `"msg":"the programs file is not right; what was in effect stays"`)
+	wantParts(t, p.stderr.String(), "line 1: unknown setting surprise", "issuers[0].issuerId: names an issuer that is not configured")
+	if ready() != before {
+		t.Error("a bad file changed something")
+	}
+	other := sha256.Sum256(append(good, "# another\n"...))
+	hangup(string(good)+"# another\n", `"digest":"`+hex.EncodeToString(other[:])+`"`)
+	wantParts(t, ready(), hex.EncodeToString(other[:]))
+	p.signal(syscall.SIGTERM)
 	p.wantExit(0)
 }
 
@@ -337,12 +395,20 @@ func TestConfig(t *testing.T) {
 		Environment string
 		Database    map[string]any
 		Issuers     []struct{ Sending map[string]any }
+		Programs    struct {
+			Digest  string
+			Issuers map[string][]struct {
+				CardProductID        string
+				DestinationCountries []string
+			}
+		}
 	}
 	if err := json.Unmarshal([]byte(p.stdout.String()), &effective); err != nil {
 		t.Fatal(err)
 	}
 	if got := fmt.Sprint(effective); got != "{development map[maxConns:16 migrateUrl:[set] url:[set]] "+
-		"[{map[afterUnknown:resend callTimeout:30s concurrency:16 poll:1s resendAfter:5m0s retryRefusedFor:15m0s]}]}" {
+		"[{map[afterUnknown:resend callTimeout:30s concurrency:16 poll:1s resendAfter:5m0s retryRefusedFor:15m0s]}] "+
+		"{"+effective.Programs.Digest+" map[ISSUER0001:[{gold-debit [FR DE GB]}]]}}" || len(effective.Programs.Digest) != 64 {
 		t.Errorf("in effect: %s", got)
 	}
 

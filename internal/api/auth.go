@@ -13,12 +13,13 @@ import (
 
 // Scopes a client can have.
 const (
-	ScopeRead  = "orders:read"  // see orders
-	ScopeWrite = "orders:write" // place orders
+	ScopeRead    = "orders:read"    // see orders
+	ScopeWrite   = "orders:write"   // place orders
+	ScopeOperate = "orders:operate" // hold, release and cancel them
 )
 
 // Scopes lists them all.
-var Scopes = []string{ScopeRead, ScopeWrite}
+var Scopes = []string{ScopeRead, ScopeWrite, ScopeOperate}
 
 // Client is a system that may call the API.
 type Client struct {

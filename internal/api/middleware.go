@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"cardorder/internal/order"
+	"cardorder/internal/store"
 )
 
 // Metrics counts requests on all listeners, and notifications.
@@ -21,6 +22,7 @@ type Metrics struct {
 	requests      *prometheus.CounterVec
 	duration      *prometheus.HistogramVec
 	notifications *prometheus.CounterVec
+	batchRows     *prometheus.CounterVec
 	panics        prometheus.Counter
 }
 
@@ -40,6 +42,10 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 			Name: "cardorder_notifications_total",
 			Help: "Operations in D1's notifications by issuer and what became of them.",
 		}, []string{"issuer", "outcome"}),
+		batchRows: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cardorder_batch_rows_total",
+			Help: "Rows of batches by issuer and what became of them.",
+		}, []string{"issuer", "outcome"}),
 		panics: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cardorder_http_panics_total",
 			Help: "Requests that ended in a panic: each is a bug.",
@@ -50,7 +56,12 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 			m.notifications.WithLabelValues(issuer, string(outcome))
 		}
 	}
-	r.MustRegister(m.requests, m.duration, m.notifications, m.panics)
+	for _, issuer := range issuers {
+		for _, outcome := range store.RowOutcomes {
+			m.batchRows.WithLabelValues(issuer, string(outcome))
+		}
+	}
+	r.MustRegister(m.requests, m.duration, m.notifications, m.batchRows, m.panics)
 	return m
 }
 
@@ -105,7 +116,9 @@ func observe(listener string, log *slog.Logger, m *Metrics) func(http.Handler) h
 			r = r.WithContext(ctx)
 			recorder := &statusRecorder{ResponseWriter: w}
 			defer func() {
-				if p := recover(); p != nil {
+				p := recover()
+				aborted := p == http.ErrAbortHandler //nolint:errorlint // net/http compares it so
+				if p != nil && !aborted {
 					m.panics.Inc()
 					log.Error("panic while answering a request", "correlationId", id, "panic", p, "stack", string(debug.Stack()))
 					if recorder.status == 0 {
@@ -124,6 +137,9 @@ func observe(listener string, log *slog.Logger, m *Metrics) func(http.Handler) h
 					slog.Int("status", recorder.status), slog.Float64("durationMs", float64(took.Microseconds())/1e3), slog.String("correlationId", id),
 				}
 				log.LogAttrs(ctx, slog.LevelInfo, "request", append(attrs, line.attrs...)...)
+				if aborted {
+					panic(http.ErrAbortHandler) // net/http cuts the connection
+				}
 			}()
 			next.ServeHTTP(recorder, r)
 		})

@@ -1,9 +1,7 @@
 package api
 
 import (
-	"encoding/base64"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"mime"
@@ -26,24 +24,38 @@ import (
 // longest members add up to.
 const maxOrderBody = 128 << 10
 
-// orderBodies are buffers for one order each: a body is read into one place only,
-// which is cleared afterwards.
-var orderBodies = sync.Pool{New: func() any { return new([maxOrderBody + 1]byte) }}
+// orderBody is a buffer for one order: a body is read into one place only, which is
+// cleared afterwards. It is one byte larger than what is allowed.
+type orderBody struct {
+	bytes [maxOrderBody + 1]byte
+	used  int
+}
+
+var orderBodies = sync.Pool{New: func() any { return new(orderBody) }}
+
+// release clears the buffer, for it may hold card data, and gives it back.
+func (b *orderBody) release() {
+	clear(b.bytes[:b.used])
+	b.used = 0
+	orderBodies.Put(b)
+}
 
 // placeOrder stores an order: 201 for a new one, 200 for a repeated request.
 func (s *server) placeOrder(w http.ResponseWriter, r *http.Request) error {
 	issuer := s.issuers[chi.URLParam(r, "issuerId")]
 	rules := s.Rules(issuer.ID)
+	q := newQuery(r)
+	dryRun := q.flag("dryRun")
+	if err := q.err(); err != nil {
+		return err
+	}
 	key, err := idempotencyKey(r, rules.Guard)
 	if err != nil {
 		return err
 	}
-	buffer := orderBodies.Get().(*[maxOrderBody + 1]byte) //nolint:errcheck // the pool holds nothing else
-	defer func() {
-		clear(buffer[:]) // it may hold card data
-		orderBodies.Put(buffer)
-	}()
-	body, err := readJSON(r, buffer[:])
+	buffer := orderBodies.Get().(*orderBody) //nolint:errcheck // the pool holds nothing else
+	defer buffer.release()
+	body, err := readJSON(r, buffer)
 	if err != nil {
 		return err
 	}
@@ -60,18 +72,18 @@ func (s *server) placeOrder(w http.ResponseWriter, r *http.Request) error {
 			Detail: "an order needs an issuerRequestId, an Idempotency-Key header, or both",
 		})
 	}
-	accepted, err := s.Store.Accept(r.Context(), store.Acceptance{
-		IssuerID: issuer.ID, IdempotencyKey: key, Client: caller(r.Context()).Name, Request: request,
-	})
+	acceptance := store.Acceptance{IssuerID: issuer.ID, IdempotencyKey: key, Client: caller(r.Context()).Name, Request: request}
+	if dryRun {
+		return s.tryOrder(w, r, acceptance, rules)
+	}
+	accepted, err := s.Store.Accept(r.Context(), acceptance)
 	if err != nil {
 		return err
 	}
 	annotate(r.Context(), slog.String("orderId", accepted.Order.ID.String()),
 		slog.String("issuerRequestId", accepted.Order.IssuerRequestID), slog.Bool("replayed", accepted.Replayed))
 	view := viewOrder(accepted.Order)
-	if accepted.CardDataDiffers {
-		view.Warnings = append(view.Warnings, "card-data-not-compared")
-	}
+	view.Warnings = warnings(accepted)
 	status := http.StatusCreated
 	if accepted.Replayed {
 		status = http.StatusOK
@@ -80,6 +92,35 @@ func (s *server) placeOrder(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Location", "/v1/issuers/"+url.PathEscape(issuer.ID)+"/orders/"+view.ID)
 	w.Header().Set("ETag", etag(accepted.Order))
 	writeJSON(w, status, view)
+	return nil
+}
+
+// warnings are those of the order, and those of this answer to it.
+func warnings(a *store.Accepted) []string {
+	list := append([]string{}, a.Order.Warnings...)
+	if a.CardDataDiffers {
+		list = append(list, order.WarningCardDataNotCompared)
+	}
+	return list
+}
+
+// tryOrder tells what would become of an order, and stores nothing.
+func (s *server) tryOrder(w http.ResponseWriter, r *http.Request, a store.Acceptance, rules *order.Rules) error {
+	accepted, err := s.Store.DryRun(r.Context(), a)
+	if err != nil {
+		return err
+	}
+	view := dryRunView{
+		DryRun: true, Outcome: store.RowAccepted, Status: accepted.Order.State.Status, EndsAt: accepted.Order.State.EndsAt,
+		Warnings: warnings(accepted), PrintedName: order.PrintedName(a.Request.SensitiveData),
+	}
+	if accepted.Replayed {
+		view.Outcome, view.OrderID = store.RowReplayed, accepted.Order.ID.String()
+	}
+	if rules.Programs != nil {
+		view.Program = a.Request.Production.CardProductID
+	}
+	writeJSON(w, http.StatusOK, view)
 	return nil
 }
 
@@ -125,22 +166,21 @@ func idempotencyKey(r *http.Request, guard order.PANGuard) (string, error) {
 	return values[0], nil
 }
 
-// readJSON reads a body of JSON into buffer, which is one byte larger than what
-// is allowed.
-func readJSON(r *http.Request, buffer []byte) ([]byte, error) {
+// readJSON reads a body of JSON into buffer.
+func readJSON(r *http.Request, buffer *orderBody) ([]byte, error) {
 	media, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	charset := params["charset"]
 	if err != nil || r.Header.Get("Content-Encoding") != "" || media != "application/json" || charset != "" && !strings.EqualFold(charset, "utf-8") {
 		return nil, errContentType
 	}
-	for n := 0; n < len(buffer); {
-		read, err := r.Body.Read(buffer[n:])
-		n += read
-		if n == len(buffer) {
+	for buffer.used < len(buffer.bytes) {
+		n, err := r.Body.Read(buffer.bytes[buffer.used:])
+		buffer.used += n
+		if buffer.used == len(buffer.bytes) {
 			break
 		}
 		if errors.Is(err, io.EOF) {
-			return buffer[:n:n], nil
+			return buffer.bytes[:buffer.used:buffer.used], nil
 		}
 		if err != nil {
 			return nil, newProblem(http.StatusBadRequest, "incomplete-body", "The body ended too early", "Nothing was stored.")
@@ -189,27 +229,10 @@ func (s *server) getTimeline(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// page is a part of a list; NextCursor leads to the next one, and is null at
-// the end.
-type page[T any] struct {
-	Data       []T     `json:"data"`
-	NextCursor *string `json:"nextCursor"`
-}
-
-// Page sizes of lists.
-const (
-	defaultLimit = 50
-	maxLimit     = 200
-)
-
 func (s *server) listOrders(w http.ResponseWriter, r *http.Request) error {
-	query, err := url.ParseQuery(r.URL.RawQuery)
+	filter, err := readFilter(r)
 	if err != nil {
-		return invalid(fault{Code: order.CodeInvalidFormat, Detail: "the query is not of the form name=value&name=value"})
-	}
-	filter, faults := parseFilter(query)
-	if len(faults) > 0 {
-		return invalid(faults...)
+		return err
 	}
 	limit := filter.Limit
 	filter.Limit++ // one more tells whether there is a next page
@@ -217,98 +240,50 @@ func (s *server) listOrders(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var answer page[orderView]
-	if len(orders) > limit {
-		orders = orders[:limit]
-		cursor := encodeCursor(orders[limit-1].ID)
-		answer.NextCursor = &cursor
-	}
-	answer.Data = make([]orderView, len(orders))
-	for i, o := range orders {
-		answer.Data[i] = viewOrder(o)
-	}
-	writeJSON(w, http.StatusOK, answer)
+	writeJSON(w, http.StatusOK, pageOf(orders, limit, viewOrder, func(o *store.Order) uuid.UUID { return o.ID }))
 	return nil
 }
 
-// parseFilter reads the query of a list. A parameter that is not known is a
-// fault: ignoring it would answer another question.
-func parseFilter(query url.Values) (store.Filter, []fault) {
-	f := store.Filter{Limit: defaultLimit}
-	var faults []fault
-	bad := func(name, detail string) {
-		faults = append(faults, fault{Parameter: name, Code: order.CodeInvalidValue, Detail: detail})
+// readFilter reads the query of a list of orders.
+func readFilter(r *http.Request) (store.Filter, error) {
+	q := newQuery(r)
+	f := store.Filter{
+		CardID: q.visible("cardId"), ConsumerID: q.visible("consumerId"), CardProductID: q.visible("cardProductId"),
+		GroupID: q.visible("groupId"), IssuerRequestID: q.visible("issuerRequestId"), IdempotencyKey: q.visible("idempotencyKey"),
+		OperationID: q.visible("operationId"), TrackingNumber: q.visible("trackingNumber"),
+		CreatedFrom: q.time("createdFrom"), CreatedTo: q.time("createdTo"),
 	}
-	names := make([]string, 0, len(query))
-	for name := range query {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		values := query[name]
-		if name != "status" && len(values) > 1 {
-			bad(name, "may be given once")
-			continue
+	q.each("status", func(v string) string {
+		for part := range strings.SplitSeq(v, ",") {
+			if !order.KnownStatus(order.Status(part)) {
+				return "is not a status of an order"
+			}
+			f.Statuses = append(f.Statuses, order.Status(part))
 		}
-		value := values[0]
-		switch name {
-		case "status":
-			for _, v := range strings.Split(strings.Join(values, ","), ",") {
-				if !order.KnownStatus(order.Status(v)) {
-					bad(name, "is not a status of an order")
-					break
-				}
-				f.Statuses = append(f.Statuses, order.Status(v))
-			}
-		case "cardId", "issuerRequestId", "idempotencyKey", "operationId":
-			if order.IdempotencyKey(value) != "" { // the widest of the four
-				bad(name, "must be 1 to 128 visible ASCII characters")
-				break
-			}
-			*map[string]*string{
-				"cardId": &f.CardID, "issuerRequestId": &f.IssuerRequestID,
-				"idempotencyKey": &f.IdempotencyKey, "operationId": &f.OperationID,
-			}[name] = value
-		case "attention":
-			if value != "true" {
-				bad(name, "must be true or absent")
-			}
-			f.Attention = true
-		case "limit":
-			n, err := strconv.Atoi(value)
-			if err != nil || n < 1 || n > maxLimit {
-				bad(name, fmt.Sprintf("must be 1 to %d", maxLimit))
-			}
-			f.Limit = n
-		case "cursor":
-			id, err := decodeCursor(value)
-			if err != nil {
-				bad(name, "is not a cursor of this list")
-			}
-			f.Before = id
-		default:
-			unknown := fault{Code: order.CodeUnknownMember, Detail: "is not a parameter of this list"}
-			if order.PlainName(name) {
-				unknown.Parameter = name
-			}
-			faults = append(faults, unknown)
+		return ""
+	})
+	q.read("distributionChannel", func(v string) string {
+		f.Channel = order.Channel(v)
+		if !slices.Contains(order.Channels, f.Channel) {
+			return "must be THALES, INSTANT or CENTRAL"
 		}
-	}
-	return f, faults
-}
-
-// A cursor is the id of the last order of a page, in a form that nobody takes
-// for one. The first byte is its version.
-const cursorVersion = 1
-
-func encodeCursor(id uuid.UUID) string {
-	return base64.RawURLEncoding.EncodeToString(append([]byte{cursorVersion}, id[:]...))
-}
-
-func decodeCursor(text string) (uuid.UUID, error) {
-	b, err := base64.RawURLEncoding.DecodeString(text)
-	if err != nil || len(b) != 17 || b[0] != cursorVersion {
-		return uuid.Nil, errors.New("not a cursor")
-	}
-	return uuid.UUID(b[1:]), nil
+		return ""
+	})
+	q.read("batchId", func(v string) string {
+		id, err := uuid.Parse(v)
+		if err != nil || len(v) != 36 {
+			return "must be the id of a batch"
+		}
+		f.BatchID = id
+		return ""
+	})
+	q.read("attention", func(v string) string {
+		f.Attention = v == "true"
+		if !f.Attention {
+			return "must be true or absent"
+		}
+		return ""
+	})
+	f.Limit, f.Before = q.page()
+	return f, q.err()
 }

@@ -20,6 +20,7 @@ type problem struct {
 	Detail   string  `json:"detail,omitempty"`
 	Instance string  `json:"instance,omitempty"` // the request's correlation id, as a URN
 	OrderID  string  `json:"conflictingOrder,omitempty"`
+	BatchID  string  `json:"conflictingBatch,omitempty"`
 	Errors   []fault `json:"errors,omitempty"`
 }
 
@@ -30,6 +31,7 @@ type fault struct {
 	Header    string  `json:"header,omitempty"`
 	Code      string  `json:"code"`
 	Detail    string  `json:"detail"`
+	Rule      string  `json:"rule,omitempty"` // of the program that refuses it
 }
 
 func (p *problem) Error() string { return p.Title }
@@ -50,6 +52,16 @@ var (
 		"The issuer in the path is not configured here.")
 	errNoSuchOrder = newProblem(http.StatusNotFound, "unknown-order", "Unknown order",
 		"The issuer has no order with this id.")
+	errNoSuchBatch = newProblem(http.StatusNotFound, "unknown-batch", "Unknown batch",
+		"The issuer has no batch with this id.")
+	errBatchType = newProblem(http.StatusUnsupportedMediaType, "unsupported-media-type", "Unsupported media type",
+		"A batch must be application/x-ndjson or text/csv in UTF-8, with no Content-Encoding or gzip.")
+	errIncompleteBatch = newProblem(http.StatusBadRequest, "incomplete-body", "The body ended too early",
+		"What was read is stored. The same file with the same Idempotency-Key goes on from there.")
+	errBatchBusy = newProblem(http.StatusConflict, "batch-in-progress", "The batch is being uploaded",
+		"Another request uploads this batch at this moment. Send it again when that one has ended.")
+	errBatchCancelled = newProblem(http.StatusConflict, "batch-cancelled", "The batch was cancelled",
+		"No further row of it is taken. Use another key for another batch.")
 	errMethod      = newProblem(http.StatusMethodNotAllowed, "method-not-allowed", "Method not allowed here", "")
 	errContentType = newProblem(http.StatusUnsupportedMediaType, "unsupported-media-type", "Unsupported media type",
 		"The body must be application/json in UTF-8, without a Content-Encoding.")
@@ -68,15 +80,20 @@ func invalid(faults ...fault) *problem {
 	return p
 }
 
-func invalidBody(faults order.Faults) *problem {
-	list := make([]fault, len(faults))
-	for i, f := range faults {
-		list[i] = fault{Pointer: &f.Pointer, Code: f.Code, Detail: f.Detail}
+func invalidBody(faults order.Faults) *problem { return invalid(bodyFaults(faults)...) }
+
+func bodyFaults(faults order.Faults) []fault {
+	var list []fault
+	for _, f := range faults {
+		list = append(list, fault{Pointer: &f.Pointer, Code: f.Code, Detail: f.Detail, Rule: f.Rule})
 	}
-	return invalid(list...)
+	return list
 }
 
 func conflict(e *store.ConflictError) *problem {
+	if e.Kind == store.UnknownReplaced {
+		return invalidBody(order.Faults{store.FaultUnknownReplaced})
+	}
 	p := newProblem(http.StatusConflict, "duplicate-order", "The card has another order",
 		"Another order for this card is open, or the card was created a short time ago. "+
 			"If a second card is really wanted, say why in duplicateOverride.")
@@ -98,11 +115,19 @@ func asProblem(err error) *problem {
 	if e, ok := errors.AsType[*store.ConflictError](err); ok {
 		return conflict(e)
 	}
-	if errors.Is(err, store.ErrNotFound) {
-		return errNoSuchOrder
+	if e, ok := errors.AsType[*store.BatchConflictError](err); ok {
+		p := newProblem(http.StatusUnprocessableEntity, "idempotency-conflict", "The key belongs to another batch",
+			"A batch with this Idempotency-Key exists, and its file or its options were others.")
+		p.BatchID = e.BatchID.String()
+		return p
 	}
-	if errors.Is(err, store.ErrTooSlow) {
-		return errTooSlow
+	for known, p := range map[error]*problem{
+		store.ErrNotFound: errNoSuchOrder, store.ErrTooSlow: errTooSlow,
+		store.ErrBatchBusy: errBatchBusy, store.ErrBatchCancelled: errBatchCancelled,
+	} {
+		if errors.Is(err, known) {
+			return p
+		}
 	}
 	if store.Unavailable(err) {
 		return errUnavailable
@@ -117,8 +142,11 @@ func writeProblem(w http.ResponseWriter, r *http.Request, p *problem) {
 	if p.Status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="cardorder"`)
 	}
-	if p.Status == http.StatusServiceUnavailable {
+	switch {
+	case p.Status == http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", "1")
+	case p.Type == errBatchBusy.Type:
+		w.Header().Set("Retry-After", "5")
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.Header().Set("Cache-Control", "no-store")

@@ -24,6 +24,8 @@ type Config struct {
 	Log     *slog.Logger
 	// Rules returns what the orders of an issuer have to meet now; never nil.
 	Rules func(issuerID string) *order.Rules
+	// ProgramsDigest names the programs file in effect, "" without one.
+	ProgramsDigest func() string
 	// TokenKeys sign (the first) and verify (all) the tokens that D1 gets from us.
 	TokenKeys []TokenKey
 	// Ready tells why the service cannot work, or nil.
@@ -64,14 +66,24 @@ func NewHandler(cfg Config) http.Handler {
 	r.Head("/healthz", func(http.ResponseWriter, *http.Request) {}) // some load balancers ask so
 	r.Head("/readyz", s.ready)
 	r.Route("/v1/issuers/{issuerId}", func(r chi.Router) {
-		r.Use(authenticate(cfg.Clients), deadline)
-		r.With(s.authorize(ScopeWrite)).Post("/orders", s.handle(plain(s.placeOrder)))
+		r.Use(authenticate(cfg.Clients))
+		read, write, operate := s.authorize(ScopeRead), s.authorize(ScopeWrite), s.authorize(ScopeOperate)
 		r.Group(func(r chi.Router) {
-			r.Use(s.authorize(ScopeRead))
-			r.Get("/orders", s.handle(s.listOrders))
-			r.Get("/orders/{orderId}", s.handle(plain(s.getOrder)))
-			r.Get("/orders/{orderId}/timeline", s.handle(plain(s.getTimeline)))
+			r.Use(deadline)
+			r.With(write).Post("/orders", s.handle(s.placeOrder))
+			r.With(read).Get("/orders", s.handle(s.listOrders))
+			r.With(read).Get("/orders/{orderId}", s.handle(plain(s.getOrder)))
+			r.With(read).Get("/orders/{orderId}/timeline", s.handle(plain(s.getTimeline)))
+			r.With(read).Get("/programs", s.handle(plain(s.listPrograms)))
+			r.With(read).Get("/order-batches", s.handle(s.listBatches))
+			r.With(read).Get("/order-batches/{batchId}", s.handle(plain(s.getBatch)))
 		})
+		// These take as long as there are orders; each has its own bounds.
+		r.With(write).Post("/order-batches", s.handle(s.placeBatch))
+		r.With(read).Get("/order-batches/{batchId}/results", s.handle(s.getResults))
+		for _, action := range []store.BatchAction{store.BatchHold, store.BatchRelease, store.BatchCancel} {
+			r.With(operate).Post("/order-batches/{batchId}/"+string(action), s.handle(plain(s.act(action))))
+		}
 	})
 	return r
 }
@@ -122,14 +134,21 @@ func (s *server) handle(h func(http.ResponseWriter, *http.Request) error) http.H
 	}
 }
 
+// readiness tells with which programs a replica works, too: during a roll-out
+// they differ.
+type readiness struct {
+	Status         string `json:"status"`
+	ProgramsDigest string `json:"programsDigest,omitempty"`
+}
+
 // ready tells load balancers whether this replica can take requests.
 func (s *server) ready(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 	defer cancel()
 	if err := s.Ready(ctx); err != nil {
 		s.Log.Warn("not ready", "error", err)
-		writeJSON(w, http.StatusServiceUnavailable, map[string]string{"status": "unavailable"})
+		writeJSON(w, http.StatusServiceUnavailable, readiness{Status: "unavailable"})
 		return
 	}
-	writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+	writeJSON(w, http.StatusOK, readiness{"ok", s.ProgramsDigest()})
 }

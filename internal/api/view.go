@@ -24,6 +24,10 @@ type orderView struct {
 	Urgent              bool               `json:"urgent"`
 	Metadata            map[string]string  `json:"metadata,omitempty"`
 	DuplicateOverride   *duplicateOverride `json:"duplicateOverride,omitempty"`
+	ReplacesOrderID     string             `json:"replacesOrderId,omitempty"`
+	ReplacedByOrderIDs  []string           `json:"replacedByOrderIds,omitempty"`
+	BatchID             string             `json:"batchId,omitempty"`
+	EndsAt              order.Status       `json:"endsAt"`
 	OperationID         string             `json:"operationId,omitempty"`
 	DueDate             string             `json:"dueDate,omitempty"`
 	ProductionSite      string             `json:"productionSite,omitempty"`
@@ -33,6 +37,18 @@ type orderView struct {
 	CreatedBy           string             `json:"createdBy"`
 	UpdatedAt           time.Time          `json:"updatedAt"`
 	EndedAt             *time.Time         `json:"endedAt,omitempty"`
+}
+
+// dryRunView is what would become of an order.
+type dryRunView struct {
+	DryRun      bool             `json:"dryRun"`
+	Outcome     store.RowOutcome `json:"outcome"`
+	OrderID     string           `json:"orderId,omitempty"` // of the order that it repeats
+	Status      order.Status     `json:"status"`
+	EndsAt      order.Status     `json:"endsAt"`
+	Program     string           `json:"program,omitempty"`
+	PrintedName string           `json:"printedName,omitempty"` // where the name is known
+	Warnings    []string         `json:"warnings"`
 }
 
 type duplicateOverride struct {
@@ -63,6 +79,16 @@ func viewOrder(o *store.Order) orderView {
 		OperationID: o.State.OperationID, DueDate: o.State.DueDate.Value, ProductionSite: o.State.ProductionSite.Value,
 		Shipments: []shipmentView{}, Warnings: append([]string{}, o.Warnings...),
 		CreatedAt: o.CreatedAt, CreatedBy: o.CreatedBy, UpdatedAt: o.UpdatedAt, EndedAt: o.EndedAt,
+	}
+	v.EndsAt = o.State.EndsAt
+	if o.ReplacesOrderID != nil {
+		v.ReplacesOrderID = o.ReplacesOrderID.String()
+	}
+	for _, id := range o.ReplacedBy {
+		v.ReplacedByOrderIDs = append(v.ReplacedByOrderIDs, id.String())
+	}
+	if o.BatchID != nil {
+		v.BatchID = o.BatchID.String()
 	}
 	if o.DuplicateOverride != "" {
 		v.DuplicateOverride = &duplicateOverride{o.DuplicateOverride}

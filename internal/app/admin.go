@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
 	"net/http"
 	"net/http/pprof"
@@ -16,7 +17,7 @@ import (
 
 // adminHandler serves operators: metrics, profiles, health. It has no
 // authentication and must not be reachable from outside.
-func adminHandler(registry *prometheus.Registry, ready func(context.Context) error) http.Handler {
+func adminHandler(registry *prometheus.Registry, ready func(context.Context) error, programsDigest func() string) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
@@ -25,7 +26,13 @@ func adminHandler(registry *prometheus.Registry, ready func(context.Context) err
 		defer cancel()
 		if err := ready(ctx); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
 		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(struct { // the caller is gone if this fails
+			Status         string `json:"status"`
+			ProgramsDigest string `json:"programsDigest,omitempty"`
+		}{"ok", programsDigest()})
 	})
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)

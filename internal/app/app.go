@@ -19,7 +19,6 @@ import (
 	"cardorder/internal/api"
 	"cardorder/internal/config"
 	"cardorder/internal/d1client"
-	"cardorder/internal/order"
 	"cardorder/internal/outbox"
 	"cardorder/internal/store"
 )
@@ -29,12 +28,13 @@ var ErrSchema = errors.New("the database's schema is not current: run `server mi
 
 // Service is a running service.
 type Service struct {
-	log     *slog.Logger
-	store   *store.Store
-	servers []*server
-	lanes   map[string]*outbox.Lane // by name
-	clients []*d1client.Client
-	failed  chan error
+	log      *slog.Logger
+	store    *store.Store
+	programs *programs
+	servers  []*server
+	lanes    map[string]*outbox.Lane // by name
+	clients  []*d1client.Client
+	failed   chan error
 
 	stopSending context.CancelFunc
 	background  sync.WaitGroup
@@ -59,8 +59,12 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	issuers := issuerIDs(cfg)
+	if s.programs, err = newPrograms(cfg, log); err != nil {
+		return nil, fmt.Errorf("programsFile: %w", err)
+	}
+	registry.MustRegister(s.programs)
 	var notifications *api.Notifications
-	if s.store, err = openStore(ctx, cfg, log, s.wakeLane, func(ids []int64) { notifications.Wake(ids) }); err != nil {
+	if s.store, err = openStore(ctx, cfg, log, s.programs.duplicateWindow, s.wakeLane, func(ids []int64) { notifications.Wake(ids) }); err != nil {
 		return nil, err
 	}
 	current, err := s.store.SchemaCurrent(ctx)
@@ -89,7 +93,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 		listen  config.Listener
 		handler http.Handler
 	}{
-		{"admin", cfg.Admin, adminHandler(registry, s.ready)},
+		{"admin", cfg.Admin, adminHandler(registry, s.ready, s.programs.digest)},
 		{"notifications", cfg.Notifications, notifications.Handler()},
 		{"api", cfg.API, api.NewHandler(apiConfig)},
 	} {
@@ -98,6 +102,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 		}
 	}
 	s.background.Go(func() { notifications.Run(work) })
+	s.background.Go(func() { s.programs.watch(work) })
 	for _, lane := range s.lanes {
 		s.background.Go(func() { lane.Run(work) })
 	}
@@ -130,7 +135,10 @@ func issuerIDs(cfg *config.Config) []string {
 	return ids
 }
 
-func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger, onReady func(string), onParked func([]int64)) (*store.Store, error) {
+func openStore(
+	ctx context.Context, cfg *config.Config, log *slog.Logger,
+	duplicateWindow func(string, string) time.Duration, onReady func(string), onParked func([]int64),
+) (*store.Store, error) {
 	sealer, err := store.NewSealer([]byte(cfg.Keys.Sealing.Reveal()))
 	if err != nil {
 		return nil, fmt.Errorf("keys.sealing: %w", err)
@@ -139,25 +147,17 @@ func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger, onRead
 	if err != nil {
 		return nil, fmt.Errorf("keys.contentHash: %w", err)
 	}
-	windows := make(map[string]time.Duration)
-	for _, in := range cfg.Issuers {
-		windows[in.ID] = in.DuplicateWindow
-	}
 	return store.Open(ctx, store.Config{
 		URL: cfg.Database.URL.Reveal(), MaxConns: cfg.Database.MaxConns,
 		Seal: sealer, HashKeys: store.HashKeys{Current: hashKey},
-		DuplicateWindows: windows, OnReady: onReady, OnParked: onParked, Log: log,
+		DuplicateWindow: duplicateWindow, OnReady: onReady, OnParked: onParked, Log: log,
 	})
 }
 
 func (s *Service) apiConfig(cfg *config.Config, metrics *api.Metrics) (api.Config, error) {
-	rules := make(map[string]*order.Rules)
-	for _, in := range cfg.Issuers {
-		rules[in.ID] = &order.Rules{Guard: order.PANGuard{BINs: in.BINs}}
-	}
 	a := api.Config{
 		Store: s.store, Metrics: metrics, Log: s.log, Ready: s.ready,
-		Rules: func(issuer string) *order.Rules { return rules[issuer] },
+		Rules: s.programs.rules, ProgramsDigest: s.programs.digest,
 	}
 	for _, k := range cfg.Keys.NotificationTokens {
 		secret, err := k.Secret.Bytes32()
@@ -290,6 +290,10 @@ func (s *Service) URL(name string) string {
 	}
 	return ""
 }
+
+// ReloadPrograms reads the programs file again, whether it changed or not. One
+// that is not right changes nothing; the log and the metrics tell.
+func (s *Service) ReloadPrograms() { s.programs.reload() }
 
 // Failed tells of a listener that broke; the service is then to be stopped.
 func (s *Service) Failed() <-chan error { return s.failed }

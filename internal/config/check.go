@@ -84,7 +84,19 @@ func (c *Config) Check() error {
 	}
 	c.checkIssuers(&ch)
 	c.checkClients(&ch)
+	_, err := c.LoadPrograms()
+	for _, fault := range split(err) {
+		ch.check("programsFile", fault)
+	}
 	return errors.Join(ch.faults...)
+}
+
+// split takes apart what errors.Join put together.
+func split(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	return []error{err}
 }
 
 // Slog returns the level for the logger.

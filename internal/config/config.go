@@ -37,6 +37,9 @@ type Config struct {
 	Clients []Client `yaml:"clients"`
 	// Issuers are the banks whose cards are ordered.
 	Issuers []Issuer `yaml:"issuers"`
+	// ProgramsFile says what may be ordered, see ProgramsFile the type. It is read
+	// again when it changes. Default: none, and all that D1 takes may be ordered.
+	ProgramsFile string `yaml:"programsFile"`
 }
 
 // Database is how to reach PostgreSQL.
@@ -125,6 +128,9 @@ type Issuer struct {
 	// DuplicateWindow is for how long after a CREATION was produced another
 	// CREATION of the same card is refused. Default 720h (30 days).
 	DuplicateWindow time.Duration `yaml:"duplicateWindow"`
+	// IndividualAddressRequired makes shipment.individualAddress a must for
+	// INDIVIDUAL shipments: D1's documents disagree. Default false.
+	IndividualAddressRequired bool `yaml:"individualAddressRequired"`
 	// D1 is how to reach the issuer's D1.
 	D1 D1 `yaml:"d1"`
 	// Sending is how orders are sent.
@@ -220,7 +226,7 @@ func Parse(text []byte) (*Config, error) {
 	}
 	overrideFromEnvironment(&cfg)
 	cfg.setDefaults()
-	if err := errors.Join(faults, cfg.Check()); err != nil {
+	if err := errors.Join(append(faults, cfg.Check())...); err != nil {
 		return nil, err
 	}
 	return &cfg, nil
@@ -251,7 +257,7 @@ func (c *Config) setDefaults() {
 	setDefault(&c.Database.MaxConns, 16)
 	for i := range c.Issuers {
 		in := &c.Issuers[i]
-		setDefault(&in.DuplicateWindow, 720*time.Hour)
+		setDefault(&in.DuplicateWindow, defaultDuplicateWindow)
 		setDefault(&in.D1.Audience, "https://api.d1.thalescloud.io")
 		setDefault(&in.D1.AssertionSubject, in.ID)
 		setDefault(&in.D1.PathStyle, string(d1client.PathReference))
@@ -263,6 +269,8 @@ func (c *Config) setDefaults() {
 		setDefault(&in.Sending.RetryRefusedFor, 15*time.Minute)
 	}
 }
+
+const defaultDuplicateWindow = 720 * time.Hour
 
 func setDefault[T comparable](field *T, value T) {
 	var zero T

@@ -128,6 +128,11 @@ func parse(t *testing.T, text string) *config.Config {
 func wantFaults(t *testing.T, text string, want ...string) {
 	t.Helper()
 	_, err := config.Parse([]byte(text))
+	wantLines(t, err, want...)
+}
+
+func wantLines(t *testing.T, err error, want ...string) {
+	t.Helper()
 	if err == nil {
 		t.Fatalf("no fault, want %q", want)
 	}
@@ -147,7 +152,7 @@ func wantFaults(t *testing.T, text string, want ...string) {
 	if len(lines) > 0 {
 		t.Errorf("more faults than wanted: %q", lines)
 	}
-	wantNone(t, err.Error(), hidden)
+	wantNone(t, err.Error(), hidden, "hunter2")
 }
 
 func TestMinimal(t *testing.T) {
@@ -505,7 +510,8 @@ func TestExample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := parse(t, replaced(t, string(text), "deploy/example/keys", filepath.Join(f.dir, "keys")))
+	cfg := parse(t, replaced(t, string(text), "deploy/example/keys", filepath.Join(f.dir, "keys"),
+		"deploy/example/programs.yaml", "../../deploy/example/programs.yaml"))
 	if cfg.Database.URL.Reveal() != databaseURL {
 		t.Error("no database URL")
 	}

@@ -11,26 +11,26 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// decode reads text strictly. faults are those of single settings, the rest of
-// cfg is filled; err means that text could not be read at all.
+// decode reads text strictly into a struct. faults are those of single settings,
+// the rest of it is filled; err means that text could not be read at all.
 //
 // yaml quotes values in its errors, and any of them may be a secret that stands
 // in the wrong place. So only what is known to hold none is handed on.
-func decode(text []byte, cfg *Config) (faults, err error) {
+func decode(text []byte, into any) (faults []error, err error) {
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	dec.KnownFields(true)
-	err = dec.Decode(cfg)
+	err = dec.Decode(into)
 	if errors.Is(err, io.EOF) {
 		return nil, nil // an empty file
 	}
 	if wrong, ok := errors.AsType[*yaml.TypeError](err); ok {
 		skipped := false
 		for _, message := range wrong.Errors {
-			faults = errors.Join(faults, errors.New(settingFault(message)))
+			faults = append(faults, errors.New(settingFault(message)))
 			skipped = skipped || repeated.MatchString(message)
 		}
 		if skipped { // yaml skips all that stands beside a repeated name
-			return nil, faults
+			return nil, errors.Join(faults...)
 		}
 		err = nil
 	}

@@ -26,7 +26,7 @@ func settings(path string, v reflect.Value, into map[string]setting) {
 	kinds := map[reflect.Type]string{
 		reflect.TypeFor[config.Secret](): "secret", reflect.TypeFor[time.Duration](): "duration", reflect.TypeFor[time.Time](): "time",
 		reflect.TypeFor[[]string](): "list of texts", reflect.TypeFor[string](): "text", reflect.TypeFor[bool](): "true/false",
-		reflect.TypeFor[int](): "number", reflect.TypeFor[int32](): "number",
+		reflect.TypeFor[int](): "number", reflect.TypeFor[int32](): "number", reflect.TypeFor[config.WholeNumber](): "number",
 	}
 	if kind, ok := kinds[v.Type()]; ok {
 		into[path] = setting{kind, fmt.Sprint(v)}
@@ -34,6 +34,10 @@ func settings(path string, v reflect.Value, into map[string]setting) {
 	}
 	switch v.Kind() {
 	case reflect.Pointer:
+		if kind, ok := kinds[v.Type().Elem()]; ok {
+			into[path] = setting{kind: kind} // nil: it has no default
+			return
+		}
 		settings(path, reflect.Zero(v.Type().Elem()), into)
 	case reflect.Slice:
 		settings(path+"[]", v.Index(0), into)
@@ -55,15 +59,36 @@ var row = regexp.MustCompile("(?m)^\\| `([^`]+)` \\| ([^|]+) \\| ([^|]+) \\| (.+
 // docs/configuration.md has every setting with its type and default, and no other.
 func TestDocumentation(t *testing.T) {
 	t.Parallel()
-	want := make(map[string]setting)
-	least := replaced(t, newFiles(t).minimal(), ", scopes: [orders:read], issuers: [ISSUER0001]", "")
-	settings("", reflect.ValueOf(*parse(t, least)), want)
 	text, err := os.ReadFile("../../docs/configuration.md")
 	if err != nil {
 		t.Fatal(err)
 	}
+	service, programs, ok := strings.Cut(string(text), "\n## The programs file\n")
+	if !ok {
+		t.Fatal("no section on the programs file")
+	}
+	want := make(map[string]setting)
+	least := replaced(t, newFiles(t).minimal(), ", scopes: [orders:read], issuers: [ISSUER0001]", "")
+	settings("", reflect.ValueOf(*parse(t, least)), want)
+	wantDocumented(t, service, want)
+	for _, name := range []string{"CARDORDER_DATABASE_URL", "CARDORDER_DATABASE_MIGRATE_URL", "CARDORDER_SEALING_KEYSET", "CARDORDER_CONTENT_HASH_KEY"} {
+		if !strings.Contains(service, "Environment: `"+name+"`") {
+			t.Errorf("%s is not documented", name)
+		}
+	}
+
+	want = make(map[string]setting)
+	settings("", reflect.ValueOf(config.ProgramsFile{Issuers: []config.IssuerPrograms{{
+		Programs: []config.Program{{PaymentApplications: []config.PaymentProfile{{}}}},
+	}}}), want)
+	wantDocumented(t, programs, want)
+}
+
+// wantDocumented demands a row for each setting, with its type and default.
+func wantDocumented(t *testing.T, text string, want map[string]setting) {
+	t.Helper()
 	found := make(map[string]bool)
-	for _, m := range row.FindAllStringSubmatch(string(text), -1) {
+	for _, m := range row.FindAllStringSubmatch(text, -1) {
 		path, kind, byDefault := m[1], m[2], m[3]
 		s, ok := want[path]
 		if !ok {
@@ -88,11 +113,6 @@ func TestDocumentation(t *testing.T) {
 	for _, path := range slices.Sorted(maps.Keys(want)) {
 		if !found[path] {
 			t.Errorf("%s is not documented", path)
-		}
-	}
-	for _, name := range []string{"CARDORDER_DATABASE_URL", "CARDORDER_DATABASE_MIGRATE_URL", "CARDORDER_SEALING_KEYSET", "CARDORDER_CONTENT_HASH_KEY"} {
-		if !strings.Contains(string(text), "Environment: `"+name+"`") {
-			t.Errorf("%s is not documented", name)
 		}
 	}
 }

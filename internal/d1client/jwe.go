@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // maxJWE is the longest encryptedData assumed to be accepted by D1, in characters.
@@ -99,64 +101,128 @@ func (e *Encrypter) Encrypt(now time.Time, plaintext []byte) (string, error) {
 	return compact, nil
 }
 
+// protectedHeader is what Check reads of a protected header. Members it does not name
+// are D1's to judge.
+type protectedHeader struct {
+	Alg  string         `json:"alg"`
+	Enc  string         `json:"enc"`
+	Kid  string         `json:"kid"`
+	Zip  jsontext.Value `json:"zip"`
+	Crit jsontext.Value `json:"crit"`
+	Epk  struct {
+		Kty string         `json:"kty"`
+		Crv string         `json:"crv"`
+		X   string         `json:"x"`
+		Y   string         `json:"y"`
+		D   jsontext.Value `json:"d"`
+	} `json:"epk"`
+}
+
 // Check tells whether D1 can be expected to decrypt compact at now, as far as that
 // can be told without its private key: the form, the algorithms, the key and the
-// ephemeral point. The error never quotes compact.
+// ephemeral point (RFC 7516, RFC 7518 section 4.6). The error never quotes compact.
 func (e *Encrypter) Check(now time.Time, compact string) error {
 	if len(compact) > maxJWE {
 		return fmt.Errorf("encrypted data is longer than %d characters", maxJWE)
 	}
-	parts := strings.Split(compact, ".")
-	if len(parts) != 5 {
-		return errors.New("encrypted data is not a compact JWE of five parts")
+	var parts [5]string
+	var sizes [5]int // in bytes, decoded
+	rest, more := compact, true
+	for i := range parts {
+		if !more {
+			return errNotFiveParts
+		}
+		parts[i], rest, more = strings.Cut(rest, ".")
 	}
-	var decoded [5][]byte
+	if more {
+		return errNotFiveParts
+	}
 	for i, part := range parts {
-		b, err := base64.RawURLEncoding.Strict().DecodeString(part)
-		// The decoder skips line breaks, which a compact JWE has none of.
-		if err != nil || strings.ContainsAny(part, "\r\n") {
+		size, ok := base64Size(part)
+		if !ok {
 			return fmt.Errorf("part %d of the encrypted data is not base64url", i+1)
 		}
-		decoded[i] = b
+		sizes[i] = size
 	}
-	header, ok := parseObject(decoded[0])
-	_, critical := header["crit"]
-	_, zipped := header["zip"]
-	key, known := e.keys[header.str("kid")]
+	// Strict about names that come twice: D1 might read the other one.
+	var h protectedHeader
+	raw, err := base64.RawURLEncoding.DecodeString(parts[0])
+	if err != nil || json.Unmarshal(raw, &h) != nil {
+		return errors.New("the header of the encrypted data is not a JSON object of a JWE")
+	}
+	key, known := e.keys[h.Kid]
 	switch {
-	case !ok:
-		return errors.New("the header of the encrypted data is not a JSON object")
-	case header.str("alg") != string(jose.ECDH_ES):
+	case h.Alg != string(jose.ECDH_ES):
 		return errors.New("the encrypted data's alg is not ECDH-ES")
-	case header.str("enc") != string(jose.A256GCM):
+	case h.Enc != string(jose.A256GCM):
 		return errors.New("the encrypted data's enc is not A256GCM")
-	case critical || zipped:
+	case h.Crit != nil || h.Zip != nil:
 		return errors.New("the encrypted data's header has crit or zip")
 	case !known:
 		return errors.New("the encrypted data's kid is not a known key")
 	case !key.validAt(now):
 		return errors.New("the encrypted data's key has expired")
-	case !validPoint(header.object("epk")):
+	case h.Epk.D != nil:
+		return errors.New("the encrypted data's epk is a private key, which must not leave the sender")
+	case h.Epk.Kty != "EC" || h.Epk.Crv != "P-256" || !validPoint(h.Epk.X, h.Epk.Y):
 		return errors.New("the encrypted data's epk is not a point on P-256")
-	case len(decoded[1]) != 0:
+	case sizes[1] != 0:
 		return errors.New("the encrypted data has an encrypted key, which ECDH-ES leaves empty")
-	case len(decoded[2]) != 12:
+	case sizes[2] != 12:
 		return errors.New("the encrypted data's initialization vector is not of 96 bits")
-	case len(decoded[3]) == 0:
+	case sizes[3] == 0:
 		return errors.New("the encrypted data has no ciphertext")
-	case len(decoded[4]) != 16:
+	case sizes[4] != 16:
 		return errors.New("the encrypted data's authentication tag is not of 128 bits")
 	}
 	return nil
 }
 
-func validPoint(epk members) bool {
-	x, errX := base64.RawURLEncoding.DecodeString(epk.str("x"))
-	y, errY := base64.RawURLEncoding.DecodeString(epk.str("y"))
-	if epk.str("kty") != "EC" || epk.str("crv") != "P-256" || errX != nil || errY != nil || len(x) != 32 || len(y) != 32 {
-		return false
+var errNotFiveParts = errors.New("encrypted data is not a compact JWE of five parts")
+
+// base64Size is how many bytes part stands for, if it is base64url as RFC 7515
+// writes it: no padding, no line breaks, no bits left over.
+func base64Size(part string) (int, bool) {
+	for i := range len(part) {
+		if base64Value[part[i]] < 0 {
+			return 0, false
+		}
 	}
-	_, err := ecdh.P256().NewPublicKey(append(append([]byte{4}, x...), y...))
+	ok := true
+	switch len(part) % 4 {
+	case 1:
+		ok = false
+	case 2:
+		ok = base64Value[part[len(part)-1]]&0x0f == 0
+	case 3:
+		ok = base64Value[part[len(part)-1]]&0x03 == 0
+	}
+	return len(part) * 6 / 8, ok
+}
+
+// base64Value is the value of each character of base64url, -1 for all others.
+var base64Value = func() (values [256]int8) {
+	for i := range values {
+		values[i] = -1
+	}
+	for i, c := range "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_" {
+		values[c] = int8(i)
+	}
+	return values
+}()
+
+func validPoint(x, y string) bool {
+	var point [65]byte
+	point[0] = 4 // not compressed
+	for i, coordinate := range []string{x, y} {
+		if size, ok := base64Size(coordinate); !ok || size != 32 {
+			return false
+		}
+		if _, err := base64.RawURLEncoding.Decode(point[1+32*i:], []byte(coordinate)); err != nil {
+			return false
+		}
+	}
+	_, err := ecdh.P256().NewPublicKey(point[:])
 	return err == nil
 }
 

@@ -134,6 +134,19 @@ func TestCheck(t *testing.T) {
 	epk := func(name string, v any) string {
 		return header(func(h map[string]any) { h["epk"].(map[string]any)[name] = v })
 	}
+	raw := func(change func(string) string) string {
+		first, rest, _ := strings.Cut(good, ".")
+		h, _ := base64.RawURLEncoding.DecodeString(first)
+		return b64([]byte(change(string(h)))) + "." + rest
+	}
+	replace := func(old, new string) string {
+		return raw(func(h string) string {
+			if !strings.Contains(h, old) {
+				t.Fatalf("no %s in the header", old)
+			}
+			return strings.Replace(h, old, new, 1)
+		})
+	}
 	part := func(i int, s string) string {
 		p := strings.Split(good, ".")
 		p[i] = s
@@ -145,29 +158,63 @@ func TestCheck(t *testing.T) {
 	if e.Check(jweNow.Add(2*time.Hour), good) == nil {
 		t.Error("expired key")
 	}
+	if err := e.Check(jweNow.Add(time.Hour), good); err != nil {
+		t.Errorf("the key's last moment: %v", err)
+	}
+	jsonForm, err := json.Marshal(map[string]string{
+		"protected": strings.Split(good, ".")[0], "iv": strings.Split(good, ".")[2],
+		"ciphertext": strings.Split(good, ".")[3], "tag": strings.Split(good, ".")[4],
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, compact := range map[string]string{
 		"empty": "", "dots": "....", "four parts": good[:strings.LastIndex(good, ".")], "six parts": good + ".",
-		"too long":     part(3, strings.Repeat("A", 8192)),
-		"header":       part(0, b64([]byte(`[]`))),
-		"header null":  part(0, b64([]byte(`null`))),
-		"not base64":   part(3, "!!!!"),
-		"padded":       part(3, "QUI="),
-		"line break":   part(3, "QU\nJD"),
-		"alg":          set("alg", "ECDH-ES+A256KW"),
-		"alg none":     set("alg", nil),
-		"enc":          set("enc", "A128GCM"),
-		"kid unknown":  set("kid", "other"),
-		"kid missing":  set("kid", nil),
-		"kid a number": set("kid", 1),
-		"kid expired":  set("kid", "old"),
-		"zip":          set("zip", "DEF"),
-		"crit":         set("crit", []string{"x"}),
-		"no epk":       set("epk", nil),
-		"epk a string": set("epk", "x"),
-		"epk curve":    epk("crv", "P-384"),
-		"epk type":     epk("kty", "OKP"),
-		"epk off":      epk("x", b64(make([]byte, 32))),
-		"epk short":    epk("y", b64(make([]byte, 31))),
+		"too long":                     part(3, strings.Repeat("A", 8192)),
+		"header":                       part(0, b64([]byte(`[]`))),
+		"header null":                  part(0, b64([]byte(`null`))),
+		"not base64":                   part(3, "!!!!"),
+		"padded":                       part(3, "QUI="),
+		"line break":                   part(3, "QU\nJD"),
+		"alg":                          set("alg", "ECDH-ES+A256KW"),
+		"alg none":                     set("alg", nil),
+		"enc":                          set("enc", "A128GCM"),
+		"kid unknown":                  set("kid", "other"),
+		"kid missing":                  set("kid", nil),
+		"kid a number":                 set("kid", 1),
+		"kid expired":                  set("kid", "old"),
+		"zip":                          set("zip", "DEF"),
+		"crit":                         set("crit", []string{"x"}),
+		"zip null":                     set("zip", nil),
+		"crit null":                    set("crit", nil),
+		"alg in capitals, named twice": replace(`"alg":"ECDH-ES"`, `"ALG":"ECDH-ES"`),
+		"kid twice":                    replace(`"kid":"k1"`, `"kid":"k1","kid":"k1"`),
+		"kid twice, escaped":           replace(`"kid":"k1"`, `"kid":"k1","k\u0069d":"old"`),
+		"epk twice":                    replace(`"kid":"k1"`, `"kid":"k1","epk":{}`),
+		"enc a list":                   set("enc", []string{"A256GCM"}),
+		"header not UTF-8":             replace(`"kid":"k1"`, "\"kid\":\"k1\",\"x\":\"\xff\""),
+		"header with more after":       raw(func(h string) string { return h + "{}" }),
+		"header cut":                   raw(func(h string) string { return h[:len(h)-1] }),
+		"header nested":                raw(func(h string) string { return strings.Repeat(`{"a":`, 1000) }),
+		"JSON form":                    string(jsonForm),
+		"JWS":                          b64([]byte(`{"alg":"ES256"}`)) + ".e30." + b64(make([]byte, 64)),
+		"white space":                  " " + good,
+		"line end":                     good + "\n",
+		"bits left over":               part(4, strings.Repeat("A", 21)+"B"),
+		"one character":                part(4, strings.Repeat("A", 21)),
+		"standard base64":              part(3, "ab+/"),
+		"epk private":                  epk("d", b64(make([]byte, 32))),
+		"epk private, empty":           epk("d", ""),
+		"epk padded":                   epk("x", b64(make([]byte, 32))+"="),
+		"epk of numbers":               epk("x", 1),
+		"epk long":                     epk("x", b64(make([]byte, 33))),
+		"epk with line breaks":         epk("x", "\n"+b64(make([]byte, 32))),
+		"no epk":                       set("epk", nil),
+		"epk a string":                 set("epk", "x"),
+		"epk curve":                    epk("crv", "P-384"),
+		"epk type":                     epk("kty", "OKP"),
+		"epk off":                      epk("x", b64(make([]byte, 32))),
+		"epk short":                    epk("y", b64(make([]byte, 31))),
 		"epk infinity": header(func(h map[string]any) {
 			h["epk"].(map[string]any)["x"], h["epk"].(map[string]any)["y"] = b64(make([]byte, 32)), b64(make([]byte, 32))
 		}),
@@ -220,6 +267,14 @@ func FuzzCheck(f *testing.F) {
 	good, err := e.Encrypt(jweNow, []byte(`{"pan":"4111111111111111"}`))
 	if err != nil {
 		f.Fatal(err)
+	}
+	header, rest, _ := strings.Cut(good, ".")
+	plain, err := base64.RawURLEncoding.DecodeString(header)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, change := range []string{`"d":"AA","crv"`, `"crv":"P-384","crv"`, "\"\xff\":1,\"crv\"", `"crv":[[[[{"a":1e999}]]]],"y"`} {
+		f.Add(base64.RawURLEncoding.EncodeToString([]byte(strings.Replace(string(plain), `"crv"`, change, 1))) + "." + rest)
 	}
 	for _, seed := range []string{good, "", "....", "e30....", good + ".", strings.Replace(good, ".", "..", 1), strings.Repeat("A", 9000)} {
 		f.Add(seed)

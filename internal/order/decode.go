@@ -2,6 +2,7 @@ package order
 
 import (
 	"bytes"
+	"slices"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -12,65 +13,114 @@ const (
 	maxList     = 20
 )
 
+// Warnings that an order itself gives cause for.
+const (
+	warningDeprecated      = "deprecated-member:" // and the member's name
+	warningWithoutDelivery = "shipment-without-delivery"
+)
+
 // Decode reads an order as core banking sends it. It returns every fault there
 // is, not the first. The returned request refers to text (SensitiveData), and
 // the caller clears text when the order carries card data in clear.
 func Decode(text []byte, rules *Rules) (*Request, Faults) {
-	d := &document{text: text, guard: rules.Guard}
+	d := newDocument(text, rules)
+	defer d.release()
 	root, ok := d.root()
 	if !ok {
 		return nil, d.faults
 	}
+	return d.order(&root, false)
+}
+
+// DecodeRow reads one order of a batch: as Decode, with the row's own
+// idempotency key beside it, and with card data as a JWE only.
+func DecodeRow(text []byte, rules *Rules) (r *Request, key string, faults Faults) {
+	d := newDocument(text, rules)
+	defer d.release()
+	root, ok := d.root()
+	if !ok {
+		return nil, "", d.faults
+	}
+	key = root.text("idempotencyKey", idempotencyKey)
+	if !root.has("idempotencyKey") && !root.has("issuerRequestId") {
+		d.fault("/issuerRequestId", CodeRequired, "a row needs an issuerRequestId, an idempotencyKey, or both")
+	}
+	r, faults = d.order(&root, true)
+	return r, key, faults
+}
+
+func (d *document) order(root *object, row bool) (*Request, Faults) {
 	r := &Request{
-		CardID:   root.need("cardId", cardID),
-		Metadata: root.strings("metadata", maxMetadata, memberName, metadataValue),
-		Urgent:   root.flag("urgent"),
+		CardID:          root.need("cardId", cardID),
+		Metadata:        root.strings("metadata", maxMetadata, memberName, metadataValue),
+		Urgent:          root.flag("urgent"),
+		ReplacesOrderID: root.text("replacesOrderId", canonicalUUID),
 	}
 	if o, ok := root.object("duplicateOverride"); ok {
 		r.DuplicateOverride = o.need("reason", overrideReason)
 		o.close()
 	}
-	if value, ok := root.take("sensitiveData"); ok {
-		d.sensitiveData(value)
-		r.SensitiveData = value
-	}
-	r.Production = decodeProduction(&root)
-	switch encrypted, inClear := root.has("encryptedData"), root.has("sensitiveData"); {
-	case encrypted && inClear:
-		d.fault("/sensitiveData", CodeNotAllowed, "exactly one of encryptedData and sensitiveData is allowed")
-	case !encrypted && !inClear:
-		d.fault("/encryptedData", CodeRequired, "exactly one of encryptedData and sensitiveData is required")
-	}
+	d.production(root, &r.Production)
+	r.SensitiveData = d.cardData(root, row)
+	d.checkProgram(&r.Production)
 	root.close()
-	for _, name := range []string{"state", "oldCardId"} {
-		if root.has(name) {
-			r.Warnings = append(r.Warnings, "deprecated-member:"+name)
-		}
-	}
 	if len(d.faults) > 0 {
 		return nil, d.faults
 	}
-	r.EndsAt = r.Production.EndsAt()
-	r.Canonical = canonical(root.members)
+	for _, name := range []string{"state", "oldCardId"} {
+		if root.has(name) {
+			r.Warnings = append(r.Warnings, warningDeprecated+name)
+		}
+	}
+	if delivery := r.Production.Services.Delivery; r.Production.Channel == ChannelThales && (delivery == "" || delivery == NoShipment) {
+		r.Warnings = append(r.Warnings, warningWithoutDelivery)
+	}
+	if r.EndsAt = r.Production.EndsAt(); d.program != nil && d.program.EndsAt != "" {
+		r.EndsAt = d.program.EndsAt
+	}
+	r.Canonical = d.canonical(root.members)
 	return r, nil
 }
 
-func decodeProduction(root *object) Production {
-	p := Production{
+// cardData makes sure that card data comes once, and returns what came in clear.
+func (d *document) cardData(root *object, row bool) (inClear []byte) {
+	encrypted := root.has("encryptedData")
+	value, ok := root.take("sensitiveData")
+	switch {
+	case ok && row:
+		d.fault("/sensitiveData", CodeNotAllowed, "card data in clear is not taken in batches")
+	case ok:
+		d.sensitiveData(value)
+		if encrypted {
+			d.fault("/sensitiveData", CodeNotAllowed, "exactly one of encryptedData and sensitiveData is allowed")
+		}
+		return d.text[value.from:value.to:value.to]
+	}
+	if !encrypted {
+		detail := "exactly one of encryptedData and sensitiveData is required"
+		if row {
+			detail = "is required"
+		}
+		d.fault("/encryptedData", CodeRequired, "%s", detail)
+	}
+	return nil
+}
+
+func (d *document) production(root *object, p *Production) {
+	*p = Production{
 		ConsumerID:      root.need("consumerId", consumerID),
 		CardProductID:   root.need("cardProductId", cardProductID),
 		IssuerRequestID: root.text("issuerRequestId", issuerRequestID),
-		Channel: Channel(root.need("distributionChannel",
-			oneOf(string(ChannelThales), string(ChannelInstant), string(ChannelCentral)))),
-		EncryptedData: root.text("encryptedData", encryptedData),
-		PersoStation:  root.text("persoStation", agreedID),
-		State:         root.text("state", agreedID),
-		OldCardID:     root.text("oldCardId", cardID),
+		Channel:         Channel(root.need("distributionChannel", channel)),
+		EncryptedData:   root.text("encryptedData", encryptedData),
+		PersoStation:    root.text("persoStation", agreedID),
+		State:           root.text("state", agreedID),
+		OldCardID:       root.text("oldCardId", cardID),
 	}
+	d.program = d.rules.Programs[p.CardProductID] // before the names, which it has a say in
 	if o, ok := root.object("services"); ok {
 		p.Services = Services{
-			Issuance: Issuance(o.need("issuance",
-				oneOf(string(IssuanceCreation), string(IssuanceRenewal), string(IssuanceReplacement)))),
+			Issuance:    Issuance(o.need("issuance", issuance)),
 			Priority:    o.text("priority", agreedID),
 			Delivery:    o.text("delivery", agreedID),
 			CardCarrier: o.text("cardCarrier", agreedID),
@@ -114,18 +164,21 @@ func decodeProduction(root *object) Production {
 	if o, ok := root.object("packagingConfig"); ok {
 		p.PackagingConfig = &PackagingConfig{Inserts: o.list("inserts", agreedID)}
 		o.close()
+		packaging := p.Services.Packaging
+		if len(p.PackagingConfig.Inserts) > 0 && (packaging == "" || packaging == noPack) && !d.faulty("/services") && !d.faulty("/services/packaging") {
+			d.fault("/packagingConfig/inserts", CodeNotAllowed, "needs a services.packaging to be put into")
+		}
 	}
 	if o, ok := root.object("shipment"); ok {
 		p.Shipment = decodeShipment(&o)
 		o.close()
 	}
-	channelRules(root, &p)
-	return p
+	channelRules(root, p)
 }
 
 func decodeShipment(o *object) *Shipment {
 	s := &Shipment{
-		Type:              o.text("type", oneOf(ShipmentIndividual, ShipmentBulk)),
+		Type:              o.text("type", shipmentType),
 		DeliveryAddress:   decodeAddress(o, "deliveryAddress"),
 		IndividualAddress: decodeAddress(o, "individualAddress"),
 		GroupID:           o.text("groupId", agreedID),
@@ -143,6 +196,9 @@ func decodeShipment(o *object) *Shipment {
 				o.d.fault(o.at(name), CodeNotAllowed, "is for a BULK shipment only")
 			}
 		}
+		if o.d.rules.IndividualAddress && !o.has("individualAddress") {
+			o.require("individualAddress")
+		}
 	}
 	return s
 }
@@ -155,8 +211,8 @@ func decodeAddress(parent *object, name string) *Address {
 	defer o.close()
 	return &Address{
 		Title:             o.text("title", addressText),
-		FirstName:         o.text("firstName", addressText),
-		LastName:          o.text("lastName", addressText),
+		FirstName:         o.text("firstName", personName),
+		LastName:          o.text("lastName", personName),
 		CompanyName:       o.text("companyName", addressText),
 		Line1:             o.need("line1", addressText),
 		Line2:             o.text("line2", addressText),
@@ -165,7 +221,7 @@ func decodeAddress(parent *object, name string) *Address {
 		City:              o.need("city", addressText),
 		State:             o.text("state", addressText),
 		CountryCode:       o.need("countryCode", countryCode),
-		MobilePhoneNumber: o.text("mobilePhoneNumber", addressText),
+		MobilePhoneNumber: o.text("mobilePhoneNumber", phoneNumber),
 	}
 }
 
@@ -187,31 +243,65 @@ func channelRules(root *object, p *Production) {
 	}
 }
 
-// notCompared are the members that two requests may differ in and still be the
-// same order: a JWE differs each time it is made, and the override is about
-// the sending, not about what is asked for.
-var notCompared = map[string]bool{"encryptedData": true, "sensitiveData": true, "duplicateOverride": true}
+// isCompared tells whether two requests that differ in a member are different
+// orders. A JWE differs each time it is made, the override is about the sending,
+// not about what is asked for, and a key is compared by itself.
+func isCompared(name []byte) bool {
+	switch string(name) {
+	case "encryptedData", "sensitiveData", "duplicateOverride", "idempotencyKey":
+		return false
+	}
+	return true
+}
 
-// canonical writes members as RFC 8785 JSON without those that are not compared.
-func canonical(members []member) []byte {
-	var b bytes.Buffer
-	b.WriteByte('{')
+// canonical writes the members that are compared as RFC 8785 JSON. An order
+// that was taken holds no numbers, and its names are ASCII without escapes.
+func (d *document) canonical(members []member) []byte {
+	compared := slices.DeleteFunc(slices.Clone(members), func(m member) bool { return !isCompared(m.name) })
+	return d.appendObject(make([]byte, 0, len(d.text)), compared)
+}
+
+func (d *document) appendObject(b []byte, members []member) []byte {
+	slices.SortFunc(members, func(a, b member) int { return bytes.Compare(a.name, b.name) })
+	b = append(b, '{')
+	first := len(b)
 	for _, m := range members {
-		if notCompared[m.name] {
-			continue
+		if len(b) > first {
+			b = append(b, ',')
 		}
-		if b.Len() > 1 {
-			b.WriteByte(',')
+		b = append(b, '"')
+		b = append(b, m.name...)
+		b = append(b, '"', ':')
+		b = d.appendValue(b, m.value)
+	}
+	return append(b, '}')
+}
+
+func (d *document) appendValue(b []byte, value span) []byte {
+	switch d.text[value.from] {
+	case '{':
+		o, _ := d.object("", value)
+		return d.appendObject(b, o.members)
+	case '[':
+		b = append(b, '[')
+		first := len(b)
+		for i := d.space(value.from + 1); d.text[i] != ']'; {
+			if len(b) > first {
+				b = append(b, ',')
+			}
+			element := span{i, d.valueEnd(i)}
+			b = d.appendValue(b, element)
+			if i = d.space(element.to); d.text[i] == ',' {
+				i = d.space(i + 1)
+			}
 		}
-		name, _ := jsontext.AppendQuote(nil, m.name)
-		b.Write(name)
-		b.WriteByte(':')
-		b.Write(m.value)
+		return append(b, ']')
+	case '"':
+		if raw := d.text[value.from:value.to]; bytes.IndexByte(raw, '\\') < 0 {
+			return append(b, raw...)
+		}
+		b, _ = jsontext.AppendQuote(b, d.unquoted(value)) // valid UTF-8
+		return b
 	}
-	b.WriteByte('}')
-	value := jsontext.Value(b.Bytes())
-	if err := value.Canonicalize(); err != nil {
-		panic("order: the grammar was checked before: " + err.Error())
-	}
-	return value
+	return append(b, d.text[value.from:value.to]...)
 }

@@ -58,7 +58,7 @@ func TestTermsNameNobody(t *testing.T) {
 	want := `{"services":{"issuance":"RENEWAL","priority":"HIGH","delivery":"REGISTERED_MAIL","cardCarrier":"LETTER_A4",` +
 		`"packaging":"WINDOW_C5","pinMailer":true},"paymentApplication":{"config":"profile-7","odaKeyIndex":"01",` +
 		`"derivationKeyIndex":"02","cvKeyIndex":"03","pvKeyIndex":"04"},"packagingConfig":{"inserts":["flyer-1","terms_2"]},` +
-		`"shipment":{"type":"BULK","groupId":"box-1","orderId":"pallet-9"}}`
+		`"shipment":{"type":"BULK","groupId":"box-1","orderId":"pallet-9"},"state":"ACTIVE","oldCardId":"card-0000"}`
 	if got := string(text(t, r.Production.Terms())); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -337,11 +337,11 @@ func TestHugeNumbers(t *testing.T) {
 	}
 }
 
-// clear card data of a published test number.
+// sensitive is clear card data of a number that no scheme gives out.
 func sensitive() object {
 	return object{
-		"pan": visaPAN, "exp": "3012", "name": "ALICE EXAMPLE", "cvv2": "123",
-		"trackData": object{"track2": visaPAN + "=30122010000000000000"},
+		"pan": issuerPAN, "exp": "3012", "name": "ALICE EXAMPLE", "cvv2": "123",
+		"trackData": object{"track2": issuerPAN + "=30122010000000000000"},
 	}
 }
 
@@ -381,7 +381,9 @@ func TestSensitiveData(t *testing.T) {
 		{"pan", nil, []string{"/sensitiveData/pan required"}},
 		{"exp", nil, []string{"/sensitiveData/exp required"}},
 		{"pan", issuerPAN, nil},
-		{"pan", "1234567897", nil}, // 10 digits
+		{"pan", "9900001232", nil},                                     // 10 digits
+		{"pan", visaPAN, []string{"/sensitiveData/pan invalid-value"}}, // another issuer's
+		{"pan", "1234567897", []string{"/sensitiveData/pan invalid-value"}},
 		{"pan", "12345674", []string{"/sensitiveData/pan invalid-format"}},
 		{"pan", "4111111111111112", []string{"/sensitiveData/pan invalid-format"}},
 		{"pan", "41111111111111111115", []string{"/sensitiveData/pan invalid-format"}},
@@ -450,7 +452,7 @@ func TestSensitiveDataIsPartOfTheText(t *testing.T) {
 		t.Error("clearing the buffer changed the order")
 	}
 	for _, out := range [][]byte{before, canonical} {
-		if bytes.Contains(out, []byte(visaPAN)) || bytes.Contains(out, []byte("ALICE")) {
+		if bytes.Contains(out, []byte(issuerPAN)) || bytes.Contains(out, []byte("ALICE")) {
 			t.Errorf("card data where none belongs: %s", out)
 		}
 	}
@@ -614,7 +616,7 @@ func TestCanonicalSeesEveryDifference(t *testing.T) {
 		if pointer == "/encryptedData" {
 			continue
 		}
-		for _, value := range []any{missing{}, nil, "other", "XX", "yy", "CREATION", true, false, []any{}, []any{"other"}, object{}} {
+		for _, value := range []any{missing{}, nil, "other", "FR", "it", "+15550000000", "0190d3a2-7c1e-7b44-9c55-3f1f6d2a8e02", "CREATION", true, false, []any{}, []any{"other"}, object{}} {
 			o := clone(t, full)
 			set(o, pointer, value)
 			add(o)

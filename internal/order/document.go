@@ -4,61 +4,172 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
 
 // document reads a JSON text strictly and gathers every fault instead of
-// stopping at the first. It never copies the text: values are parts of it.
+// stopping at the first.
 type document struct {
-	text   []byte
-	guard  PANGuard
-	faults Faults
+	text    []byte
+	rules   *Rules
+	program *Program // of the order's product, nil when nothing is agreed
+	faults  Faults
+	// members are those of all objects read so far.
+	members []member
+	// kept is what the order keeps of the text: one piece of memory for all of its
+	// strings. Card data in clear never gets there.
+	kept strings.Builder
+	// scratch holds one string without its escapes.
+	scratch []byte
 }
 
+// documents are used again: what they grew is what the next order needs.
+var documents = sync.Pool{New: func() any { return new(document) }}
+
+func newDocument(text []byte, rules *Rules) *document {
+	d := documents.Get().(*document) //nolint:errcheck // the pool holds nothing else
+	d.text, d.rules = text, rules
+	return d
+}
+
+// release gives d back, holding nothing of the text.
+func (d *document) release() {
+	clear(d.scratch[:cap(d.scratch)]) // it may have held card data
+	clear(d.members)
+	if cap(d.members) > 1024 || cap(d.scratch) > MaxEncryptedData { // a hostile order's
+		return
+	}
+	*d = document{members: d.members[:0], scratch: d.scratch[:0]}
+	documents.Put(d)
+}
+
+// maxFaults is how many faults an answer tells: more than an order can have
+// that only its values are wrong with.
+const maxFaults = 200
+
 func (d *document) fault(pointer, code, format string, args ...any) {
-	d.faults = append(d.faults, Fault{Pointer: pointer, Code: code, Detail: fmt.Sprintf(format, args...)})
+	d.addFault(Fault{Pointer: pointer, Code: code, Detail: fmt.Sprintf(format, args...)})
+}
+
+func (d *document) addFault(f Fault) {
+	switch {
+	case len(d.faults) < maxFaults:
+		d.faults = append(d.faults, f)
+	case len(d.faults) == maxFaults:
+		d.faults = append(d.faults, Fault{Code: CodeTooMany, Detail: "there are more faults than are listed"})
+	}
+}
+
+// faulty tells whether a fault was found at pointer.
+func (d *document) faulty(pointer string) bool {
+	return slices.ContainsFunc(d.faults, func(f Fault) bool { return f.Pointer == pointer })
 }
 
 // root checks the grammar of the whole text (RFC 8259, with duplicate names
 // and invalid UTF-8 refused) and returns its one object.
 func (d *document) root() (object, bool) {
-	dec := jsontext.NewDecoder(bytes.NewBuffer(d.text))
-	value, err := dec.ReadValue()
-	if err == nil {
-		end := dec.InputOffset()
-		if len(bytes.TrimLeft(d.text[end:], " \t\r\n")) > 0 {
-			d.fault("", CodeInvalidJSON, "there is more after the end of the JSON value, at byte %d", end)
-			return object{}, false
-		}
-		return d.object("", d.slice(end, value))
+	if !jsontext.Value(d.text).IsValid() {
+		d.grammarFault()
+		return object{}, false
 	}
-	pointer, detail := "", "the body is not valid JSON"
-	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
-		detail = fmt.Sprintf("not valid JSON at byte %d", syntax.ByteOffset)
-		if errors.Is(err, jsontext.ErrDuplicateName) {
-			detail = "the same member twice"
-		}
-		if p := string(syntax.JSONPointer); isPlainPointer(p) {
-			pointer = p
-		}
-	}
-	d.fault(pointer, CodeInvalidJSON, "%s", detail)
-	return object{}, false
+	d.kept.Grow(len(d.text))
+	from := d.space(0)
+	return d.object("", span{from, d.valueEnd(from)})
 }
 
-// slice finds value, which ends at offset end, in the text itself.
-func (d *document) slice(end int64, value jsontext.Value) jsontext.Value {
-	return d.text[end-int64(len(value)) : end : end]
+// grammarFault finds out why the text is not one JSON value.
+func (d *document) grammarFault() {
+	dec := jsontext.NewDecoder(bytes.NewBuffer(d.text))
+	if err := dec.SkipValue(); err != nil {
+		pointer, detail := "", "the body is not valid JSON"
+		if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+			detail = fmt.Sprintf("not valid JSON at byte %d", syntax.ByteOffset)
+			if errors.Is(err, jsontext.ErrDuplicateName) {
+				detail = "the same member twice"
+			}
+			if p := string(syntax.JSONPointer); isPlainPointer(p) {
+				pointer = p
+			}
+		}
+		d.fault(pointer, CodeInvalidJSON, "%s", detail)
+		return
+	}
+	d.fault("", CodeInvalidJSON, "there is more after the end of the JSON value, at byte %d", dec.InputOffset())
+}
+
+// span is a place in the text. A JSON value is read where it stands.
+type span struct{ from, to int }
+
+// space is where the white space at i ends. Like all that reads the text from
+// here on it relies on the grammar, which root has checked.
+func (d *document) space(i int) int {
+	for i < len(d.text) && d.text[i] <= ' ' {
+		i++
+	}
+	return i
+}
+
+// stringEnd is where the string that begins at i ends.
+func (d *document) stringEnd(i int) int {
+	for i++; d.text[i] != '"'; i++ {
+		if d.text[i] == '\\' {
+			i++
+		}
+	}
+	return i + 1
+}
+
+// valueEnd is where the value that begins at i ends.
+func (d *document) valueEnd(i int) int {
+	switch d.text[i] {
+	case '"':
+		return d.stringEnd(i)
+	case '{', '[':
+		for depth := 0; ; {
+			switch d.text[i] {
+			case '"':
+				i = d.stringEnd(i)
+				continue
+			case '{', '[':
+				depth++
+			case '}', ']':
+				depth--
+			}
+			if i++; depth == 0 {
+				return i
+			}
+		}
+	}
+	for i < len(d.text) && d.text[i] > ' ' && d.text[i] != ',' && d.text[i] != '}' && d.text[i] != ']' {
+		i++
+	}
+	return i
+}
+
+// unquoted is the string at s without quotes and escapes: a part of the text, or
+// of the scratch, which the next call writes over.
+func (d *document) unquoted(s span) []byte {
+	raw := d.text[s.from+1 : s.to-1]
+	if bytes.IndexByte(raw, '\\') < 0 {
+		return raw
+	}
+	// Grown before, it holds no copy elsewhere: an escape is longer than what it
+	// stands for.
+	d.scratch = slices.Grow(d.scratch[:0], s.to-s.from)
+	d.scratch, _ = jsontext.AppendUnquote(d.scratch, d.text[s.from:s.to])
+	return d.scratch
 }
 
 // member is one name of an object and its value, still unread.
 type member struct {
-	name  string
-	value jsontext.Value
+	name  []byte
+	value span
 	read  bool
 }
 
@@ -70,47 +181,53 @@ type object struct {
 	members []member
 }
 
-func (d *document) object(pointer string, value jsontext.Value) (object, bool) {
-	if value.Kind() != '{' {
+func (d *document) object(pointer string, at span) (object, bool) {
+	if d.text[at.from] != '{' {
 		d.fault(pointer, CodeWrongType, "must be an object")
 		return object{}, false
 	}
-	// The grammar was checked by root: reading the same text again cannot fail.
-	dec := jsontext.NewDecoder(bytes.NewBuffer(value))
-	inner := &document{text: value}
-	o := object{d: d, pointer: pointer}
-	_, _ = dec.ReadToken()
-	for dec.PeekKind() == '"' {
-		name, _ := dec.ReadToken()
-		m := member{name: name.String()}
-		v, _ := dec.ReadValue()
-		m.value = inner.slice(dec.InputOffset(), v)
-		o.members = append(o.members, m)
+	first := len(d.members)
+	for i := d.space(at.from + 1); d.text[i] != '}'; {
+		name := span{i, d.stringEnd(i)}
+		i = d.space(d.space(name.to) + 1) // after the colon
+		value := span{i, d.valueEnd(i)}
+		m := member{name: d.unquoted(name), value: value}
+		if len(m.name) != name.to-name.from-2 { // it had escapes
+			m.name = bytes.Clone(m.name)
+		}
+		d.members = append(d.members, m)
+		if i = d.space(value.to); d.text[i] == ',' {
+			i = d.space(i + 1)
+		}
 	}
-	return o, true
+	return object{d: d, pointer: pointer, members: d.members[first:len(d.members):len(d.members)]}, true
+}
+
+func (o *object) find(name string) *member {
+	for i := range o.members {
+		if m := &o.members[i]; string(m.name) == name {
+			return m
+		}
+	}
+	return nil
 }
 
 // take returns a member's value; null counts as absent.
-func (o *object) take(name string) (jsontext.Value, bool) {
-	for i := range o.members {
-		if m := &o.members[i]; m.name == name {
-			m.read = true
-			return m.value, m.value.Kind() != 'n'
-		}
+func (o *object) take(name string) (span, bool) {
+	m := o.find(name)
+	if m == nil {
+		return span{}, false
 	}
-	return nil, false
+	m.read = true
+	return m.value, o.d.text[m.value.from] != 'n'
+}
+
+func (o *object) has(name string) bool {
+	m := o.find(name)
+	return m != nil && o.d.text[m.value.from] != 'n'
 }
 
 func (o *object) at(name string) string { return o.pointer + "/" + name }
-
-func (o *object) has(name string) bool {
-	for i := range o.members {
-		if o.members[i].name == name {
-			return o.members[i].value.Kind() != 'n'
-		}
-	}
-	return false
-}
 
 func (o *object) require(name string) {
 	o.d.fault(o.at(name), CodeRequired, "is required")
@@ -122,17 +239,17 @@ func (o *object) text(name string, rule textRule) string {
 	if !ok {
 		return ""
 	}
-	return o.d.stringAt(o.at(name), value, rule)
+	return o.d.stringAt(o.pointer, name, value, rule)
 }
 
 // need reads a required string.
 func (o *object) need(name string, rule textRule) string {
-	if !o.has(name) {
-		o.take(name)
+	value, ok := o.take(name)
+	if !ok {
 		o.require(name)
 		return ""
 	}
-	return o.text(name, rule)
+	return o.d.stringAt(o.pointer, name, value, rule)
 }
 
 func (o *object) flag(name string) bool {
@@ -140,7 +257,7 @@ func (o *object) flag(name string) bool {
 	if !ok {
 		return false
 	}
-	switch value.Kind() {
+	switch o.d.text[value.from] {
 	case 't':
 		return true
 	case 'f':
@@ -165,20 +282,22 @@ func (o *object) list(name string, rule textRule) []string {
 	if !ok {
 		return nil
 	}
-	if value.Kind() != '[' {
-		o.d.fault(o.at(name), CodeWrongType, "must be a list of strings")
+	d, pointer := o.d, o.at(name)
+	if d.text[value.from] != '[' {
+		d.fault(pointer, CodeWrongType, "must be a list of strings")
 		return nil
 	}
 	var list []string
-	dec := jsontext.NewDecoder(bytes.NewBuffer(value))
-	_, _ = dec.ReadToken()
-	for dec.PeekKind() != ']' {
-		v, _ := dec.ReadValue()
+	for i := d.space(value.from + 1); d.text[i] != ']'; {
+		element := span{i, d.valueEnd(i)}
 		if len(list) == maxList {
-			o.d.fault(o.at(name), CodeTooMany, "has more than %d elements", maxList)
+			d.fault(pointer, CodeTooMany, "has more than %d elements", maxList)
 			return list
 		}
-		list = append(list, o.d.stringAt(o.at(name)+"/"+strconv.Itoa(len(list)), v, rule))
+		list = append(list, d.stringAt(pointer, strconv.Itoa(len(list)), element, rule))
+		if i = d.space(element.to); d.text[i] == ',' {
+			i = d.space(i + 1)
+		}
 	}
 	return list
 }
@@ -195,60 +314,87 @@ func (o *object) strings(name string, limit int, nameRule, valueRule textRule) m
 	}
 	m := make(map[string]string, len(inner.members))
 	for _, member := range inner.members {
-		if code, _ := nameRule.check(member.name); code != "" || o.d.guard.Finds(member.name, nameRule.free) {
+		key := string(member.name)
+		if code, _ := nameRule.check(key); code != "" || o.d.rules.Guard.Finds(key, nameRule.free) {
 			o.d.fault(inner.pointer, CodeInvalidFormat, "has a member whose name is not 1 to 64 of A-Z a-z 0-9 . _ -")
 			continue
 		}
-		pointer := inner.pointer
-		if PlainName(member.name) {
-			pointer = inner.at(member.name)
+		at := ""
+		if PlainName(key) {
+			at = key
 		}
-		m[member.name] = o.d.stringAt(pointer, member.value, valueRule)
+		m[key] = o.d.stringAt(inner.pointer, at, member.value, valueRule)
 	}
 	return m
 }
 
 // close reports every member that was not asked for.
-func (o *object) close() {
+func (o *object) close() { o.closeAs("an order") }
+
+func (o *object) closeAs(what string) {
 	for _, m := range o.members {
 		if m.read {
 			continue
 		}
-		if PlainName(m.name) {
-			o.d.fault(o.at(m.name), CodeUnknownMember, "is not a member of an order")
+		if name := string(m.name); PlainName(name) {
+			o.d.fault(o.at(name), CodeUnknownMember, "is not a member of %s", what)
 		} else {
-			o.d.fault(o.pointer, CodeUnknownMember, "has a member that is not part of an order")
+			o.d.fault(o.pointer, CodeUnknownMember, "has a member that is not part of %s", what)
 		}
 	}
 }
 
-func (d *document) stringAt(pointer string, value jsontext.Value, rule textRule) string {
-	if value.Kind() != '"' {
-		d.fault(pointer, CodeWrongType, "must be a string")
+// stringAt reads the string value that is called name within parent, or that is
+// parent itself.
+func (d *document) stringAt(parent, name string, value span, rule textRule) string {
+	pointer := func() string {
+		if name == "" {
+			return parent
+		}
+		return parent + "/" + name
+	}
+	if d.text[value.from] != '"' {
+		d.fault(pointer(), CodeWrongType, "must be a string")
 		return ""
 	}
-	raw, err := jsontext.AppendUnquote(nil, value)
-	if err != nil || !utf8.Valid(raw) {
-		d.fault(pointer, CodeInvalidCharacter, "is not valid UTF-8")
+	raw := d.unquoted(value)
+	if i := controlAt(raw); i >= 0 {
+		d.fault(pointer(), CodeInvalidCharacter, "has a control character at position %d", utf8.RuneCount(raw[:i])+1)
 		return ""
 	}
-	text := string(raw)
-	if i := strings.IndexFunc(text, isControl); i >= 0 {
-		d.fault(pointer, CodeInvalidCharacter, "has a control character at position %d", utf8.RuneCountInString(text[:i])+1)
-		return ""
-	}
-	if d.guard.Finds(text, rule.free) {
-		d.fault(pointer, CodeCardNumber, "holds what looks like a card number")
+	text := d.keep(raw)
+	if d.rules.Guard.Finds(text, rule.free) {
+		d.fault(pointer(), CodeCardNumber, "holds what looks like a card number")
 		return ""
 	}
 	if code, detail := rule.check(text); code != "" {
-		d.fault(pointer, code, "%s", detail)
+		d.fault(pointer(), code, "%s", detail)
+		return ""
+	}
+	if rule.name && !d.checkName(pointer, raw) {
 		return ""
 	}
 	return text
 }
 
-func isControl(r rune) bool { return r < 0x20 || r >= 0x7f && r < 0xa0 }
+// keep returns raw as a string. All of them share what kept has grown to.
+func (d *document) keep(raw []byte) string {
+	from := d.kept.Len()
+	d.kept.Write(raw)
+	return d.kept.String()[from:]
+}
+
+// controlAt is where the first control character of valid UTF-8 stands, -1 when
+// there is none.
+func controlAt(raw []byte) int {
+	for i, c := range raw {
+		// U+0080 to U+009F are C2 80 to C2 9F.
+		if c < 0x20 || c == 0x7f || c == 0xc2 && raw[i+1] < 0xa0 {
+			return i
+		}
+	}
+	return -1
+}
 
 // PlainName tells whether a name that came from outside may be repeated in
 // an answer: it looks like an identifier and has too few digits for a card
@@ -256,8 +402,8 @@ func isControl(r rune) bool { return r < 0x20 || r >= 0x7f && r < 0xa0 }
 func PlainName(s string) bool {
 	code, _ := memberName.check(s)
 	digits := 0
-	for _, c := range s {
-		if isDigit(c) {
+	for i := range len(s) {
+		if isDigit(s[i]) {
 			digits++
 		}
 	}

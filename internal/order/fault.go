@@ -28,7 +28,8 @@ const (
 	CodeNotAllowed       = "not-allowed"
 	CodeCardNumber       = "card-number"     // a card number where none may stand
 	CodeOutsideProgram   = "outside-program" // D1 takes it, the issuer's agreement does not
-	CodeUnknownOrder     = "unknown-order"   // names an order that is not there
+	CodeInvalidCSV       = "invalid-csv"
+	CodeUnknownOrder     = "unknown-order" // names an order that is not there
 )
 
 // Faults is everything wrong with a request; as an error it lists them all.

@@ -40,6 +40,11 @@ func NewState(endsAt Status) State {
 	return State{Version: 1, Status: Accepted, EndsAt: endsAt}
 }
 
+// NewHeldState is the state of an order that was accepted to be kept back.
+func NewHeldState(endsAt Status) State {
+	return State{Version: 1, Status: Held, EndsAt: endsAt}
+}
+
 // Ended tells whether nothing more is expected of the order: its card is no
 // longer on its way here.
 func (s State) Ended() bool {
@@ -64,6 +69,9 @@ func (s State) Made() bool { return s.StepRank >= rankProduced }
 func (s State) Waiting() bool {
 	return s.Status == Accepted || s.Status == Held || s.Status == OutcomeUnknown
 }
+
+// ToBeSent tells whether there has to be a message that brings the order to D1.
+func (s State) ToBeSent() bool { return s.Status == Accepted || s.Status == OutcomeUnknown }
 
 // Evidence is something learned about an order.
 type Evidence interface {
@@ -120,6 +128,33 @@ type Refusal struct{}
 func (Refusal) apply(s *State) {
 	if s.Waiting() {
 		s.Status = Rejected
+	}
+}
+
+// Hold keeps an order back. It is for one that D1 certainly does not have.
+type Hold struct{}
+
+func (Hold) apply(s *State) {
+	if s.Status == Accepted {
+		s.Status = Held
+	}
+}
+
+// Release lets an order go that was kept back.
+type Release struct{}
+
+func (Release) apply(s *State) {
+	if s.Status == Held {
+		s.Status = Accepted
+	}
+}
+
+// Cancel ends an order that D1 certainly does not have, and never will.
+type Cancel struct{}
+
+func (Cancel) apply(s *State) {
+	if s.Status == Accepted || s.Status == Held {
+		s.Status = Cancelled
 	}
 }
 

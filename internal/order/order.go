@@ -17,6 +17,9 @@ const (
 	ChannelCentral Channel = "CENTRAL" // the issuer's or a partner's own centre
 )
 
+// Channels lists them all.
+var Channels = []Channel{ChannelThales, ChannelInstant, ChannelCentral}
+
 // Issuance is why a card is made (D1: services.issuance).
 type Issuance string
 
@@ -163,6 +166,8 @@ type Terms struct {
 	PackagingConfig    *PackagingConfig    `json:"packagingConfig,omitempty"`
 	Shipment           *ShipmentTerms      `json:"shipment,omitempty"`
 	PersoStation       string              `json:"persoStation,omitempty"`
+	State              string              `json:"state,omitempty"`
+	OldCardID          string              `json:"oldCardId,omitempty"`
 }
 
 // ShipmentTerms is a shipment without its addresses.
@@ -179,6 +184,8 @@ func (p *Production) Terms() Terms {
 		PaymentApplication: p.PaymentApplication,
 		PackagingConfig:    p.PackagingConfig,
 		PersoStation:       p.PersoStation,
+		State:              p.State,
+		OldCardID:          p.OldCardID,
 	}
 	if s := p.Shipment; s != nil {
 		t.Shipment = &ShipmentTerms{Type: s.Type, GroupID: s.GroupID, OrderID: s.OrderID}

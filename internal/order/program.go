@@ -1,6 +1,11 @@
 package order
 
-import "time"
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+)
 
 // Rules are what an issuer's orders have to meet besides D1's own rules.
 type Rules struct {
@@ -10,6 +15,8 @@ type Rules struct {
 	// Programs say what may be ordered, by cardProductId. Nil allows all that D1
 	// takes.
 	Programs map[string]*Program
+	// ProgramsDigest names the file that Programs are from, "" without one.
+	ProgramsDigest string
 	// IndividualAddress makes shipment.individualAddress a must for INDIVIDUAL
 	// shipments: D1's documents disagree.
 	IndividualAddress bool
@@ -54,4 +61,109 @@ type SLA struct {
 	WorkingDays map[Issuance]int
 	CutOff      string // HH:MM in TimeZone, "" when none was agreed
 	TimeZone    string // IANA name
+}
+
+// noChoice are D1's defaults of services that were left out.
+const (
+	noCarrier = "NO_CARRIER"
+	noPack    = "NO_PACK"
+)
+
+func (d *document) outsideProgram(pointer, rule, format string, args ...any) {
+	d.addFault(Fault{Pointer: pointer, Code: CodeOutsideProgram, Detail: fmt.Sprintf(format, args...), Rule: rule})
+}
+
+// checkProgram reports what D1 takes and the issuer's agreement with the bureau
+// does not. What is wrong by itself already is not reported twice.
+func (d *document) checkProgram(p *Production) {
+	if d.program == nil {
+		if d.rules.Programs != nil && p.CardProductID != "" {
+			d.outsideProgram("/cardProductId", "cardProducts", "is not a card product of this issuer")
+		}
+		return
+	}
+	within := func(pointer, rule string, allowed []string, value string) {
+		if allowed != nil && value != "" && !slices.Contains(allowed, value) && !d.faulty(pointer) {
+			d.outsideProgram(pointer, rule, "is not a part of this card product's program")
+		}
+	}
+	// A Thales centre does what D1 does by default, and others do what they are
+	// told.
+	byDefault := func(value, d1s string) string {
+		if value == "" && p.Channel == ChannelThales {
+			return d1s
+		}
+		return value
+	}
+	if allowed := d.program.DistributionChannels; allowed != nil && p.Channel != "" && !slices.Contains(allowed, p.Channel) {
+		d.outsideProgram("/distributionChannel", "distributionChannels", "is not a part of this card product's program")
+	}
+	within("/services/delivery", "deliveryMethods", d.program.DeliveryMethods, byDefault(p.Services.Delivery, NoShipment))
+	within("/services/cardCarrier", "cardCarriers", d.program.CardCarriers, byDefault(p.Services.CardCarrier, noCarrier))
+	within("/services/packaging", "packagings", d.program.Packagings, byDefault(p.Services.Packaging, noPack))
+	if p.Services.AlphaCard && !d.program.AlphaCard {
+		d.outsideProgram("/services/alphaCard", "alphaCard", "no sample cards are made in this card product's program")
+	}
+	if c := p.PackagingConfig; c != nil {
+		for i, insert := range c.Inserts {
+			within("/packagingConfig/inserts/"+strconv.Itoa(i), "inserts", d.program.Inserts, insert)
+		}
+	}
+	if s := p.Shipment; s != nil && s.DeliveryAddress != nil {
+		within("/shipment/deliveryAddress/countryCode", "destinationCountries", d.program.DestinationCountries, s.DeliveryAddress.CountryCode)
+	}
+	if a := p.PaymentApplication; a != nil && a.Config != "" && d.program.PaymentApplications != nil {
+		d.checkPayment(a, within)
+	}
+}
+
+// checkPayment looks for a profile that allows a as a whole, since a config may
+// come with several sets of keys. If there is none, the faults are those of the
+// config's first profile.
+func (d *document) checkPayment(a *PaymentApplication, within func(pointer, rule string, allowed []string, value string)) {
+	var first *PaymentProfile
+	for i := range d.program.PaymentApplications {
+		profile := &d.program.PaymentApplications[i]
+		switch {
+		case profile.Config != a.Config:
+			continue
+		case profile.allows(a):
+			return
+		case first == nil:
+			first = profile
+		}
+	}
+	if first == nil {
+		d.outsideProgram("/paymentApplication/config", "paymentApplications", "is not a part of this card product's program")
+		return
+	}
+	for _, key := range first.keys(a) {
+		within("/paymentApplication/"+key.member, key.rule, key.allowed, key.value)
+	}
+}
+
+type profileKey struct {
+	member, rule string
+	allowed      []string
+	value        string
+}
+
+func (p *PaymentProfile) keys(a *PaymentApplication) [4]profileKey {
+	return [...]profileKey{
+		{"odaKeyIndex", "odaKeyIndexes", p.ODAKeyIndexes, a.ODAKeyIndex},
+		{"derivationKeyIndex", "derivationKeyIndexes", p.DerivationKeyIndexes, a.DerivationKeyIndex},
+		{"cvKeyIndex", "cvKeyIndexes", p.CVKeyIndexes, a.CVKeyIndex},
+		{"pvKeyIndex", "pvKeyIndexes", p.PVKeyIndexes, a.PVKeyIndex},
+	}
+}
+
+// allows tells whether all keys of a may go with p. Keys that D1 can do without
+// may be left out.
+func (p *PaymentProfile) allows(a *PaymentApplication) bool {
+	for _, key := range p.keys(a) {
+		if key.allowed != nil && key.value != "" && !slices.Contains(key.allowed, key.value) {
+			return false
+		}
+	}
+	return true
 }

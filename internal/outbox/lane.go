@@ -46,6 +46,7 @@ type Lane struct {
 	metrics     *Metrics
 	wake        chan struct{}
 	completions chan store.Completion
+	claims      int // made so far; for the goroutine of Run
 }
 
 // NewLane makes a lane. Run starts it.
@@ -140,16 +141,34 @@ func (l *Lane) claim(ctx context.Context, n int) []store.Message {
 	}
 	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.cfg.CallTimeout)
 	defer cancel()
-	messages, err := l.store.Claim(short, l.name, n, l.lease)
-	if err != nil {
-		l.cfg.Log.Error("claiming messages failed", "lane", l.name, "error", err)
-		return nil
+	var messages []store.Message
+	for _, class := range l.classes() {
+		more, err := l.store.Claim(short, l.name, class, n-len(messages), l.lease)
+		if err != nil {
+			l.cfg.Log.Error("claiming messages failed", "lane", l.name, "error", err)
+			break
+		}
+		if messages = append(messages, more...); len(messages) == n {
+			break
+		}
 	}
 	if ctx.Err() != nil {
 		l.release(ctx, messages)
 		return nil
 	}
 	return messages
+}
+
+// batchEvery is how often batches come first: one claim in ten, so that neither class
+// waits for the other for ever.
+const batchEvery = 10
+
+// classes returns the classes in the order in which they are claimed this time.
+func (l *Lane) classes() []store.Class {
+	if l.claims++; l.claims%batchEvery == 0 {
+		return []store.Class{store.ClassBatch, store.ClassSingle}
+	}
+	return []store.Class{store.ClassSingle, store.ClassBatch}
 }
 
 func (l *Lane) release(ctx context.Context, messages []store.Message) {

@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"cardorder/internal/order"
 )
@@ -32,10 +31,10 @@ type Accepted struct {
 	CardDataDiffers bool
 }
 
-// ConflictError refuses a request because of an order that is there already.
+// ConflictError refuses a request because of another order.
 type ConflictError struct {
 	Kind    ConflictKind
-	OrderID uuid.UUID // the order that is in the way
+	OrderID uuid.UUID // the order that is in the way, or is not there
 }
 
 // ConflictKind tells what the request and the order have in common.
@@ -47,51 +46,120 @@ const (
 	// DuplicateOrder: another open order for the same card, or a CREATION of a
 	// card that was created a short time ago.
 	DuplicateOrder ConflictKind = "duplicate-order"
+	// UnknownReplaced: the order to be replaced is not there.
+	UnknownReplaced ConflictKind = "unknown-order"
 )
 
 func (e *ConflictError) Error() string { return string(e.Kind) + ": order " + e.OrderID.String() }
 
+// ErrNewerRelease refuses to compare a request with an order that a newer release
+// of this service has stored: during a roll-out, the newer one can.
+var ErrNewerRelease = errors.New("the order was stored by a newer release")
+
 // LaneOf names the lane of an issuer's D1.
 func LaneOf(issuer string) string { return "d1/" + issuer }
 
-// errGuarded leaves the accepting transaction when the guard refuses.
-var errGuarded = errors.New("the card is guarded")
-
-// Accept stores an order with everything that belongs to it in one transaction
-// and returns after the commit. A request that was accepted before leads to
-// its order again. The error is a *ConflictError when another order is in the way.
+// Accept stores an order with everything that belongs to it and returns after the
+// commit. A request that was accepted before leads to its order again. The error
+// is a *ConflictError when another order is in the way. When ctx ends first, the
+// order may be stored all the same: the request's keys make its repetition safe.
 func (s *Store) Accept(ctx context.Context, a Acceptance) (*Accepted, error) {
-	for try := 1; ; try++ {
-		o, err := s.insertOrder(ctx, a)
-		if err == nil {
-			s.cfg.OnReady(LaneOf(a.IssuerID))
-			return &Accepted{Order: o}, nil
-		}
-		switch violated(err) {
-		case "orders_issuer_request_id", "idempotency_keys_pkey":
-			accepted, err := s.replay(ctx, a)
-			if errors.Is(err, ErrNotFound) && try < 3 {
-				continue // the order went away in between
-			}
-			return accepted, err
-		}
-		if errors.Is(err, errGuarded) {
-			other, err := s.guardingOrder(ctx, a)
-			if errors.Is(err, ErrNotFound) && try < 3 {
-				continue // it ended in between
-			}
-			if err != nil {
-				return nil, err
-			}
-			return nil, &ConflictError{DuplicateOrder, other}
-		}
+	e, err := s.newEntry(a)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.commit(ctx, e); err != nil {
 		return nil, fmt.Errorf("storing an order: %w", err)
 	}
+	return s.accepted(ctx, e)
 }
 
-// insertOrder writes all rows of a new order. The unique indexes decide: first
-// those of idempotency, then the guard, since a repeated request is no duplicate.
-func (s *Store) insertOrder(ctx context.Context, a Acceptance) (*Order, error) {
+// DryRun finds out what Accept would do, and leaves nothing behind.
+func (s *Store) DryRun(ctx context.Context, a Acceptance) (*Accepted, error) {
+	e, err := s.newEntry(a)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.rehearse(ctx, []*entry{e}); err != nil {
+		return nil, fmt.Errorf("trying an order: %w", err)
+	}
+	return s.accepted(ctx, e)
+}
+
+// rehearse does what insert does in a transaction that is rolled back.
+func (s *Store) rehearse(ctx context.Context, entries []*entry) error {
+	err := s.inTx(ctx, func(tx pgx.Tx) error {
+		if err := s.insert(ctx, tx, entries); err != nil {
+			return err
+		}
+		return errRehearsed
+	})
+	if errors.Is(err, errRehearsed) {
+		return nil
+	}
+	return err
+}
+
+var errRehearsed = errors.New("rolled back on purpose")
+
+// accepted tells the caller what became of its request.
+func (s *Store) accepted(ctx context.Context, e *entry) (*Accepted, error) {
+	switch {
+	case e.err != nil:
+		return nil, e.err
+	case e.verdict == verdictAccepted:
+		return &Accepted{Order: e.order}, nil
+	}
+	o, err := s.Order(ctx, e.IssuerID, e.other)
+	if err != nil {
+		return nil, err
+	}
+	differs, err := s.cardDataDiffers(ctx, o, e.Request.Production.EncryptedData)
+	if err != nil {
+		return nil, err
+	}
+	return &Accepted{Order: o, Replayed: true, CardDataDiffers: differs}, nil
+}
+
+// verdict is what became of an entry.
+type verdict int
+
+const (
+	verdictNone     verdict = iota // not decided yet
+	verdictAccepted                // it is a new order
+	verdictReplayed                // it is the order `other`
+	verdictRefused                 // `err` says why
+)
+
+// entry is an order on its way into the tables, and what became of it there.
+type entry struct {
+	Acceptance
+	order    *Order
+	replaces *uuid.UUID
+	sealed   sealedPayload
+	hash     []byte
+	batchID  *uuid.UUID
+	class    Class
+
+	verdict verdict
+	other   uuid.UUID
+	err     error
+	parked  []int64 // notifications that name it already
+
+	done chan error // of a group: the entry is decided, or could not be
+}
+
+// reset forgets what a transaction decided that did not commit.
+func (e *entry) reset() {
+	e.verdict, e.other, e.err, e.parked = verdictNone, uuid.Nil, nil, nil
+}
+
+func (e *entry) refuse(kind ConflictKind, other uuid.UUID) {
+	e.verdict, e.other, e.err = verdictRefused, other, &ConflictError{kind, other}
+}
+
+// newEntry does all that an order costs before the database is needed.
+func (s *Store) newEntry(a Acceptance) (*entry, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return nil, fmt.Errorf("making an order id: %w", err)
@@ -106,158 +174,274 @@ func (s *Store) insertOrder(ctx context.Context, a Acceptance) (*Order, error) {
 	if err != nil {
 		return nil, fmt.Errorf("writing the production request: %w", err)
 	}
-	sealed, err := s.cfg.Seal.sealPayload(a.IssuerID, id, production, encryptedData)
-	if err != nil {
+	e := &entry{Acceptance: a, hash: s.cfg.HashKeys.content(comparisonVersion, a.Request.Canonical)}
+	if e.sealed, err = s.cfg.Seal.sealPayload(a.IssuerID, id, production, encryptedData); err != nil {
 		return nil, err
 	}
-	o := &Order{
+	if a.Request.ReplacesOrderID != "" {
+		replaced, err := uuid.Parse(a.Request.ReplacesOrderID)
+		if err != nil {
+			return nil, fmt.Errorf("reading the id of the replaced order: %w", err)
+		}
+		e.replaces = &replaced
+	}
+	e.order = &Order{
 		IssuerID: a.IssuerID, ID: id, IssuerRequestID: p.IssuerRequestID,
 		CardID: a.Request.CardID, ConsumerID: p.ConsumerID, CardProductID: p.CardProductID, Channel: p.Channel,
 		Terms: p.Terms(), Metadata: a.Request.Metadata, Urgent: a.Request.Urgent,
 		DuplicateOverride: a.Request.DuplicateOverride, Warnings: a.Request.Warnings, CreatedBy: a.Client,
-		State: order.NewState(a.Request.EndsAt),
+		ReplacesOrderID: e.replaces,
+		State:           order.NewState(a.Request.EndsAt),
 	}
-	var known []int64
-	err = s.inTx(ctx, func(tx pgx.Tx) (err error) {
-		known, err = s.insertRows(ctx, tx, a, o, sealed)
-		return err
-	})
-	if err == nil && len(known) > 0 {
-		s.cfg.OnParked(known)
-	}
-	return o, err
+	return e, nil
 }
 
-// insertRows returns the parked notifications that name the order already. There
-// are some when D1 got it before: from an older system, or from this one before a
-// database was restored. D1 is then asked before anything is sent.
-func (s *Store) insertRows(ctx context.Context, tx pgx.Tx, a Acceptance, o *Order, sealed sealedPayload) (known []int64, err error) {
-	var groupID string
-	if o.Terms.Shipment != nil {
-		groupID = o.Terms.Shipment.GroupID
+// maxRounds bounds how often undecided entries are tried: something has to come and
+// go between two rounds for another one.
+const maxRounds = 10
+
+// insert decides all entries within a transaction: each is a new order with all its
+// rows, or was accepted before, or is refused. The unique indexes decide: first
+// those of idempotency, then the guard, since a repeated request is no duplicate.
+//
+// In each round, entries that share no key with each other are tried together; what
+// did not get in is looked up.
+func (s *Store) insert(ctx context.Context, tx pgx.Tx, entries []*entry) error {
+	for _, e := range entries {
+		e.reset()
 	}
-	warnings := o.Warnings
-	if warnings == nil {
-		warnings = []string{}
+	if err := refuseUnknownReplaced(ctx, tx, entries); err != nil {
+		return err
 	}
-	var b pgx.Batch
-	b.Queue(`
-		INSERT INTO orders (issuer_id, id, issuer_request_id, card_id, consumer_id, card_product_id,
-			distribution_channel, group_id, terms, metadata, urgent, duplicate_override, warnings,
-			content_hash, content_hash_version, created_by)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
-		RETURNING created_at`,
-		o.IssuerID, o.ID, o.IssuerRequestID, o.CardID, o.ConsumerID, o.CardProductID,
-		o.Channel, optional(groupID), o.Terms, o.Metadata, o.Urgent, optional(o.DuplicateOverride), warnings,
-		s.cfg.HashKeys.sum(a.Request.Canonical), contentHashVersion, o.CreatedBy,
-	).QueryRow(func(row pgx.Row) error {
-		if err := row.Scan(&o.CreatedAt); err != nil {
+	open := undecided(entries)
+	for round := 0; len(open) > 0; round++ {
+		if round == maxRounds {
+			return errors.New("orders are neither new nor there")
+		}
+		if err := insertDistinct(ctx, tx, distinct(open)); err != nil {
 			return err
 		}
-		o.UpdatedAt = o.CreatedAt
-		return nil
-	})
-	if a.IdempotencyKey != "" {
-		exec(&b, `INSERT INTO idempotency_keys (issuer_id, key, order_id) VALUES ($1, $2, $3)`,
-			o.IssuerID, a.IdempotencyKey, o.ID)
-	}
-	b.Queue(`
-		INSERT INTO card_guard AS g (issuer_id, card_id, order_ids) VALUES ($1, $2, ARRAY[$3::uuid])
-		ON CONFLICT (issuer_id, card_id) DO UPDATE SET order_ids = g.order_ids || EXCLUDED.order_ids
-		WHERE $4 OR g.order_ids = '{}' AND (NOT $5 OR g.creation_until IS NULL OR g.creation_until <= now())`,
-		o.IssuerID, o.CardID, o.ID, o.DuplicateOverride != "", o.Terms.Services.Issuance == order.IssuanceCreation,
-	).Exec(func(tag pgconn.CommandTag) error {
-		if tag.RowsAffected() == 0 {
-			return errGuarded
+		if open = undecided(open); len(open) == 0 {
+			return nil
 		}
-		return nil
-	})
-	exec(&b, `INSERT INTO order_state (issuer_id, order_id, version, status, ends_at) VALUES ($1, $2, $3, $4, $5)`,
-		o.IssuerID, o.ID, o.State.Version, o.State.Status, o.State.EndsAt)
-	exec(&b, `INSERT INTO order_payload (issuer_id, order_id, production, encrypted_data) VALUES ($1, $2, $3, $4)`,
-		o.IssuerID, o.ID, sealed.production, sealed.encryptedData)
-	queueEvent(&b, orderKey{o.IssuerID, o.ID}, event{
-		seq: o.State.Version, kind: EventAccepted, state: o.State, Cause: Cause{Kind: CauseRequest, Actor: o.CreatedBy},
-	})
-	b.Queue(`
-		SELECT id FROM notifications WHERE issuer_id = $1 AND issuer_request_id = $2 AND outcome = 'parked'`,
-		o.IssuerID, o.IssuerRequestID).Query(func(rows pgx.Rows) (err error) {
-		known, err = pgx.CollectRows(rows, pgx.RowTo[int64])
-		return err
-	})
-	exec(&b, `
-		INSERT INTO outbox (lane, kind, issuer_id, order_id, card_id, first_sent_at, maybe_sent_at)
-		SELECT $1, 'submit', $2, $3, $4, min(n.created_at), CASE WHEN count(*) > 0 THEN now() END
-		FROM notifications n WHERE n.issuer_id = $2 AND n.issuer_request_id = $5 AND n.outcome = 'parked'`,
-		LaneOf(o.IssuerID), o.IssuerID, o.ID, o.CardID, o.IssuerRequestID)
-	return known, send(ctx, tx, &b)
-}
-
-// replay finds the order that one of the request's keys belongs to and checks
-// that the request is the same.
-func (s *Store) replay(ctx context.Context, a Acceptance) (*Accepted, error) {
-	type candidate struct {
-		ID      uuid.UUID
-		Hash    []byte
-		Version int16
-	}
-	rows, err := s.pool.Query(ctx, `
-		SELECT o.id, o.content_hash, o.content_hash_version FROM orders o
-		WHERE o.issuer_id = $1 AND o.id IN (
-			SELECT k.order_id FROM idempotency_keys k WHERE k.issuer_id = $1 AND k.key = $2
-			UNION ALL
-			SELECT r.id FROM orders r WHERE r.issuer_id = $1 AND r.issuer_request_id = $3)
-		ORDER BY o.id`,
-		a.IssuerID, a.IdempotencyKey, a.Request.Production.IssuerRequestID)
-	if err != nil {
-		return nil, fmt.Errorf("looking for the order of a repeated request: %w", err)
-	}
-	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[candidate])
-	if err != nil {
-		return nil, fmt.Errorf("reading the order of a repeated request: %w", err)
-	}
-	if len(found) == 0 {
-		return nil, ErrNotFound
-	}
-	first := found[0]
-	same := first.Version == contentHashVersion && hmac.Equal(first.Hash, s.cfg.HashKeys.sum(a.Request.Canonical))
-	if len(found) > 1 || !same {
-		return nil, &ConflictError{ContentDiffers, first.ID}
-	}
-	if a.IdempotencyKey != "" {
-		if err := s.bindKey(ctx, a.IssuerID, a.IdempotencyKey, first.ID); err != nil {
-			return nil, err
+		if err := s.resolve(ctx, tx, open); err != nil {
+			return err
 		}
-	}
-	o, err := s.Order(ctx, a.IssuerID, first.ID)
-	if err != nil {
-		return nil, err
-	}
-	differs, err := s.cardDataDiffers(ctx, o, a.Request.Production.EncryptedData)
-	if err != nil {
-		return nil, err
-	}
-	return &Accepted{Order: o, Replayed: true, CardDataDiffers: differs}, nil
-}
-
-// bindKey makes key lead to the order from now on.
-func (s *Store) bindKey(ctx context.Context, issuer, key string, id uuid.UUID) error {
-	_, err := s.pool.Exec(ctx, `
-		INSERT INTO idempotency_keys (issuer_id, key, order_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
-		issuer, key, id)
-	if err != nil {
-		return fmt.Errorf("binding an idempotency key: %w", err)
-	}
-	var holder uuid.UUID
-	err = s.pool.QueryRow(ctx, `SELECT order_id FROM idempotency_keys WHERE issuer_id = $1 AND key = $2`, issuer, key).Scan(&holder)
-	if err != nil {
-		return fmt.Errorf("reading an idempotency key: %w", err)
-	}
-	if holder != id { // another request took the key at this very moment
-		return &ConflictError{ContentDiffers, holder}
+		open = undecided(open)
 	}
 	return nil
 }
+
+func undecided(entries []*entry) []*entry {
+	var open []*entry
+	for _, e := range entries {
+		if e.verdict == verdictNone {
+			open = append(open, e)
+		}
+	}
+	return open
+}
+
+// distinct takes of entries those that no earlier one shares a unique key with.
+func distinct(entries []*entry) []*entry {
+	if len(entries) == 1 {
+		return entries
+	}
+	type key struct{ kind, issuer, value string }
+	seen := make(map[key]bool, 3*len(entries))
+	var list []*entry
+	for _, e := range entries {
+		keys := [...]key{
+			{"request", e.IssuerID, e.order.IssuerRequestID}, {"card", e.IssuerID, e.order.CardID}, {"key", e.IssuerID, e.IdempotencyKey},
+		}
+		free := !seen[keys[0]] && !seen[keys[1]] && (e.IdempotencyKey == "" || !seen[keys[2]])
+		// Also a deferred entry keeps its keys from those after it: first come, first served.
+		for _, k := range keys {
+			seen[k] = true
+		}
+		if free {
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
+func refuseUnknownReplaced(ctx context.Context, tx pgx.Tx, entries []*entry) error {
+	var issuers []string
+	var ids []uuid.UUID
+	for _, e := range entries {
+		if e.replaces != nil {
+			issuers, ids = append(issuers, e.IssuerID), append(ids, *e.replaces)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	rows, err := tx.Query(ctx, `
+		SELECT o.issuer_id, o.id FROM orders o
+		WHERE (o.issuer_id, o.id) IN (SELECT * FROM unnest($1::text[], $2::uuid[]))`, issuers, ids)
+	if err != nil {
+		return fmt.Errorf("looking for replaced orders: %w", err)
+	}
+	there := make(map[orderKey]bool)
+	var key orderKey
+	if _, err := pgx.ForEachRow(rows, []any{&key.issuer, &key.id}, func() error { there[key] = true; return nil }); err != nil {
+		return fmt.Errorf("looking for replaced orders: %w", err)
+	}
+	for _, e := range entries {
+		if e.replaces != nil && !there[orderKey{e.IssuerID, *e.replaces}] {
+			e.refuse(UnknownReplaced, *e.replaces)
+		}
+	}
+	return nil
+}
+
+// resolve looks up why entries are not new orders: decides those whose request was
+// accepted before, and those whose card is guarded, and leaves the rest undecided.
+func (s *Store) resolve(ctx context.Context, tx pgx.Tx, open []*entry) error {
+	found, err := findByKeys(ctx, tx, open)
+	if err != nil {
+		return err
+	}
+	var bind, rest []*entry
+	for i, e := range open {
+		switch orders := found[i]; {
+		case len(orders) == 0:
+			rest = append(rest, e)
+		case len(orders) > 1: // its keys belong to two orders
+			e.refuse(ContentDiffers, orders[0].id)
+		default:
+			same, err := s.cfg.HashKeys.matches(orders[0].version, orders[0].hash, e.Request.Canonical)
+			switch {
+			case err != nil:
+				e.verdict, e.err = verdictRefused, err
+			case !same:
+				e.refuse(ContentDiffers, orders[0].id)
+			case e.IdempotencyKey != "" && !orders[0].byKey:
+				e.other = orders[0].id
+				bind = append(bind, e)
+			default:
+				e.verdict, e.other = verdictReplayed, orders[0].id
+			}
+		}
+	}
+	if err := bindKeys(ctx, tx, bind); err != nil {
+		return err
+	}
+	return findGuarding(ctx, tx, rest)
+}
+
+// known is an order that one of a request's keys belongs to.
+type known struct {
+	id      uuid.UUID
+	hash    []byte
+	version int16
+	byKey   bool // the Idempotency-Key is bound to it
+}
+
+// findByKeys returns, for each entry, the orders that its keys belong to, the first
+// made first.
+func findByKeys(ctx context.Context, tx pgx.Tx, entries []*entry) ([][]known, error) {
+	n := len(entries)
+	issuers, keys, requests := make([]string, n), make([]*string, n), make([]string, n)
+	for i, e := range entries {
+		issuers[i], keys[i], requests[i] = e.IssuerID, optional(e.IdempotencyKey), e.order.IssuerRequestID
+	}
+	rows, err := tx.Query(ctx, `
+		SELECT t.i, o.id, o.content_hash, o.content_hash_version, bool_or(f.by_key)
+		FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS t(issuer_id, key, issuer_request_id, i)
+		CROSS JOIN LATERAL (
+			SELECT k.order_id, true AS by_key FROM idempotency_keys k WHERE k.issuer_id = t.issuer_id AND k.key = t.key
+			UNION ALL
+			SELECT r.id, false FROM orders r WHERE r.issuer_id = t.issuer_id AND r.issuer_request_id = t.issuer_request_id
+		) f
+		JOIN orders o ON o.issuer_id = t.issuer_id AND o.id = f.order_id
+		GROUP BY t.i, o.issuer_id, o.id
+		ORDER BY t.i, o.id`, issuers, keys, requests)
+	if err != nil {
+		return nil, fmt.Errorf("looking for the orders of repeated requests: %w", err)
+	}
+	found := make([][]known, n)
+	var i int
+	var m known
+	_, err = pgx.ForEachRow(rows, []any{&i, &m.id, &m.hash, &m.version, &m.byKey}, func() error {
+		found[i-1] = append(found[i-1], m)
+		m.hash = nil // the next row gets a slice of its own
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the orders of repeated requests: %w", err)
+	}
+	return found, nil
+}
+
+// bindKeys makes the keys of replays lead to their orders from now on. An entry whose
+// key was taken at this very moment stays undecided.
+func bindKeys(ctx context.Context, tx pgx.Tx, replays []*entry) error {
+	replays = distinct(replays)
+	if len(replays) == 0 {
+		return nil
+	}
+	var issuers, keys []string
+	var ids []uuid.UUID
+	for _, e := range replays {
+		issuers, keys, ids = append(issuers, e.IssuerID), append(keys, e.IdempotencyKey), append(ids, e.other)
+	}
+	rows, err := tx.Query(ctx, `
+		INSERT INTO idempotency_keys (issuer_id, key, order_id)
+		SELECT * FROM unnest($1::text[], $2::text[], $3::uuid[]) AS t(issuer_id, key, order_id) ORDER BY issuer_id, key
+		ON CONFLICT DO NOTHING RETURNING issuer_id, key`, issuers, keys, ids)
+	if err != nil {
+		return fmt.Errorf("binding idempotency keys: %w", err)
+	}
+	type bound struct{ issuer, key string }
+	done := make(map[bound]bool)
+	var b bound
+	if _, err := pgx.ForEachRow(rows, []any{&b.issuer, &b.key}, func() error { done[b] = true; return nil }); err != nil {
+		return fmt.Errorf("binding idempotency keys: %w", err)
+	}
+	for _, e := range replays {
+		if done[bound{e.IssuerID, e.IdempotencyKey}] {
+			e.verdict = verdictReplayed
+		}
+	}
+	return nil
+}
+
+// findGuarding refuses entries whose card another order holds.
+func findGuarding(ctx context.Context, tx pgx.Tx, entries []*entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	var issuers, cards []string
+	var creations []bool
+	for _, e := range entries {
+		issuers, cards, creations = append(issuers, e.IssuerID), append(cards, e.order.CardID), append(creations, e.creation())
+	}
+	rows, err := tx.Query(ctx, `
+		SELECT t.i, CASE WHEN g.order_ids <> '{}' THEN g.order_ids[cardinality(g.order_ids)] ELSE g.creation_order_id END
+		FROM unnest($1::text[], $2::text[], $3::boolean[]) WITH ORDINALITY AS t(issuer_id, card_id, creation, i)
+		JOIN card_guard g ON g.issuer_id = t.issuer_id AND g.card_id = t.card_id
+		WHERE g.order_ids <> '{}' OR t.creation AND g.creation_until > now()`, issuers, cards, creations)
+	if err != nil {
+		return fmt.Errorf("reading the duplicate guard: %w", err)
+	}
+	var i int
+	var other uuid.UUID
+	_, err = pgx.ForEachRow(rows, []any{&i, &other}, func() error {
+		if e := entries[i-1]; !e.overrides() {
+			e.refuse(DuplicateOrder, other)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("reading the duplicate guard: %w", err)
+	}
+	return nil
+}
+
+func (e *entry) creation() bool  { return e.order.Terms.Services.Issuance == order.IssuanceCreation }
+func (e *entry) overrides() bool { return e.order.DuplicateOverride != "" }
 
 func (s *Store) cardDataDiffers(ctx context.Context, o *Order, encryptedData string) (bool, error) {
 	var sealed []byte
@@ -273,29 +457,14 @@ func (s *Store) cardDataDiffers(ctx context.Context, o *Order, encryptedData str
 	if err != nil {
 		return true, nil //nolint:nilerr // it is only compared: what cannot be opened is not the same
 	}
-	return string(first) != encryptedData, nil
+	return !hmac.Equal(first, []byte(encryptedData)), nil
 }
 
-// guardingOrder names the order because of which the guard refused.
-func (s *Store) guardingOrder(ctx context.Context, a Acceptance) (uuid.UUID, error) {
-	var id *uuid.UUID
-	err := s.pool.QueryRow(ctx, `
-		SELECT CASE WHEN order_ids <> '{}' THEN order_ids[cardinality(order_ids)]
-		            WHEN $3 AND creation_until > now() THEN creation_order_id END
-		FROM card_guard WHERE issuer_id = $1 AND card_id = $2`,
-		a.IssuerID, a.Request.CardID, a.Request.Production.Services.Issuance == order.IssuanceCreation).Scan(&id)
-	if errors.Is(err, pgx.ErrNoRows) || err == nil && id == nil {
-		return uuid.Nil, ErrNotFound
-	}
-	if err != nil {
-		return uuid.Nil, fmt.Errorf("reading the duplicate guard: %w", err)
-	}
-	return *id, nil
-}
-
-func (s *Store) duplicateWindow(issuer string) time.Duration {
-	if window := s.cfg.DuplicateWindows[issuer]; window > 0 {
-		return window
+func (s *Store) duplicateWindow(issuer, cardProductID string) time.Duration {
+	if s.cfg.DuplicateWindow != nil {
+		if window := s.cfg.DuplicateWindow(issuer, cardProductID); window > 0 {
+			return window
+		}
 	}
 	return 30 * 24 * time.Hour
 }

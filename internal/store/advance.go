@@ -16,11 +16,12 @@ import (
 // lockedOrder is an order whose state this transaction has locked.
 type lockedOrder struct {
 	orderKey
-	state      order.State
-	cardID     string
-	issuance   order.Issuance
-	operations []string // every PRODUCE operation seen for it
-	changes    []change // made in this transaction, to be logged after it
+	state         order.State
+	cardID        string
+	cardProductID string
+	issuance      order.Issuance
+	operations    []string // every PRODUCE operation seen for it
+	changes       []change // made in this transaction, to be logged after it
 }
 
 // change is one version of an order.
@@ -65,7 +66,7 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 	var b pgx.Batch
 	issuers, ids := columns(keys)
 	b.Queue(`
-		SELECT s.issuer_id, s.order_id, o.card_id, o.terms -> 'services' ->> 'issuance', `+stateColumns+`
+		SELECT s.issuer_id, s.order_id, o.card_id, o.card_product_id, o.terms -> 'services' ->> 'issuance', `+stateColumns+`
 		FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
 		WHERE (s.issuer_id, s.order_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[]))
 		ORDER BY s.issuer_id, s.order_id
@@ -73,7 +74,7 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 		issuers, ids).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			o := &lockedOrder{}
-			fields := []any{&o.issuer, &o.id, &o.cardID, &o.issuance}
+			fields := []any{&o.issuer, &o.id, &o.cardID, &o.cardProductID, &o.issuance}
 			if err := rows.Scan(append(fields, stateFields(&o.state)...)...); err != nil {
 				return err
 			}
@@ -159,12 +160,19 @@ func (s *Store) queueAdvance(b *pgx.Batch, o *lockedOrder, cause Cause, evidence
 	queueEvent(b, o.orderKey, event{
 		seq: next.Version, kind: eventType(before, next), state: next, previous: before.Status, Cause: cause,
 	})
-	if before.Waiting() && !next.Waiting() {
+	switch sent, sends := before.ToBeSent(), next.ToBeSent(); {
+	case sent && !sends:
 		exec(b, `DELETE FROM outbox WHERE issuer_id = $1 AND order_id = $2 AND kind = 'submit'`, o.issuer, o.id)
+	case sends && !sent:
+		exec(b, `
+			INSERT INTO outbox (lane, kind, class, issuer_id, order_id, card_id, first_sent_at)
+			SELECT $3, 'submit', CASE WHEN o.batch_id IS NULL OR o.urgent THEN $4::smallint ELSE $5 END, o.issuer_id, o.id, o.card_id, s.first_sent_at
+			FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
+			WHERE o.issuer_id = $1 AND o.id = $2`, o.issuer, o.id, LaneOf(o.issuer), ClassSingle, ClassBatch)
 	}
 	switch {
 	case next.Ended() && (ended != nil || next.Made() != before.Made()):
-		releaseGuard(b, o, s.duplicateWindow(o.issuer))
+		releaseGuard(b, o, s.duplicateWindow(o.issuer, o.cardProductID))
 	case ended != nil:
 		holdGuard(b, o)
 	}

@@ -44,13 +44,22 @@ type Message struct {
 	Resends   int  // how often it was sent again after D1 did not show it
 }
 
-// Claim takes up to limit messages of a lane that are due, until lease has
+// Class keeps orders that come one by one from waiting behind those that come by the
+// million.
+type Class int16
+
+const (
+	ClassSingle Class = 0
+	ClassBatch  Class = 1
+)
+
+// Claim takes up to limit messages of a lane and class that are due, until lease has
 // passed on the database's clock. A message whose lease ran out under another
 // worker is due again, and its outcome is unknown: a byte may have left until
 // the very end of that lease.
 //
 // One card at a time: a message waits while an earlier one of its card exists.
-func (s *Store) Claim(ctx context.Context, lane string, limit int, lease time.Duration) ([]Message, error) {
+func (s *Store) Claim(ctx context.Context, lane string, class Class, limit int, lease time.Duration) ([]Message, error) {
 	token, err := uuid.NewV7()
 	if err != nil {
 		return nil, fmt.Errorf("making a claim token: %w", err)
@@ -58,7 +67,7 @@ func (s *Store) Claim(ctx context.Context, lane string, limit int, lease time.Du
 	rows, err := s.pool.Query(ctx, `
 		WITH due AS (
 			SELECT m.id, m.first_sent_at IS NOT NULL AS sent_before FROM outbox m
-			WHERE m.lane = $1 AND m.class = 0 AND m.run_at <= now()
+			WHERE m.lane = $1 AND m.class = $5 AND m.run_at <= now()
 				AND NOT EXISTS (SELECT FROM outbox e
 					WHERE e.issuer_id = m.issuer_id AND e.card_id = m.card_id AND e.id < m.id)
 			ORDER BY m.run_at LIMIT $2
@@ -77,7 +86,7 @@ func (s *Store) Claim(ctx context.Context, lane string, limit int, lease time.Du
 		FROM claimed c JOIN orders o ON o.issuer_id = c.issuer_id AND o.id = c.order_id
 			LEFT JOIN order_payload p ON p.issuer_id = c.issuer_id AND p.order_id = c.order_id
 		ORDER BY c.id`,
-		lane, limit, token, lease)
+		lane, limit, token, lease, class)
 	if err != nil {
 		return nil, fmt.Errorf("claiming messages: %w", err)
 	}

@@ -28,6 +28,9 @@ type Order struct {
 	Metadata          map[string]string
 	Urgent            bool
 	DuplicateOverride string
+	ReplacesOrderID   *uuid.UUID
+	ReplacedBy        []uuid.UUID // orders that stand in for this one
+	BatchID           *uuid.UUID
 	Warnings          []string
 	CreatedAt         time.Time
 	CreatedBy         string
@@ -65,7 +68,9 @@ func stateFields(s *order.State) []any {
 const selectOrders = `
 	SELECT o.issuer_id, o.id, o.issuer_request_id, o.card_id, o.consumer_id, o.card_product_id,
 		o.distribution_channel, o.terms, o.metadata, o.urgent, coalesce(o.duplicate_override, ''), o.warnings,
-		o.created_at, o.created_by, s.updated_at, s.ended_at, ` + stateColumns + `,
+		o.created_at, o.created_by, s.updated_at, s.ended_at, o.replaces_order_id, o.batch_id,
+		ARRAY(SELECT r.id FROM orders r WHERE r.issuer_id = o.issuer_id AND r.replaces_order_id = o.id ORDER BY r.id),
+		` + stateColumns + `,
 		(SELECT coalesce(json_agg(json_build_object(
 				'trackingNumber', p.tracking_number, 'carrier', p.carrier, 'status', p.status,
 				'trackingUrl', p.tracking_url, 'createdAt', p.created_at, 'updatedAt', p.updated_at)
@@ -78,7 +83,7 @@ func scanOrder(row pgx.CollectableRow) (*Order, error) {
 	fields := append([]any{
 		&o.IssuerID, &o.ID, &o.IssuerRequestID, &o.CardID, &o.ConsumerID, &o.CardProductID,
 		&o.Channel, &o.Terms, &o.Metadata, &o.Urgent, &o.DuplicateOverride, &o.Warnings,
-		&o.CreatedAt, &o.CreatedBy, &o.UpdatedAt, &o.EndedAt,
+		&o.CreatedAt, &o.CreatedBy, &o.UpdatedAt, &o.EndedAt, &o.ReplacesOrderID, &o.BatchID, &o.ReplacedBy,
 	}, stateFields(&o.State)...)
 	return &o, row.Scan(append(fields, &o.Shipments)...)
 }
@@ -103,12 +108,67 @@ func (s *Store) Order(ctx context.Context, issuer string, id uuid.UUID) (*Order,
 type Filter struct {
 	Statuses        []order.Status
 	CardID          string
+	ConsumerID      string
+	CardProductID   string
+	Channel         order.Channel
+	GroupID         string
+	BatchID         uuid.UUID
 	IssuerRequestID string
 	IdempotencyKey  string
 	OperationID     string
+	TrackingNumber  string
 	Attention       bool      // only orders that need a human
+	CreatedFrom     time.Time // inclusive
+	CreatedTo       time.Time // exclusive
 	Before          uuid.UUID // only orders older than this one
 	Limit           int       // 1 to 200
+}
+
+// open are the statuses of orders that have certainly not ended: those few are found by
+// an index of their own.
+var open = []order.Status{
+	order.Accepted, order.Held, order.OutcomeUnknown, order.Rejected, order.Submitted, order.DataPrepared,
+	order.Ready, order.OnHold, order.InProduction, order.Exception,
+}
+
+// idSkew is by how much the clock that made an order's id may differ from the
+// database's, which dates the order.
+const idSkew = time.Hour
+
+// conditions writes the filter as SQL over orders o and their states s.
+func (f Filter) conditions(issuer string) (conditions []string, args []any) {
+	args = []any{issuer}
+	where := func(set bool, condition string, arg any) {
+		if set {
+			args = append(args, arg)
+			conditions = append(conditions, strings.ReplaceAll(condition, "?", fmt.Sprintf("$%d", len(args))))
+		}
+	}
+	conditions = append(conditions, "o.issuer_id = $1")
+	where(len(f.Statuses) > 0, "s.status = ANY(?)", f.Statuses)
+	if len(f.Statuses) > 0 && !slices.ContainsFunc(f.Statuses, func(s order.Status) bool { return !slices.Contains(open, s) }) {
+		conditions = append(conditions, "s.ended_at IS NULL")
+	}
+	where(f.CardID != "", "o.card_id = ?", f.CardID)
+	where(f.ConsumerID != "", "o.consumer_id = ?", f.ConsumerID)
+	where(f.CardProductID != "", "o.card_product_id = ?", f.CardProductID)
+	where(f.Channel != "", "o.distribution_channel = ?", f.Channel)
+	where(f.GroupID != "", "o.group_id = ?", f.GroupID)
+	where(f.BatchID != uuid.Nil, "o.batch_id = ?", f.BatchID)
+	where(f.IssuerRequestID != "", "o.issuer_request_id = ?", f.IssuerRequestID)
+	where(f.IdempotencyKey != "", "o.id = (SELECT k.order_id FROM idempotency_keys k WHERE k.issuer_id = $1 AND k.key = ?)", f.IdempotencyKey)
+	where(f.OperationID != "", "o.id = (SELECT p.order_id FROM operations p WHERE p.issuer_id = $1 AND p.operation_id = ?)", f.OperationID)
+	where(f.TrackingNumber != "", "o.id IN (SELECT p.order_id FROM shipments p WHERE p.issuer_id = $1 AND p.tracking_number = ?)", f.TrackingNumber)
+	if f.Attention {
+		conditions = append(conditions, "s.attention <> '{}'")
+	}
+	// The ids, which begin with the time, drive; the dates decide.
+	where(!f.CreatedFrom.IsZero(), "o.id >= ?", idsBefore(f.CreatedFrom.Add(-idSkew)))
+	where(!f.CreatedFrom.IsZero(), "o.created_at >= ?", f.CreatedFrom)
+	where(!f.CreatedTo.IsZero(), "o.id < ?", idsBefore(f.CreatedTo.Add(idSkew)))
+	where(!f.CreatedTo.IsZero(), "o.created_at < ?", f.CreatedTo)
+	where(f.Before != uuid.Nil, "o.id < ?", f.Before)
+	return conditions, args
 }
 
 // ErrTooSlow refuses a list that would take longer than 2 s: a query that few
@@ -120,33 +180,7 @@ const listTimeout = 2 * time.Second
 // Orders lists orders, newest first. Order ids are UUIDv7, so the primary key
 // gives that order, and a page starts after the last id of the one before it.
 func (s *Store) Orders(ctx context.Context, issuer string, f Filter) ([]*Order, error) {
-	args := []any{issuer}
-	conditions := []string{"o.issuer_id = $1"}
-	where := func(condition string, arg any) {
-		args = append(args, arg)
-		conditions = append(conditions, strings.ReplaceAll(condition, "?", fmt.Sprintf("$%d", len(args))))
-	}
-	if len(f.Statuses) > 0 {
-		where("s.status = ANY(?)", f.Statuses)
-	}
-	if f.CardID != "" {
-		where("o.card_id = ?", f.CardID)
-	}
-	if f.IssuerRequestID != "" {
-		where("o.issuer_request_id = ?", f.IssuerRequestID)
-	}
-	if f.IdempotencyKey != "" {
-		where("o.id = (SELECT k.order_id FROM idempotency_keys k WHERE k.issuer_id = $1 AND k.key = ?)", f.IdempotencyKey)
-	}
-	if f.OperationID != "" {
-		where("o.id = (SELECT p.order_id FROM operations p WHERE p.issuer_id = $1 AND p.operation_id = ?)", f.OperationID)
-	}
-	if f.Attention {
-		conditions = append(conditions, "s.attention <> '{}'")
-	}
-	if f.Before != uuid.Nil {
-		where("o.id < ?", f.Before)
-	}
+	conditions, args := f.conditions(issuer)
 	args = append(args, f.Limit)
 	sql := selectOrders + "WHERE " + strings.Join(conditions, " AND ") +
 		fmt.Sprintf(" ORDER BY o.id DESC LIMIT $%d", len(args))

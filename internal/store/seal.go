@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"strings"
 
 	"github.com/google/uuid"
@@ -90,11 +92,61 @@ func (s *Sealer) sealPayload(issuer string, id uuid.UUID, production []byte, enc
 // HashKeys are the keys of the hashes by which content is recognised again.
 type HashKeys struct{ Current []byte }
 
-// contentHashVersion names the key and the canonical form that made a hash.
-const contentHashVersion = 1
-
 func (k HashKeys) sum(content []byte) []byte {
 	mac := hmac.New(sha256.New, k.Current)
 	mac.Write(content)
 	return mac.Sum(nil)
 }
+
+// comparisonVersion names the way in which new orders are hashed for idempotency.
+// Orders keep the version they were stored with, and are compared by it.
+//
+//	1: the canonical request
+//	2: set apart from other content by a prefix, since the key serves for
+//	   notifications and batches too
+const comparisonVersion = 2
+
+// contentPrefix cannot begin a canonical request, which is a JSON object.
+const contentPrefix = "order\x00"
+
+// content hashes a canonical request; nil when this release does not know version.
+func (k HashKeys) content(version int16, canonical []byte) []byte {
+	switch version {
+	case 1:
+		return k.sum(canonical)
+	case 2:
+		return k.sum(append([]byte(contentPrefix), canonical...))
+	}
+	return nil
+}
+
+// matches tells whether a canonical request is the one that was hashed.
+func (k HashKeys) matches(version int16, hash, canonical []byte) (bool, error) {
+	sum := k.content(version, canonical)
+	if sum == nil {
+		return false, ErrNewerRelease
+	}
+	return hmac.Equal(hash, sum), nil
+}
+
+// runningDigest is a keyed hash of rows, of which any number may follow.
+type runningDigest struct{ mac hash.Hash }
+
+func newRunningDigest(k HashKeys) *runningDigest {
+	mac := hmac.New(sha256.New, k.Current)
+	mac.Write([]byte("batch\x00"))
+	return &runningDigest{mac}
+}
+
+// add takes the next row; its length keeps rows apart.
+func (d *runningDigest) add(row []byte) {
+	var length [8]byte
+	binary.BigEndian.PutUint64(length[:], uint64(len(row)))
+	d.mac.Write(length[:])
+	d.mac.Write(row)
+}
+
+// sum is the digest of the rows so far.
+func (d *runningDigest) sum() []byte { return d.mac.Sum(nil) }
+
+func (d *runningDigest) is(sum []byte) bool { return hmac.Equal(d.sum(), sum) }

@@ -30,9 +30,10 @@ type Config struct {
 	MaxConns int32  // connections of the pool; 0 means 16
 	Seal     *Sealer
 	HashKeys HashKeys
-	// DuplicateWindows is, for each issuer, for how long after a CREATION was
-	// produced another CREATION of the same card is refused; 30 days by default.
-	DuplicateWindows map[string]time.Duration
+	// DuplicateWindow says for how long after a CREATION of a card product was
+	// produced another CREATION of the same card is refused. It is asked when an
+	// order ends. Nil or 0 means 30 days.
+	DuplicateWindow func(issuerID, cardProductID string) time.Duration
 	// OnReady is called after a commit that left something to send in a lane.
 	// It must not block.
 	OnReady func(lane string)
@@ -47,8 +48,9 @@ type Config struct {
 
 // Store is the service's database.
 type Store struct {
-	pool *pgxpool.Pool
-	cfg  Config
+	pool   *pgxpool.Pool
+	cfg    Config
+	groups groups
 }
 
 // Open connects to the database. The schema is not looked at: see Migrated.
@@ -85,11 +87,16 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the database pool: %w", err)
 	}
-	return &Store{pool: pool, cfg: cfg}, nil
+	s := &Store{pool: pool, cfg: cfg}
+	s.startCommitters()
+	return s, nil
 }
 
 // Close closes every connection; it waits for those in use.
-func (s *Store) Close() { s.pool.Close() }
+func (s *Store) Close() {
+	s.stopCommitters()
+	s.pool.Close()
+}
 
 // Ping checks that the database answers.
 func (s *Store) Ping(ctx context.Context) error {
@@ -121,8 +128,12 @@ type orderKey struct {
 // inTx runs f in a transaction and repeats it whole when Postgres says that it
 // might succeed next time. f must not leave traces outside the transaction.
 func (s *Store) inTx(ctx context.Context, f func(pgx.Tx) error) error {
+	return s.inTxWith(ctx, pgx.TxOptions{}, f)
+}
+
+func (s *Store) inTxWith(ctx context.Context, options pgx.TxOptions, f func(pgx.Tx) error) error {
 	for try := 1; ; try++ {
-		err := pgx.BeginFunc(ctx, s.pool, f)
+		err := pgx.BeginTxFunc(ctx, s.pool, options, f)
 		if err == nil || try == 10 || !repeatable(err) {
 			return err
 		}
@@ -146,7 +157,7 @@ func repeatable(err error) bool {
 // Unavailable tells whether err means that the database could not be asked, or
 // gave up: the request may succeed when it is sent again.
 func Unavailable(err error) bool {
-	if Away(err) {
+	if Away(err) || errors.Is(err, errClosed) || errors.Is(err, ErrNewerRelease) {
 		return true
 	}
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
@@ -177,12 +188,10 @@ func isNetError(err error) bool {
 	return ok
 }
 
-// violated returns the name of the unique constraint that err is about.
-func violated(err error) string {
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "23505" {
-		return pg.ConstraintName
-	}
-	return ""
+// isLockTimeout tells whether a statement gave up waiting for a lock.
+func isLockTimeout(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == "55P03"
 }
 
 // exec queues a statement whose result nobody needs.
@@ -202,4 +211,12 @@ func optional(s string) *string {
 		return nil
 	}
 	return &s
+}
+
+// optionalID turns the nil id into NULL.
+func optionalID(id uuid.UUID) *uuid.UUID {
+	if id == uuid.Nil {
+		return nil
+	}
+	return &id
 }

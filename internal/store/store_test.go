@@ -99,7 +99,7 @@ func (f *fixture) accept(card, requestID string) *store.Order {
 
 func (f *fixture) claim(limit int, lease time.Duration) []store.Message {
 	f.t.Helper()
-	messages, err := f.Claim(f.t.Context(), lane, limit, lease)
+	messages, err := f.Claim(f.t.Context(), lane, store.ClassSingle, limit, lease)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -186,7 +186,7 @@ func TestNoMessageIsClaimedTwice(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for {
-				messages, err := f.Claim(t.Context(), lane, 7, time.Minute)
+				messages, err := f.Claim(t.Context(), lane, store.ClassSingle, 7, time.Minute)
 				if err != nil {
 					t.Error(err)
 				}
@@ -679,7 +679,7 @@ func TestPlans(t *testing.T) {
 	plans := &planner{}
 	st := f.traced(plans)
 	for name, run := range map[string]func() error{
-		"claim": func() error { _, err := st.Claim(t.Context(), lane, 50, time.Minute); return err },
+		"claim": func() error { _, err := st.Claim(t.Context(), lane, store.ClassSingle, 50, time.Minute); return err },
 		"list":  func() error { _, err := st.Orders(t.Context(), issuer, store.Filter{Limit: 50}); return err },
 		"list by card": func() error {
 			_, err := st.Orders(t.Context(), issuer, store.Filter{CardID: "card-77", Limit: 50})

@@ -130,7 +130,7 @@ func (s *smoke) configure(ctx context.Context) error {
 	if err := os.MkdirAll(example, 0o700); err != nil {
 		return err
 	}
-	for _, name := range []string{"server.yaml", "d1sim.yaml"} {
+	for _, name := range []string{"server.yaml", "programs.yaml", "d1sim.yaml"} {
 		text, err := os.ReadFile(filepath.Join("deploy", "example", name))
 		if err != nil {
 			return fmt.Errorf("reading the example configuration: %w", err)
@@ -334,9 +334,9 @@ func (s *smoke) place(ctx context.Context, i int) error {
 		return err
 	}
 	body, err := json.Marshal(map[string]any{
-		"cardId": fmt.Sprintf("smoke-%d", i), "issuerRequestId": requestID(i), "consumerId": "smoke", "cardProductId": "gold",
+		"cardId": fmt.Sprintf("smoke-%d", i), "issuerRequestId": requestID(i), "consumerId": "smoke", "cardProductId": "gold-debit",
 		"distributionChannel": "THALES", "services": map[string]any{"issuance": "CREATION", "delivery": "POST"},
-		"paymentApplication": map[string]any{"config": "visa", "odaKeyIndex": "1", "derivationKeyIndex": "1"},
+		"paymentApplication": map[string]any{"config": "visa-debit", "odaKeyIndex": "01", "derivationKeyIndex": "01"},
 		"shipment": map[string]any{"deliveryAddress": map[string]any{
 			"line1": "1 Rue de la Paix", "zipCode": "75002", "city": "Paris", "countryCode": "FR",
 		}},

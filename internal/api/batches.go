@@ -1,0 +1,459 @@
+package api
+
+import (
+	"compress/flate"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/google/uuid"
+
+	"cardorder/internal/order"
+	"cardorder/internal/store"
+)
+
+// Formats of an upload.
+const (
+	formatNDJSON = "ndjson"
+	formatCSV    = "csv"
+)
+
+// uploadPause is for how long a caller may send nothing.
+const uploadPause = time.Minute
+
+// patientReader gives the caller time to send, anew with each read: an upload may take
+// hours, a stalled one may not.
+type patientReader struct {
+	body       io.Reader
+	controller *http.ResponseController
+}
+
+func (p *patientReader) Read(b []byte) (int, error) {
+	// Where it cannot be set, the server's own deadline stands.
+	_ = p.controller.SetReadDeadline(time.Now().Add(uploadPause))
+	return p.body.Read(b)
+}
+
+// allowWriting gives an answer time that was long in the making.
+func allowWriting(w http.ResponseWriter, d time.Duration) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(d))
+}
+
+// placeBatch takes an upload of many orders: 201 when all of it is stored, 200 when it
+// was before.
+func (s *server) placeBatch(w http.ResponseWriter, r *http.Request) error {
+	issuer := s.issuers[chi.URLParam(r, "issuerId")]
+	rules := s.Rules(issuer.ID)
+	q := newQuery(r)
+	hold, dryRun := q.flag("hold"), q.flag("dryRun")
+	if err := q.err(); err != nil {
+		return err
+	}
+	key, err := idempotencyKey(r, rules.Guard)
+	if err != nil {
+		return err
+	}
+	if key == "" {
+		return invalid(fault{Header: "Idempotency-Key", Code: order.CodeRequired, Detail: "a batch needs an Idempotency-Key header"})
+	}
+	format, err := uploadFormat(r)
+	if err != nil {
+		return err
+	}
+	in, err := uploadRows(w, r, format)
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	upload := upload{server: s, issuer: issuer, client: caller(r.Context()).Name}
+	if dryRun {
+		answer, err := upload.rehearse(r.Context(), in)
+		if err != nil {
+			return err
+		}
+		allowWriting(w, requestTimeout)
+		writeJSON(w, http.StatusOK, answer)
+		return nil
+	}
+	batch, replayed, err := upload.store(r.Context(), in, store.BatchUpload{
+		IssuerID: issuer.ID, Key: key, Client: upload.client, Format: format, Hold: hold,
+	})
+	allowWriting(w, requestTimeout)
+	if err != nil {
+		return err
+	}
+	annotate(r.Context(), slog.Int64("rows", batch.Rows.Read), slog.Int64("refused", batch.Rows.Refused), slog.Bool("replayed", replayed))
+	status := http.StatusCreated
+	if replayed {
+		status = http.StatusOK
+		w.Header().Set("Idempotent-Replayed", "true")
+	}
+	w.Header().Set("Location", "/v1/issuers/"+url.PathEscape(issuer.ID)+"/order-batches/"+batch.ID.String())
+	writeJSON(w, status, viewBatch(batch))
+	return nil
+}
+
+func uploadFormat(r *http.Request) (string, error) {
+	media, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if charset := params["charset"]; err != nil || charset != "" && !strings.EqualFold(charset, "utf-8") {
+		return "", errBatchType
+	}
+	switch media {
+	case "application/x-ndjson":
+		return formatNDJSON, nil
+	case "text/csv":
+		return formatCSV, nil
+	}
+	return "", errBatchType
+}
+
+func uploadRows(w http.ResponseWriter, r *http.Request, format string) (rows, error) {
+	var body io.Reader = &patientReader{r.Body, http.NewResponseController(w)}
+	switch encoding := r.Header.Get("Content-Encoding"); {
+	case strings.EqualFold(encoding, "gzip"):
+		unzipped, err := gzip.NewReader(body)
+		if err != nil {
+			return nil, readingFailed(err, 0)
+		}
+		body = unzipped
+	case encoding != "":
+		return nil, errBatchType
+	}
+	if format == formatNDJSON {
+		return newNDJSON(body), nil
+	}
+	t, faults, err := newTable(body)
+	if err != nil {
+		return nil, readingFailed(err, 0)
+	}
+	if len(faults) > 0 {
+		return nil, invalidBody(faults)
+	}
+	return t, nil
+}
+
+// readingFailed tells why an upload could not be read to its end.
+func readingFailed(err error, line int64) error {
+	after := "after line " + strconv.FormatInt(line, 10) + ": "
+	if _, corrupt := errors.AsType[flate.CorruptInputError](err); corrupt || errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) {
+		return invalid(fault{Header: "Content-Encoding", Code: order.CodeInvalidFormat, Detail: after + "the body is not gzip"})
+	}
+	if errors.Is(err, errRecordTooLong) {
+		return invalid(fault{Pointer: new(string), Code: order.CodeTooLong, Detail: after + "a record is longer than " + strconv.Itoa(maxOrderBody) + " bytes, or a quote is missing"})
+	}
+	return errIncompleteBatch
+}
+
+// upload is one request that brings many orders.
+type upload struct {
+	*server
+	issuer *Issuer
+	client string
+}
+
+// acceptance reads the order of a row.
+func (u *upload) acceptance(r row) (store.Acceptance, order.Faults) {
+	if len(r.faults) > 0 {
+		return store.Acceptance{}, r.faults
+	}
+	request, key, faults := order.DecodeRow(r.text, u.Rules(u.issuer.ID))
+	if faults == nil {
+		faults = protectCardData(u.issuer, request)
+	}
+	return store.Acceptance{IssuerID: u.issuer.ID, IdempotencyKey: key, Client: u.client, Request: request}, faults
+}
+
+// store stores an upload row by row.
+func (u *upload) store(ctx context.Context, in rows, up store.BatchUpload) (batch *store.Batch, replayed bool, err error) {
+	w, replayed, err := u.Store.OpenBatch(ctx, up)
+	if err != nil {
+		return nil, false, err
+	}
+	annotate(ctx, slog.String("batchId", w.ID().String()))
+	defer func() {
+		if err != nil {
+			w.Interrupt(ctx)
+		}
+		for outcome, n := range w.Counts() {
+			u.Metrics.batchRows.WithLabelValues(u.issuer.ID, string(outcome)).Add(float64(n))
+		}
+	}()
+	var line int64
+	for {
+		r, err := in.next()
+		if errors.Is(err, io.EOF) {
+			batch, err := w.Finish(ctx)
+			return batch, replayed, err
+		}
+		if err != nil {
+			return nil, false, readingFailed(err, line)
+		}
+		line = r.line
+		stored, err := w.Stored(identity(r))
+		if err != nil {
+			return nil, false, err
+		}
+		if stored {
+			continue
+		}
+		a, faults := u.acceptance(r)
+		if len(faults) > 0 {
+			err = w.Refuse(ctx, r.line, faults)
+		} else {
+			err = w.Accept(ctx, r.line, a)
+		}
+		if err != nil {
+			return nil, false, err
+		}
+	}
+}
+
+// identity is what a row is recognised by when the file comes again.
+func identity(r row) []byte {
+	if r.text != nil {
+		return r.text
+	}
+	return strconv.AppendInt([]byte("no row in line "), r.line, 10)
+}
+
+// maxDryRefusals bounds the answer to a dry run.
+const maxDryRefusals = 1000
+
+// rehearse finds out what would become of an upload.
+func (u *upload) rehearse(ctx context.Context, in rows) (*dryBatchView, error) {
+	answer := &dryBatchView{DryRun: true, Refused: []resultView{}}
+	add := func(r store.BatchResult) {
+		answer.Rows.Read++
+		switch r.Outcome {
+		case store.RowAccepted:
+			answer.Rows.Accepted++
+		case store.RowReplayed:
+			answer.Rows.Replayed++
+		case store.RowRefused:
+			answer.Rows.Refused++
+			if len(answer.Refused) < maxDryRefusals {
+				answer.Refused = append(answer.Refused, viewResult(r))
+			}
+		}
+	}
+	var lines []int64
+	var acceptances []store.Acceptance
+	try := func() error {
+		results, err := u.Store.Rehearse(ctx, lines, acceptances)
+		for _, r := range results {
+			add(r)
+		}
+		lines, acceptances = nil, nil
+		return err
+	}
+	var line int64
+	for {
+		r, err := in.next()
+		if errors.Is(err, io.EOF) {
+			err := try()
+			// Those that are refused for their content were known first.
+			slices.SortFunc(answer.Refused, func(x, y resultView) int { return int(x.Line - y.Line) })
+			return answer, err
+		}
+		if err != nil {
+			return nil, readingFailed(err, line)
+		}
+		line = r.line
+		a, faults := u.acceptance(r)
+		if len(faults) > 0 {
+			add(store.BatchResult{Line: r.line, Outcome: store.RowRefused, Problem: store.ProblemInvalid, Faults: faults})
+			continue
+		}
+		lines, acceptances = append(lines, r.line), append(acceptances, a)
+		if len(lines) == rehearseChunk {
+			if err := try(); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+// rehearseChunk is how many rows are tried in one transaction.
+const rehearseChunk = 200
+
+type batchView struct {
+	ID             string            `json:"id"`
+	IssuerID       string            `json:"issuerId"`
+	IdempotencyKey string            `json:"idempotencyKey"`
+	Status         store.BatchStatus `json:"status"`
+	Format         string            `json:"format"`
+	Hold           bool              `json:"hold"`
+	Rows           store.BatchCounts `json:"rows"`
+	CreatedAt      time.Time         `json:"createdAt"`
+	CreatedBy      string            `json:"createdBy"`
+	UpdatedAt      time.Time         `json:"updatedAt"`
+	CompletedAt    *time.Time        `json:"completedAt,omitempty"`
+}
+
+func viewBatch(b *store.Batch) batchView {
+	return batchView{
+		b.ID.String(), b.IssuerID, b.Key, b.Status, b.Format, b.Hold, b.Rows, b.CreatedAt, b.CreatedBy, b.UpdatedAt, b.CompletedAt,
+	}
+}
+
+// resultView is what became of a row.
+type resultView struct {
+	Line             int64            `json:"line"`
+	Outcome          store.RowOutcome `json:"outcome"`
+	OrderID          string           `json:"orderId,omitempty"`
+	IssuerRequestID  string           `json:"issuerRequestId,omitempty"`
+	Warnings         []string         `json:"warnings,omitempty"`
+	Problem          string           `json:"problem,omitempty"`
+	ConflictingOrder string           `json:"conflictingOrder,omitempty"`
+	Errors           []fault          `json:"errors,omitempty"`
+}
+
+func viewResult(r store.BatchResult) resultView {
+	v := resultView{Line: r.Line, Outcome: r.Outcome, IssuerRequestID: r.IssuerRequestID, Warnings: r.Warnings, Errors: bodyFaults(r.Faults)}
+	id := ""
+	if r.OrderID != nil {
+		id = r.OrderID.String()
+	}
+	if r.Problem == "" {
+		v.OrderID = id
+	} else {
+		v.Problem, v.ConflictingOrder = problemTypes+r.Problem, id
+	}
+	return v
+}
+
+// dryBatchView is what would become of an upload.
+type dryBatchView struct {
+	DryRun  bool              `json:"dryRun"`
+	Rows    store.BatchCounts `json:"rows"`
+	Refused []resultView      `json:"refused"` // the first of them
+}
+
+func (s *server) getBatch(w http.ResponseWriter, r *http.Request) error {
+	b, err := s.batch(r)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, viewBatch(b))
+	return nil
+}
+
+func (s *server) batch(r *http.Request) (*store.Batch, error) {
+	text := chi.URLParam(r, "batchId")
+	id, err := uuid.Parse(text)
+	if err != nil || len(text) != 36 {
+		return nil, errNoSuchBatch
+	}
+	annotate(r.Context(), slog.String("batchId", id.String()))
+	b, err := s.Store.Batch(r.Context(), chi.URLParam(r, "issuerId"), id)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, errNoSuchBatch
+	}
+	return b, err
+}
+
+func (s *server) listBatches(w http.ResponseWriter, r *http.Request) error {
+	q := newQuery(r)
+	key := q.visible("idempotencyKey")
+	limit, before := q.page()
+	if err := q.err(); err != nil {
+		return err
+	}
+	batches, err := s.Store.Batches(r.Context(), chi.URLParam(r, "issuerId"), key, before, limit+1)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, pageOf(batches, limit, viewBatch, func(b *store.Batch) uuid.UUID { return b.ID }))
+	return nil
+}
+
+// resultsPage is how many results are read at once.
+const resultsPage = 1000
+
+// getResults streams what became of each row, in the order of the file.
+func (s *server) getResults(w http.ResponseWriter, r *http.Request) error {
+	q := newQuery(r)
+	var outcome store.RowOutcome
+	q.read("outcome", func(v string) string {
+		outcome = store.RowOutcome(v)
+		if !slices.Contains(store.RowOutcomes, outcome) {
+			return "must be accepted, replayed or refused"
+		}
+		return ""
+	})
+	if err := q.err(); err != nil {
+		return err
+	}
+	b, err := s.batch(r)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.Header().Set("Cache-Control", "no-store")
+	out := json.NewEncoder(w)
+	var after int64
+	for first := true; ; first = false {
+		list, err := s.Store.BatchResults(r.Context(), b.IssuerID, b.ID, outcome, after, resultsPage)
+		if err != nil && first {
+			w.Header().Del("Content-Type")
+			return err
+		}
+		if err != nil {
+			s.Log.Error("a list of results broke off", "correlationId", correlationID(r.Context()), "batchId", b.ID, "error", err)
+			panic(http.ErrAbortHandler) // a list that merely ends would pass for a whole one
+		}
+		allowWriting(w, requestTimeout)
+		for _, result := range list {
+			if err := out.Encode(viewResult(result)); err != nil {
+				return nil //nolint:nilerr // the caller is gone
+			}
+			after = result.Line
+		}
+		if len(list) < resultsPage {
+			return nil
+		}
+	}
+}
+
+// actionView is what became of an action on all orders of a batch.
+type actionView struct {
+	Batch     batchView `json:"batch"`
+	Changed   int64     `json:"changed"`
+	Unchanged int64     `json:"unchanged"`
+	TooLate   int64     `json:"tooLate"`
+}
+
+// act holds, releases or cancels the orders of a batch.
+func (s *server) act(action store.BatchAction) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		b, err := s.batch(r)
+		if err != nil {
+			return err
+		}
+		// A million orders take longer than the server allows an answer; the caller may
+		// hang up and call again.
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
+		counts, err := s.Store.Act(r.Context(), b.IssuerID, b.ID, action, caller(r.Context()).Name)
+		allowWriting(w, requestTimeout)
+		if err != nil {
+			return err
+		}
+		annotate(r.Context(), slog.Int64("changed", counts.Changed), slog.Int64("tooLate", counts.TooLate))
+		if b, err = s.Store.Batch(r.Context(), b.IssuerID, b.ID); err != nil {
+			return err
+		}
+		writeJSON(w, http.StatusOK, actionView{viewBatch(b), counts.Changed, counts.Unchanged, counts.TooLate})
+		return nil
+	}
+}

@@ -1,0 +1,346 @@
+package store_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"cardorder/internal/order"
+	"cardorder/internal/store"
+)
+
+var upload = store.BatchUpload{IssuerID: issuer, Key: "campaign", Client: "test", Format: "ndjson"}
+
+// send uploads rows from..to-1 of a file whose row i orders card i; every tenth is no
+// order. It returns the error of the first call that fails.
+func (f *fixture) send(w *store.BatchWriter, from, to int) error {
+	for i := from; i < to; i++ {
+		stored, err := w.Stored(fmt.Append(nil, "row ", i))
+		if err != nil {
+			return err
+		}
+		if stored {
+			continue
+		}
+		if i%10 == 9 {
+			err = w.Refuse(f.t.Context(), int64(i+1), order.Faults{{Pointer: "/cardId", Code: order.CodeRequired, Detail: "is required"}})
+		} else {
+			err = w.Accept(f.t.Context(), int64(i+1), acceptance(fmt.Sprint("batch-", i), fmt.Sprint("batch-", i), ""))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fixture) openBatch(up store.BatchUpload) *store.BatchWriter {
+	f.t.Helper()
+	w, _, err := f.OpenBatch(f.t.Context(), up)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return w
+}
+
+func (f *fixture) upload(up store.BatchUpload, rows int) *store.Batch {
+	f.t.Helper()
+	w := f.openBatch(up)
+	if err := f.send(w, 0, rows); err != nil {
+		f.t.Fatal(err)
+	}
+	b, err := w.Finish(f.t.Context())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return b
+}
+
+// untilRead waits until a batch is stored so far: chunks are stored in the background.
+func (f *fixture) untilRead(rows int) {
+	f.t.Helper()
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	for value[int](f, `SELECT rows_read FROM order_batches`) != rows {
+		select {
+		case <-again.C:
+		case <-f.t.Context().Done():
+			f.t.Fatalf("the batch never had %d rows", rows)
+		}
+	}
+}
+
+func (f *fixture) results(b uuid.UUID, outcome store.RowOutcome) []store.BatchResult {
+	f.t.Helper()
+	list, err := f.BatchResults(f.t.Context(), issuer, b, outcome, 0, 10_000)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return list
+}
+
+// What was stored before an interruption is not stored again; the rest is.
+func TestBatchGoesOn(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	w := f.openBatch(upload)
+	if err := f.send(w, 0, 700); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := f.OpenBatch(t.Context(), upload); !errors.Is(err, store.ErrBatchBusy) {
+		t.Errorf("a second upload beside it: %v", err)
+	}
+	w.Interrupt(t.Context()) // what was not committed is gone
+	b, err := f.Batch(t.Context(), issuer, w.ID())
+	if err != nil || b.Status != store.BatchInterrupted || b.Rows != (store.BatchCounts{Read: 500, Accepted: 450, Refused: 50}) {
+		t.Fatalf("after the interruption: %+v, %v", b, err)
+	}
+	other := f.openBatch(upload)
+	_, err = other.Stored([]byte("another file"))
+	for i := 1; err == nil && i < 500; i++ {
+		_, err = other.Stored(fmt.Append(nil, "row ", i))
+	}
+	if conflict, ok := errors.AsType[*store.BatchConflictError](err); !ok || conflict.BatchID != b.ID {
+		t.Errorf("another file: %v", err)
+	}
+	other.Interrupt(t.Context())
+	short := f.openBatch(upload)
+	if err := f.send(short, 0, 10); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := short.Finish(t.Context()); err == nil {
+		t.Error("a file that ends before what is stored was taken")
+	}
+	short.Interrupt(t.Context())
+
+	done := f.upload(upload, 1200)
+	if done.ID != b.ID || done.Status != store.BatchCompleted || done.Rows != (store.BatchCounts{Read: 1200, Accepted: 1080, Refused: 120}) || done.CompletedAt == nil {
+		t.Errorf("in the end: %+v", done)
+	}
+	if n := value[int](f, `SELECT count(*) FROM orders WHERE batch_id = $1`, b.ID); n != 1080 {
+		t.Errorf("%d orders, want 1080", n)
+	}
+	results := f.results(b.ID, "")
+	for i, r := range results {
+		if r.Line != int64(i+1) || (r.Outcome == store.RowRefused) != (i%10 == 9) || (r.OrderID == nil) != (i%10 == 9) {
+			t.Fatalf("result %d: %+v", i, r)
+		}
+	}
+	if refused := f.results(b.ID, store.RowRefused); len(results) != 1200 || len(refused) != 120 || refused[0].Faults[0].Pointer != "/cardId" {
+		t.Errorf("%d results, %d refused", len(results), len(refused))
+	}
+
+	// The whole file again is only compared.
+	again, replay, err := f.OpenBatch(t.Context(), upload)
+	if err != nil || !replay {
+		t.Fatalf("opening a complete batch: replay %v, %v", replay, err)
+	}
+	if err := f.send(again, 0, 1200); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := again.Finish(t.Context()); err != nil || b.Rows != done.Rows {
+		t.Errorf("the whole file again: %+v, %v", b, err)
+	}
+	longer, _, err := f.OpenBatch(t.Context(), upload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.send(longer, 0, 1201); err == nil {
+		t.Error("a longer file was taken for the same")
+	}
+	csv := upload
+	csv.Format = "csv"
+	if _, _, err := f.OpenBatch(t.Context(), csv); err == nil {
+		t.Error("the same key in another format was taken")
+	}
+}
+
+// An upload whose process died is taken over when its lease has run out; what the dead
+// one still sends changes nothing.
+func TestBatchIsTakenOver(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	dead := f.openBatch(upload)
+	if err := f.send(dead, 0, 500); err != nil {
+		t.Fatal(err)
+	}
+	f.untilRead(500)
+	f.exec(`UPDATE order_batches SET lease_until = now() - interval '1 s'`)
+	done := f.upload(upload, 600)
+	if err := f.send(dead, 500, 1000); err == nil {
+		_, err = dead.Finish(t.Context())
+		if !errors.Is(err, store.ErrBatchBusy) {
+			t.Errorf("the dead upload goes on: %v", err)
+		}
+	}
+	b, err := f.Batch(t.Context(), issuer, done.ID)
+	if err != nil || b.Rows.Read != 600 || b.Status != store.BatchCompleted {
+		t.Errorf("in the end: %+v, %v", b, err)
+	}
+	if n := value[int](f, `SELECT count(*) FROM orders`); n != 540 {
+		t.Errorf("%d orders, want 540", n)
+	}
+}
+
+// Rows are told apart: new, repeated, in conflict, and not taken by the database.
+func TestBatchRows(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	known := f.accept("known", "r-known")
+	w := f.openBatch(upload)
+	poison := acceptance("poison", "r-poison", "")
+	poison.Request.Production.ConsumerID = "\x00"
+	replaces := acceptance("replaces", "r-replaces", "")
+	replaces.Request.ReplacesOrderID = uuid.NewString()
+	urgent := acceptance("urgent", "r-urgent", "")
+	urgent.Request.Urgent = true
+	for i, a := range []store.Acceptance{
+		acceptance("known", "r-known", "row-key"), acceptance("known", "r-other", ""), acceptance("new", "r-new", ""),
+		acceptance("new", "r-new", ""), poison, replaces, urgent,
+	} {
+		if _, err := w.Stored(fmt.Append(nil, i)); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Accept(t.Context(), int64(i+1), a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, err := w.Finish(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.Rows != (store.BatchCounts{Read: 7, Accepted: 2, Replayed: 2, Refused: 3}) {
+		t.Errorf("counts %+v", b.Rows)
+	}
+	want := []string{
+		"1replayed0true", "2refusedduplicate-order0true", "3accepted0false", "4replayed0false",
+		"5refusedinternal0false", "6refusedinvalid-request1false", "7accepted0false",
+	}
+	for i, r := range f.results(b.ID, "") {
+		line := fmt.Sprintf("%d%s%s%d%v", r.Line, r.Outcome, r.Problem, len(r.Faults), r.OrderID != nil && *r.OrderID == known.ID)
+		if line != want[i] {
+			t.Errorf("result %s, want %s", line, want[i])
+		}
+	}
+	if classes := value[[]int16](f, `SELECT array_agg(m.class ORDER BY m.id) FROM outbox m JOIN orders o ON o.id = m.order_id WHERE o.batch_id IS NOT NULL`); !slices.Equal(classes, []int16{1, 0}) {
+		t.Errorf("classes %v: only the urgent one goes with the singles", classes)
+	}
+}
+
+// Orders of a held batch are not sent until it is released; a cancelled one frees its
+// card. What is being sent is left alone.
+func TestBatchActions(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	held := upload
+	held.Hold = true
+	b := f.upload(held, 10)
+	act := func(action store.BatchAction, want store.ActionCounts) {
+		t.Helper()
+		got, err := f.Act(t.Context(), issuer, b.ID, action, "operator")
+		if err != nil || got != want {
+			t.Errorf("%s: %+v, %v; want %+v", action, got, err, want)
+		}
+	}
+	statuses := func() string {
+		return value[string](f, `SELECT string_agg(status || ' ' || n, ', ' ORDER BY status) FROM (SELECT status, count(*) n FROM order_state GROUP BY 1) s`)
+	}
+	claim := func(limit int) []store.Message {
+		t.Helper()
+		messages, err := f.Claim(t.Context(), lane, store.ClassBatch, limit, time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return messages
+	}
+	if got := statuses(); got != "HELD 9" || len(claim(10)) != 0 {
+		t.Errorf("held: %s", got)
+	}
+	act(store.BatchHold, store.ActionCounts{Unchanged: 9})
+	act(store.BatchRelease, store.ActionCounts{Changed: 9})
+	act(store.BatchRelease, store.ActionCounts{Unchanged: 9})
+	claimed := claim(2)
+	act(store.BatchHold, store.ActionCounts{Changed: 7, TooLate: 2})
+	if got := statuses(); got != "ACCEPTED 2, HELD 7" || len(claim(10)) != 0 {
+		t.Errorf("held again: %s", got)
+	}
+	f.complete(taken(claimed[0], "op-0"))
+	act(store.BatchCancel, store.ActionCounts{Changed: 7, TooLate: 2})
+	act(store.BatchCancel, store.ActionCounts{Unchanged: 7, TooLate: 2})
+	if got := statuses(); got != "ACCEPTED 1, CANCELLED 7, SUBMITTED 1" {
+		t.Errorf("cancelled: %s", got)
+	}
+	if n := value[int](f, `SELECT count(*) FROM card_guard`); n != 2 {
+		t.Errorf("%d cards are guarded, want 2", n)
+	}
+	if n := value[int](f, `SELECT count(*) FROM order_events WHERE actor = 'operator'`); n != 9+7+7 {
+		t.Errorf("%d events name the operator", n)
+	}
+	if gaps := value[int](f, `SELECT count(*) FROM order_state s WHERE version <> (SELECT count(*) FROM order_events e WHERE e.order_id = s.order_id)`); gaps != 0 {
+		t.Errorf("%d orders have gaps in their events", gaps)
+	}
+	if _, _, err := f.OpenBatch(t.Context(), held); !errors.Is(err, store.ErrBatchCancelled) {
+		t.Errorf("an upload to a cancelled batch: %v", err)
+	}
+	if _, err := f.Act(t.Context(), issuer, uuid.New(), store.BatchHold, "operator"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("an unknown batch: %v", err)
+	}
+}
+
+// A hold and a cancel also reach the rows that are still to come.
+func TestActionsDuringAnUpload(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	w := f.openBatch(upload)
+	if err := f.send(w, 0, 600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Act(t.Context(), issuer, w.ID(), store.BatchHold, "operator"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.send(w, 600, 1200); err != nil {
+		t.Fatal(err)
+	}
+	f.untilRead(1000)
+	if n := value[int](f, `SELECT count(*) FROM order_state WHERE status <> 'HELD'`); n != 0 {
+		t.Errorf("%d orders of a held batch are not held", n)
+	}
+	if _, err := f.Act(t.Context(), issuer, w.ID(), store.BatchCancel, "operator"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Finish(t.Context()); !errors.Is(err, store.ErrBatchCancelled) {
+		t.Errorf("the upload went on: %v", err)
+	}
+	w.Interrupt(t.Context())
+	b, err := f.Batch(t.Context(), issuer, w.ID())
+	if err != nil || b.Status != store.BatchCancelled || b.Rows.Read != 1000 {
+		t.Errorf("in the end: %+v, %v", b, err)
+	}
+	if n := value[int](f, `SELECT count(*) FROM order_state WHERE status <> 'CANCELLED'`); n != 0 {
+		t.Errorf("%d orders are not cancelled", n)
+	}
+}
+
+// A rehearsal tells what would become of rows and leaves nothing behind.
+func TestRehearse(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.accept("known", "r-known")
+	before := f.rows()
+	results, err := f.Rehearse(t.Context(), []int64{2, 3, 5}, []store.Acceptance{
+		acceptance("known", "r-known", ""), acceptance("known", "r-2", ""), acceptance("new", "r-3", ""),
+	})
+	if err != nil || len(results) != 3 {
+		t.Fatal(results, err)
+	}
+	if results[0].Outcome != store.RowReplayed || results[1].Problem != string(store.DuplicateOrder) || results[2].Outcome != store.RowAccepted || results[2].Line != 5 {
+		t.Errorf("results %+v", results)
+	}
+	if f.rows() != before {
+		t.Errorf("before: %s; after: %s", before, f.rows())
+	}
+}

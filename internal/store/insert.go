@@ -1,0 +1,214 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"cardorder/internal/order"
+)
+
+// insertOrders writes every row of new orders in one statement, so that an order
+// costs neither a round trip nor a parse of its own. Each step takes what the one
+// before it let through:
+//
+//	keys    Idempotency-Keys that are free
+//	new     orders whose keys are
+//	guard   of them, those whose card is free: these get all their other rows
+//
+// It returns one row for each order in `new`, and whether the guard let it pass.
+// Rows are locked in the order of their index, so that two statements with the same
+// keys wait for each other and never in a circle.
+//
+// Parked notifications that name an order are there when D1 got it before: from an
+// older system, or from this one before a database was restored. D1 is then asked
+// before anything is sent.
+const insertOrders = `
+	WITH input AS MATERIALIZED (
+		SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+			$8::text[], $9::text[], $10::text[], $11::boolean[], $12::text[], $13::text[], $14::bytea[],
+			$15::text[], $16::text[], $17::bytea[], $18::bytea[], $19::uuid[], $20::uuid[], $21::text[], $22::smallint[], $23::boolean[], $24::text[])
+		AS t(issuer_id, id, issuer_request_id, card_id, consumer_id, card_product_id, distribution_channel,
+			group_id, terms, metadata, urgent, duplicate_override, warnings, content_hash,
+			created_by, key, production, encrypted_data, replaces_order_id, batch_id, status, class, renews, ends_at)
+	), keys AS (
+		INSERT INTO idempotency_keys (issuer_id, key, order_id)
+		SELECT issuer_id, key, id FROM input WHERE key IS NOT NULL ORDER BY issuer_id, key
+		ON CONFLICT DO NOTHING RETURNING order_id
+	), new AS (
+		INSERT INTO orders (issuer_id, id, issuer_request_id, card_id, consumer_id, card_product_id,
+			distribution_channel, group_id, terms, metadata, urgent, duplicate_override, warnings,
+			content_hash, content_hash_version, created_by, replaces_order_id, batch_id)
+		SELECT issuer_id, id, issuer_request_id, card_id, consumer_id, card_product_id,
+			distribution_channel, group_id, terms::jsonb, metadata::jsonb, urgent, duplicate_override,
+			CASE WHEN renews AND NOT EXISTS (SELECT FROM orders o WHERE o.issuer_id = i.issuer_id AND o.card_id = i.card_id)
+				THEN warnings::text[] || $25::text ELSE warnings::text[] END,
+			content_hash, $26, created_by, replaces_order_id, batch_id
+		FROM input i WHERE key IS NULL OR id IN (SELECT order_id FROM keys)
+		ORDER BY issuer_id, issuer_request_id
+		ON CONFLICT DO NOTHING RETURNING id, created_at, warnings
+	), guard AS (
+		INSERT INTO card_guard AS g (issuer_id, card_id, order_ids)
+		SELECT issuer_id, card_id, ARRAY[id] FROM input WHERE id IN (SELECT id FROM new)
+		ORDER BY issuer_id, card_id
+		ON CONFLICT (issuer_id, card_id) DO UPDATE SET order_ids = g.order_ids || EXCLUDED.order_ids
+		WHERE EXCLUDED.order_ids[1] = ANY ($27::uuid[])
+			OR g.order_ids = '{}' AND (EXCLUDED.order_ids[1] <> ALL ($28::uuid[]) OR g.creation_until IS NULL OR g.creation_until <= now())
+		RETURNING g.order_ids[cardinality(g.order_ids)] AS id
+	), fresh AS MATERIALIZED (
+		SELECT i.* FROM input i JOIN guard USING (id)
+	), parked AS (
+		SELECT f.id, array_agg(n.id) AS notifications, min(n.created_at) AS since
+		FROM fresh f JOIN notifications n ON n.issuer_id = f.issuer_id AND n.issuer_request_id = f.issuer_request_id AND n.outcome = 'parked'
+		GROUP BY f.id
+	), state AS (
+		INSERT INTO order_state (issuer_id, order_id, version, status, ends_at)
+		SELECT issuer_id, id, 1, status, ends_at FROM fresh
+	), payload AS (
+		INSERT INTO order_payload (issuer_id, order_id, production, encrypted_data)
+		SELECT issuer_id, id, production, encrypted_data FROM fresh
+	), event AS (
+		INSERT INTO order_events (issuer_id, order_id, seq, type, status, attention, cause, actor)
+		SELECT issuer_id, id, 1, $29, status, '{}', $30, created_by FROM fresh
+	), message AS (
+		INSERT INTO outbox (lane, kind, class, issuer_id, order_id, card_id, first_sent_at, maybe_sent_at)
+		SELECT $31 || f.issuer_id, 'submit', f.class, f.issuer_id, f.id, f.card_id, p.since, CASE WHEN p.since IS NOT NULL THEN now() END
+		FROM fresh f LEFT JOIN parked p USING (id) WHERE f.status <> $32
+	)
+	SELECT new.id, new.created_at, new.warnings, guard.id IS NOT NULL, parked.notifications
+	FROM new LEFT JOIN guard USING (id) LEFT JOIN parked USING (id)`
+
+// columns of insertOrders, one element for each order.
+type insertColumns struct {
+	issuer, request, card, consumer, product, channel, terms, warnings, client, status, endsAt []string
+	group, metadata, override, key                                                             []*string
+	id                                                                                         []uuid.UUID
+	replaces, batch                                                                            []*uuid.UUID
+	urgent, renews                                                                             []bool
+	hash, production, encryptedData                                                            [][]byte
+	class                                                                                      []int16
+	overriding, creations                                                                      []uuid.UUID
+}
+
+// insertDistinct inserts those of the entries that are new orders and whose cards are
+// free. The entries share no key with each other.
+func insertDistinct(ctx context.Context, tx pgx.Tx, entries []*entry) error {
+	byID := make(map[uuid.UUID]*entry, len(entries))
+	c := insertColumns{overriding: []uuid.UUID{}, creations: []uuid.UUID{}}
+	for _, e := range entries {
+		byID[e.order.ID] = e
+		if err := c.add(e); err != nil {
+			return err
+		}
+	}
+	rows, err := tx.Query(ctx, insertOrders,
+		c.issuer, c.id, c.request, c.card, c.consumer, c.product, c.channel,
+		c.group, c.terms, c.metadata, c.urgent, c.override, c.warnings, c.hash,
+		c.client, c.key, c.production, c.encryptedData, c.replaces, c.batch, c.status, c.class, c.renews, c.endsAt,
+		order.WarningNeverOrdered, comparisonVersion, c.overriding, c.creations, EventAccepted, CauseRequest, LaneOf(""), order.Held)
+	if err != nil {
+		return fmt.Errorf("inserting orders: %w", err)
+	}
+	var id uuid.UUID
+	var createdAt time.Time
+	var warnings []string
+	var passed bool
+	var parked []int64
+	var guarded []uuid.UUID
+	in := make(map[uuid.UUID]bool, len(entries))
+	_, err = pgx.ForEachRow(rows, []any{&id, &createdAt, &warnings, &passed, &parked}, func() error {
+		if !passed {
+			guarded = append(guarded, id)
+			return nil
+		}
+		e := byID[id]
+		e.verdict, e.parked = verdictAccepted, parked
+		e.order.CreatedAt, e.order.UpdatedAt, e.order.Warnings = createdAt, createdAt, warnings
+		in[id] = true
+		warnings, parked = nil, nil // the next row gets slices of its own
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("inserting orders: %w", err)
+	}
+	return undo(ctx, tx, entries, guarded, in)
+}
+
+// undo removes what was written of orders that did not get through all steps.
+func undo(ctx context.Context, tx pgx.Tx, entries []*entry, guarded []uuid.UUID, in map[uuid.UUID]bool) error {
+	var issuers, keys []string
+	for _, e := range entries {
+		if !in[e.order.ID] && e.IdempotencyKey != "" {
+			issuers, keys = append(issuers, e.IssuerID), append(keys, e.IdempotencyKey)
+		}
+	}
+	var b pgx.Batch
+	if len(guarded) > 0 {
+		owners := make([]string, len(guarded))
+		for i, id := range guarded {
+			for _, e := range entries {
+				if e.order.ID == id {
+					owners[i] = e.IssuerID
+				}
+			}
+		}
+		exec(&b, `DELETE FROM orders WHERE (issuer_id, id) IN (SELECT * FROM unnest($1::text[], $2::uuid[]))`, owners, guarded)
+	}
+	if len(keys) > 0 {
+		ids := make([]uuid.UUID, 0, len(entries))
+		for _, e := range entries {
+			ids = append(ids, e.order.ID)
+		}
+		// Only those that this statement wrote: others lead to their orders.
+		exec(&b, `DELETE FROM idempotency_keys WHERE (issuer_id, key) IN (SELECT * FROM unnest($1::text[], $2::text[])) AND order_id = ANY ($3)`,
+			issuers, keys, ids)
+	}
+	if err := send(ctx, tx, &b); err != nil {
+		return fmt.Errorf("undoing what did not get in: %w", err)
+	}
+	return nil
+}
+
+func (c *insertColumns) add(e *entry) error {
+	o := e.order
+	terms, err := json.Marshal(o.Terms)
+	if err != nil {
+		return fmt.Errorf("writing the terms of an order: %w", err)
+	}
+	var metadata *string
+	if o.Metadata != nil {
+		text, err := json.Marshal(o.Metadata)
+		if err != nil {
+			return fmt.Errorf("writing the metadata of an order: %w", err)
+		}
+		metadata = optional(string(text))
+	}
+	var group string
+	if o.Terms.Shipment != nil {
+		group = o.Terms.Shipment.GroupID
+	}
+	c.issuer, c.id, c.request = append(c.issuer, o.IssuerID), append(c.id, o.ID), append(c.request, o.IssuerRequestID)
+	c.card, c.consumer, c.product = append(c.card, o.CardID), append(c.consumer, o.ConsumerID), append(c.product, o.CardProductID)
+	c.channel, c.group = append(c.channel, string(o.Channel)), append(c.group, optional(group))
+	c.terms, c.metadata = append(c.terms, string(terms)), append(c.metadata, metadata)
+	c.urgent, c.override = append(c.urgent, o.Urgent), append(c.override, optional(o.DuplicateOverride))
+	// Warnings are codes of ours: they need no quoting.
+	c.warnings, c.hash = append(c.warnings, "{"+strings.Join(e.Request.Warnings, ",")+"}"), append(c.hash, e.hash)
+	c.client, c.key = append(c.client, o.CreatedBy), append(c.key, optional(e.IdempotencyKey))
+	c.production, c.encryptedData = append(c.production, e.sealed.production), append(c.encryptedData, e.sealed.encryptedData)
+	c.replaces, c.batch = append(c.replaces, e.replaces), append(c.batch, e.batchID)
+	c.status, c.class = append(c.status, string(o.State.Status)), append(c.class, int16(e.class))
+	c.renews, c.endsAt = append(c.renews, !e.creation()), append(c.endsAt, string(o.State.EndsAt))
+	if e.overrides() {
+		c.overriding = append(c.overriding, o.ID)
+	}
+	if e.creation() {
+		c.creations = append(c.creations, o.ID)
+	}
+	return nil
+}
