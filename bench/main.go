@@ -84,7 +84,7 @@ type bench struct {
 func (b *bench) parse(args []string) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.StringVar(&b.root, "root", "..", "the root of the repository")
-	flags.DurationVar(&b.duration, "duration", 4*time.Second, "how long each run is measured, after a second of warming up")
+	flags.DurationVar(&b.duration, "duration", 3*time.Second, "how long each run is measured, after a second of warming up")
 	flags.IntVar(&b.rounds, "rounds", 2, "how often everything is measured; the best of each counts, since others disturb")
 	clients := flags.String("clients", "64,256", "concurrent clients of the services")
 	pgbenchClients := flags.String("pgbench-clients", "16,64,256", "concurrent clients of pgbench")

@@ -35,14 +35,14 @@ const (
 )
 
 // orderText is an order as core banking sends it: a card by post, with what is
-// printed on it and on its letter.
+// printed on it and on its letter, within the example's programs.
 const orderText = `{"cardId":"` + markCard + `","issuerRequestId":"` + markRequest + `","consumerId":"` + markConsumer + `",` +
 	`"cardProductId":"gold-debit","distributionChannel":"THALES",` +
-	`"services":{"issuance":"CREATION","delivery":"POST","cardCarrier":"LETTER_A4","packaging":"WINDOW_C5"},` +
-	`"paymentApplication":{"config":"visa-debit","odaKeyIndex":"01","derivationKeyIndex":"02","cvKeyIndex":"03","pvKeyIndex":"04"},` +
+	`"services":{"issuance":"CREATION","delivery":"POST","cardCarrier":"WELCOME","packaging":"GIFT_BOX"},` +
+	`"paymentApplication":{"config":"visa-debit","odaKeyIndex":"01","derivationKeyIndex":"02"},` +
 	`"cardDesign":{"cardImage":"alps.png","customLines":["ADA EXAMPLE","MEMBER SINCE 2019"]},` +
 	`"cardCarrierConfig":{"language":"fr","customLines":["Chere Madame","Votre nouvelle carte"]},` +
-	`"packagingConfig":{"inserts":["flyer-1","terms-2"]},` +
+	`"packagingConfig":{"inserts":["LEAFLET"]},` +
 	`"shipment":{"type":"INDIVIDUAL","deliveryAddress":{"firstName":"ADA","lastName":"EXAMPLE","line1":"1 RUE DE LA PAIX",` +
 	`"line2":"BATIMENT C","zipCode":"75002","city":"PARIS","countryCode":"FR","mobilePhoneNumber":"+33612345678"}},` +
 	`"encryptedData":"` + markJWE + `","metadata":{"branch":"paris-2","campaign":"spring"}}`

@@ -30,9 +30,10 @@ type site struct {
 	maxConns   int
 }
 
-// Where the example configuration expects the keys.
+// Where the example configuration is, and expects the keys.
 const (
-	keysDir       = "deploy/example/keys"
+	example       = "deploy/example"
+	keysDir       = example + "/keys"
 	encryptionKey = keysDir + "/d1sim-encryption-key.json.pub.json"
 )
 
@@ -68,8 +69,15 @@ type service struct {
 // may be open at once, so that sending rests with one claimed message and what is
 // measured is accepting. Neither pgbench nor the comparator sends anything either.
 func (s *site) startService(ctx context.Context, name, databaseURL string) (_ *service, err error) {
-	text, err := os.ReadFile(filepath.Join(s.root, "deploy", "example", "server.yaml"))
+	text, err := os.ReadFile(filepath.Join(s.root, example, "server.yaml"))
 	if err != nil {
+		return nil, err
+	}
+	programs, err := os.ReadFile(filepath.Join(s.root, example, "programs.yaml"))
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(s.dir, example, "programs.yaml"), programs, 0o600); err != nil {
 		return nil, err
 	}
 	d1, stopD1, err := silentD1(ctx)
@@ -87,13 +95,13 @@ func (s *site) startService(ctx context.Context, name, databaseURL string) (_ *s
 	}
 	v := &service{token: s.token, stopD1: stopD1}
 	for _, l := range []struct {
-		example string
-		address *string
+		inExample string
+		address   *string
 	}{{"127.0.0.1:8080", &v.api}, {"127.0.0.1:8081", new(string)}, {"127.0.0.1:9090", &v.admin}} {
 		if *l.address, err = freeAddress(ctx); err != nil {
 			return nil, err
 		}
-		replace = append(replace, l.example, *l.address)
+		replace = append(replace, l.inExample, *l.address)
 	}
 	config := filepath.Join(s.dir, name+".yaml")
 	if err := os.WriteFile(config, []byte(strings.NewReplacer(replace...).Replace(string(text))), 0o600); err != nil {
