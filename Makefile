@@ -53,6 +53,10 @@ test: ## Run all tests, with the race detector; they start their own PostgreSQL
 smoke: ## Kill and restart the real binaries and see that no order is lost or made twice
 	go run ./test/smoke
 
+.PHONY: bench
+bench: ## Print how fast orders are accepted, against what PostgreSQL can do (BENCHFLAGS=-h)
+	cd bench && go run . $(BENCHFLAGS)
+
 .PHONY: vet
 vet: ## Let go vet look for mistakes
 	go vet ./...

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// eventsPerOrder is how often an order changes until it has arrived, at least.
+const eventsPerOrder = 6
+
+// runPreloaded measures accepting with empty tables and then with many orders
+// stored, each over -duration, which should hold a whole checkpoint cycle.
+func (b *bench) runPreloaded(ctx context.Context) error {
+	clients := b.clients[0]
+	measure := func(name string) (*result, error) {
+		before, err := b.checkpoints(ctx)
+		if err != nil {
+			return nil, err
+		}
+		r, err := b.driveService(ctx, name, b.server, clients, b.duration)
+		if err != nil {
+			return nil, err
+		}
+		after, err := b.checkpoints(ctx)
+		if err != nil {
+			return nil, err
+		}
+		b.progress(0, r)
+		b.printf("         checkpoints meanwhile: %d\n", after-before)
+		if after == before {
+			b.printf("         That is no whole cycle: give a longer -duration.\n")
+		}
+		b.results = append(b.results, r)
+		return r, nil
+	}
+	if err := b.db.reset(ctx); err != nil {
+		return err
+	}
+	empty, err := measure("accept, empty")
+	if err != nil {
+		return err
+	}
+	if err := b.db.reset(ctx); err != nil {
+		return err
+	}
+	if err := b.fill(ctx); err != nil {
+		return err
+	}
+	full, err := measure("accept, filled")
+	if err != nil {
+		return err
+	}
+	b.report()
+	b.printf("  %-44s %5.2f   wanted: at least 0.7\n", fmt.Sprintf("%d orders stored / none", b.preload), full.rate/empty.rate)
+	return nil
+}
+
+// checkpoints that have begun.
+func (b *bench) checkpoints(ctx context.Context) (n int, err error) {
+	var version int
+	if err := b.db.conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+		return 0, err
+	}
+	sql := `SELECT checkpoints_timed + checkpoints_req FROM pg_stat_bgwriter`
+	if version >= 170000 {
+		sql = `SELECT num_timed + num_requested FROM pg_stat_checkpointer`
+	}
+	err = b.db.conn.QueryRow(ctx, sql).Scan(&n)
+	return n, err
+}
+
+// fill stores orders that have arrived: the captured rows with other ids, as old
+// ones, several events each, and nothing to send.
+func (b *bench) fill(ctx context.Context) error {
+	const chunk = 200_000
+	e := expressions{
+		order: `lpad(n::text, 32, '0')`, card: `md5(n::text || 'card')`, request: `md5(n::text || 'request')`,
+		consumer: `md5(n::text || 'consumer')`, key: `md5(n::text || 'key')`, now: "now() - interval '60 days'",
+	}
+	if _, err := b.db.conn.Exec(ctx, "SET synchronous_commit = off"); err != nil {
+		return err
+	}
+	started := time.Now()
+	for from := 1; from <= b.preload; from += chunk {
+		to := min(from+chunk-1, b.preload)
+		for _, r := range b.rows.rows {
+			if r.table == "outbox" {
+				continue
+			}
+			sql := b.rows.insertSelect(r, e, from, to)
+			if _, err := b.db.conn.Exec(ctx, sql); err != nil {
+				return fmt.Errorf("filling %s: %w", r.table, err)
+			}
+		}
+		if to == b.preload || to%1_000_000 == 0 {
+			b.printf("filling: %d orders in %s\n", to, time.Since(started).Round(time.Second))
+		}
+	}
+	for _, sql := range []string{"RESET synchronous_commit", "VACUUM (ANALYZE)", "CHECKPOINT"} {
+		if _, err := b.db.conn.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("%s: %w", sql, err)
+		}
+	}
+	var err error
+	b.stored, err = b.db.countOrders(ctx)
+	if err != nil {
+		return err
+	}
+	var size string
+	if err := b.db.conn.QueryRow(ctx, "SELECT pg_size_pretty(pg_database_size(current_database()))").Scan(&size); err != nil {
+		return err
+	}
+	b.printf("filled: %d orders, %s\n", b.stored, size)
+	return nil
+}
+
+// insertSelect writes many such rows, for orders that have ended.
+func (c *captured) insertSelect(r row, e expressions, from, to int) string {
+	names, values := make([]string, len(r.columns)), make([]string, len(r.columns))
+	source := fmt.Sprintf("generate_series(%d, %d) n", from, to)
+	if r.table == "order_events" {
+		source += fmt.Sprintf(", generate_series(1, %d) event", eventsPerOrder)
+	}
+	for i, col := range r.columns {
+		names[i] = quote(col.name)
+		switch r.table + "." + col.name {
+		case "order_events.seq":
+			values[i] = "event"
+		case "order_state.version":
+			values[i] = fmt.Sprint(eventsPerOrder)
+		case "order_state.status":
+			values[i] = "'SHIPPED'"
+		case "order_state.rank", "order_state.step_rank", "order_state.top_rank":
+			values[i] = "60"
+		case "order_state.operation_id":
+			values[i] = e.key
+		case "order_state.ended_at":
+			values[i] = e.now
+		case "card_guard.order_ids": // open no longer; a CREATION stays for some time
+			values[i] = "'{}'"
+		case "card_guard.creation_order_id":
+			values[i] = "(" + e.order + ")::uuid"
+		case "card_guard.creation_until":
+			values[i] = "now() + interval '10 days'"
+		default:
+			values[i] = c.expression(col, e)
+		}
+	}
+	return "INSERT INTO " + quote(r.table) + " (" + strings.Join(names, ", ") + ") SELECT " + strings.Join(values, ", ") + " FROM " + source
+}
