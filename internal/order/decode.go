@@ -13,12 +13,6 @@ const (
 	maxList     = 20
 )
 
-// Warnings that an order itself gives cause for.
-const (
-	warningDeprecated      = "deprecated-member:" // and the member's name
-	warningWithoutDelivery = "shipment-without-delivery"
-)
-
 // Decode reads an order as core banking sends it. It returns every fault there
 // is, not the first. The returned request refers to text (SensitiveData), and
 // the caller clears text when the order carries card data in clear.
