@@ -284,11 +284,12 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 	}
 	var b pgx.Batch
 	for _, o := range byCard(locked) {
-		switch {
-		case slices.Contains(action.from(), o.state.Status) && (o.state.Status == order.Held || free[o.id]):
+		certain := len(o.operations) == 0 && (o.state.Status == order.Held || free[o.id]) // D1 does not have it
+		switch due := slices.Contains(action.from(), o.state.Status); {
+		case due && (certain || action == BatchRelease):
 			s.queueAdvance(&b, o, Cause{Kind: CauseRequest, ID: batch.String(), Actor: actor}, action.evidence())
 			counts.Changed++
-		case action.tooLate(o.state.Status):
+		case due, action.tooLate(o.state.Status):
 			counts.TooLate++
 		default:
 			counts.Unchanged++

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -111,5 +112,62 @@ func TestBatchKeepsItsLeaseWhileComparing(t *testing.T) {
 	}
 	if err := f.send(again, 600, 1000); !errors.Is(err, store.ErrBatchCancelled) {
 		t.Errorf("after the cancel: %v", err)
+	}
+}
+
+// What D1 told of an order while it was kept back counts when it is let go: D1 is asked
+// before anything is sent, and a cancel comes too late.
+func TestHeldOrderThatD1Has(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	told := notification(1, "op-old", "READY")
+	told.IssuerRequestID = "batch-0"
+	f.receive(told) // from an older system; nobody sweeps it
+	held := upload
+	held.Hold = true
+	first := f.upload(held, 1)
+	act := func(b *store.Batch, action store.BatchAction, want store.ActionCounts) {
+		t.Helper()
+		if got, err := f.Act(t.Context(), issuer, b.ID, action, "operator"); err != nil || got != want {
+			t.Errorf("%s: %+v, %v; want %+v", action, got, err, want)
+		}
+	}
+	claim := func(lease time.Duration) store.Message {
+		t.Helper()
+		m, err := f.Claim(t.Context(), lane, store.ClassBatch, 10, lease)
+		if err != nil || len(m) != 1 {
+			t.Fatal(m, err)
+		}
+		return m[0]
+	}
+	act(first, store.BatchRelease, store.ActionCounts{Changed: 1})
+	if m := claim(time.Minute); !m.MaybeSent {
+		t.Error("a notification names the order, and it is sent without asking")
+	}
+
+	// An answer that was stored after its claim was lost, and D1 asked in vain.
+	f.exec(`DELETE FROM outbox`)
+	held.Key = "another"
+	w := f.openBatch(held)
+	if err := w.Accept(t.Context(), 1, acceptance("late", "late", "")); err != nil {
+		t.Fatal(err)
+	}
+	second, err := w.Finish(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	act(second, store.BatchRelease, store.ActionCounts{Changed: 1})
+	lost := claim(-time.Second)
+	f.complete(store.Completion{
+		Message: claim(time.Minute), Attempt: attempt("not-found"),
+		Evidence: []order.Evidence{order.NotFound{}}, Next: store.Next{Maybe: store.MaybeClear},
+	})
+	act(second, store.BatchHold, store.ActionCounts{Changed: 1})
+	f.complete(taken(lost, "op-late"))
+	act(second, store.BatchCancel, store.ActionCounts{TooLate: 1})
+	f.exec(`UPDATE order_batches SET status = 'COMPLETED'`)
+	act(second, store.BatchRelease, store.ActionCounts{Changed: 1})
+	if m := claim(time.Minute); !m.MaybeSent || m.FirstSentAt.After(time.Now()) {
+		t.Error("D1 has the order, and it is sent without asking")
 	}
 }
