@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -169,5 +170,36 @@ func TestHeldOrderThatD1Has(t *testing.T) {
 	act(second, store.BatchRelease, store.ActionCounts{Changed: 1})
 	if m := claim(time.Minute); !m.MaybeSent || m.FirstSentAt.After(time.Now()) {
 		t.Error("D1 has the order, and it is sent without asking")
+	}
+}
+
+// Orders that wait for a lock leave connections to the others, however many they are.
+func TestWaitingOrdersLeaveConnections(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.accept("blocked", "r-0")
+	tx, err := f.conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `SELECT FROM card_guard WHERE card_id = 'blocked' FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	ctx, giveUp := context.WithCancel(t.Context())
+	var waiting sync.WaitGroup
+	for i := range 40 { // more than there are connections
+		waiting.Go(func() { _, _ = f.Accept(ctx, acceptance("blocked", fmt.Sprint("r-", i+1), "")) })
+	}
+	for i := range 200 {
+		begun := time.Now()
+		f.accept(fmt.Sprint("free-", i), fmt.Sprint("free-", i))
+		if took := time.Since(begun); took > 4*time.Second {
+			t.Fatalf("another order waited %s", took)
+		}
+	}
+	giveUp()
+	waiting.Wait()
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }
