@@ -76,7 +76,7 @@ func (b *bank) upload(query, key, mediaType string, file io.Reader, more http.He
 	for name, values := range more {
 		r.Header[name] = values
 	}
-	res, err := http.DefaultClient.Do(r)
+	res, err := (&http.Client{Transport: contract{b.t}}).Do(r)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func (b *bank) results(id, query string) []result {
 		b.t.Fatal(err)
 	}
 	r.Header.Set("Authorization", "Bearer "+b.env.Ready.Token)
-	res, err := http.DefaultClient.Do(r)
+	res, err := (&http.Client{Transport: contract{b.t}}).Do(r)
 	if err != nil {
 		b.t.Fatal(err)
 	}
