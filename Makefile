@@ -65,6 +65,18 @@ vet: ## Let go vet look for mistakes
 lint: ## Let golangci-lint look for mistakes and for broken rules of this repository
 	tool=$(golangci-lint) && "$$tool" run ./...
 
+# Spectral as package-lock.json pins it; npm writes the second file when it is done.
+spectral  := .ci/openapi/node_modules/.bin/spectral
+installed := .ci/openapi/node_modules/.package-lock.json
+
+$(installed): .ci/openapi/package-lock.json
+	npm --prefix .ci/openapi ci --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+.PHONY: lint-api
+lint-api: $(installed) ## Let Spectral look for mistakes in the OpenAPI document (needs npm)
+	$(spectral) lint --fail-severity=hint --ruleset .ci/openapi/spectral.yaml internal/api/openapi.yaml
+
 .PHONY: vuln
 vuln: ## Look for known vulnerabilities in what is really called
 	tool=$(govulncheck) && .ci/vuln "$$tool"

@@ -191,6 +191,11 @@ func (u *upload) store(ctx context.Context, in rows, up store.BatchUpload) (batc
 	}()
 	var line int64
 	for {
+		select {
+		case <-u.Stopping:
+			return nil, false, errStopping
+		default:
+		}
 		r, err := in.next()
 		if errors.Is(err, io.EOF) {
 			batch, err := w.Finish(ctx)

@@ -62,6 +62,8 @@ var (
 		"Another request uploads this batch at this moment. Send it again when that one has ended.")
 	errBatchCancelled = newProblem(http.StatusConflict, "batch-cancelled", "The batch was cancelled",
 		"No further row of it is taken. Use another key for another batch.")
+	errStopping = newProblem(http.StatusServiceUnavailable, "unavailable", "This server is stopping",
+		"What was read is stored. The same file with the same Idempotency-Key goes on from there.")
 	errMethod      = newProblem(http.StatusMethodNotAllowed, "method-not-allowed", "Method not allowed here", "")
 	errContentType = newProblem(http.StatusUnsupportedMediaType, "unsupported-media-type", "Unsupported media type",
 		"The body must be application/json in UTF-8, without a Content-Encoding.")

@@ -71,25 +71,13 @@ func ViewPrograms(programs map[string]*order.Program) []ProgramView {
 	return views
 }
 
-// What stands for order.NameRule's defaults.
-const (
-	defaultNameCharacters = `[\p{L}\p{M}\p{Nd} .'/-]`
-	defaultNameLength     = 26
-)
-
 func viewProgram(p *order.Program) ProgramView {
 	v := ProgramView{
 		CardProductID: p.CardProductID, DistributionChannels: p.DistributionChannels,
 		DestinationCountries: p.DestinationCountries, DeliveryMethods: p.DeliveryMethods,
 		CardCarriers: p.CardCarriers, Packagings: p.Packagings, Inserts: p.Inserts,
-		AlphaCard: p.AlphaCard, NameCharacters: defaultNameCharacters, NameLength: defaultNameLength,
+		AlphaCard: p.AlphaCard, NameCharacters: p.Names.Characters(), NameLength: p.Names.Limit(),
 		EndsAt: p.EndsAt, DuplicateWindowSeconds: int64(p.DuplicateWindow.Seconds()),
-	}
-	if p.Names.Character != nil {
-		v.NameCharacters = p.Names.Character.String()
-	}
-	if p.Names.Length > 0 {
-		v.NameLength = p.Names.Length
 	}
 	if p.PaymentApplications != nil {
 		v.PaymentApplications = make([]profileView, len(p.PaymentApplications))

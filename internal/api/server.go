@@ -28,6 +28,9 @@ type Config struct {
 	ProgramsDigest func() string
 	// TokenKeys sign (the first) and verify (all) the tokens that D1 gets from us.
 	TokenKeys []TokenKey
+	// Stopping is closed when the service takes no more work: uploads end then, to go
+	// on elsewhere.
+	Stopping <-chan struct{}
 	// Ready tells why the service cannot work, or nil.
 	Ready func(context.Context) error
 }
@@ -65,6 +68,11 @@ func NewHandler(cfg Config) http.Handler {
 	r.Get("/readyz", s.ready)
 	r.Head("/healthz", func(http.ResponseWriter, *http.Request) {}) // some load balancers ask so
 	r.Head("/readyz", s.ready)
+	document, page := serveOpenAPI(), serveDocs()
+	r.Get("/openapi.yaml", document)
+	r.Head("/openapi.yaml", document)
+	r.Get("/docs", page)
+	r.Head("/docs", page)
 	r.Route("/v1/issuers/{issuerId}", func(r chi.Router) {
 		r.Use(authenticate(cfg.Clients))
 		read, write, operate := s.authorize(ScopeRead), s.authorize(ScopeWrite), s.authorize(ScopeOperate)

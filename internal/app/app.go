@@ -156,7 +156,7 @@ func openStore(
 
 func (s *Service) apiConfig(cfg *config.Config, metrics *api.Metrics) (api.Config, error) {
 	a := api.Config{
-		Store: s.store, Metrics: metrics, Log: s.log, Ready: s.ready,
+		Store: s.store, Metrics: metrics, Log: s.log, Ready: s.ready, Stopping: s.stopping,
 		Rules: s.programs.rules, ProgramsDigest: s.programs.digest,
 	}
 	for _, k := range cfg.Keys.NotificationTokens {

@@ -173,7 +173,7 @@ func (b *bank) do(method, path string, header http.Header, content []byte) answe
 	for name, values := range header {
 		r.Header[name] = values
 	}
-	res, err := http.DefaultClient.Do(r)
+	res, err := (&http.Client{Transport: contract{b.t}}).Do(r)
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -359,8 +359,8 @@ func TestHealthAndMetrics(t *testing.T) {
 		`cardorder_d1_attempts_total{issuer="ISSUER0001",kind="submit",reason="timeout"} 0`,
 		`cardorder_notifications_total{issuer="ISSUER0001",outcome="applied"} 6`,
 		`cardorder_http_requests_total{listener="api",method="POST",route="/v1/issuers/{issuerId}/orders",status="201"} 1`,
-		`cardorder_outbox_messages{lane="d1/ISSUER0001"} 0`,
-		`cardorder_outbox_oldest_due_seconds{lane="d1/ISSUER0001"} 0`,
+		`cardorder_outbox_messages{class="single",lane="d1/ISSUER0001"} 0`,
+		`cardorder_outbox_oldest_due_seconds{class="batch",lane="d1/ISSUER0001"} 0`,
 		`cardorder_open_orders{issuer="ISSUER0001",status="SHIPPED"} 0`,
 		`cardorder_waiting_notifications 0`, `cardorder_database_up 1`,
 	} {

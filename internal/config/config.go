@@ -107,7 +107,7 @@ type Client struct {
 	// TokenSHA256 is the SHA-256 of the token in hex; `server keygen` makes
 	// both. Tokens are random, so a plain hash protects them.
 	TokenSHA256 Secret `yaml:"tokenSha256"`
-	// Scopes are of orders:read and orders:write.
+	// Scopes are of orders:read, orders:write and orders:operate.
 	Scopes []string `yaml:"scopes"`
 	// Issuers the client may act for.
 	Issuers []string `yaml:"issuers"`

@@ -282,16 +282,14 @@ func (c *checker) agreedIDs(path string, list []string) {
 	c.each(path, list, func(at, id string) { c.agreedID(at, id, maxAgreedID) })
 }
 
-var channels = []string{string(order.ChannelThales), string(order.ChannelInstant), string(order.ChannelCentral)}
-
 func (p *Program) check(ch *checker, path string) {
 	ch.each(path+".distributionChannels", p.DistributionChannels, func(at, channel string) {
-		if !slices.Contains(channels, channel) {
+		if !slices.Contains(order.Channels, order.Channel(channel)) {
 			ch.fault(at, "must be THALES, INSTANT or CENTRAL")
 		}
 	})
 	ch.each(path+".destinationCountries", p.DestinationCountries, func(at, code string) {
-		if !isCountry(code) {
+		if !order.KnownCountry(code) {
 			ch.fault(at, "must be the ISO 3166-1 alpha-2 code of a country, in capitals")
 		}
 	})

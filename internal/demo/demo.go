@@ -3,14 +3,10 @@
 package demo
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -18,6 +14,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"cardorder/client"
 	"cardorder/internal/d1client"
 )
 
@@ -35,22 +32,9 @@ var testPANs = []string{"4111111111111111", "5555555555554444", "401288888888188
 // placed is one order of the demonstration.
 type placed struct {
 	name   string
-	target string // the status at which it has arrived
-	order  view
+	target client.Status // the status at which it has arrived
+	order  *client.Order
 	seen   int // timeline entries already told
-}
-
-// view is what the demonstration reads of an order.
-type view struct {
-	ID              string `json:"id"`
-	IssuerRequestID string `json:"issuerRequestId"`
-	Status          string `json:"status"`
-	Version         int    `json:"version"`
-	OperationID     string `json:"operationId"`
-	Shipments       []struct {
-		Carrier        string `json:"carrier"`
-		TrackingNumber string `json:"trackingNumber"`
-	} `json:"shipments"`
 }
 
 // ErrNotArrived is returned when an order did not get where it should.
@@ -67,34 +51,47 @@ func Run(ctx context.Context, t Target, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("D1's public key: %w", err)
 	}
+	bank, err := client.New(client.Config{BaseURL: t.APIURL, IssuerID: t.IssuerID, Token: client.NewToken(t.Token)})
+	if err != nil {
+		return err
+	}
 	run := strings.ToLower(uuid.NewString()[:8]) // other cards each time
 	var list []*placed
 	for i, o := range demoOrders(run) {
-		o.body["encryptedData"], err = encrypter.Encrypt(time.Now(), fmt.Appendf(nil,
+		o.order.EncryptedData, err = encrypter.Encrypt(time.Now(), fmt.Appendf(nil,
 			`{"pan":%q,"exp":"3012","name":"ADA EXAMPLE"}`, testPANs[i]))
 		if err != nil {
 			return fmt.Errorf("encrypting card data: %w", err)
 		}
-		p := &placed{name: o.name, target: o.target}
-		if err := t.call(ctx, http.MethodPost, "/orders", o.body, &p.order); err != nil {
-			return fmt.Errorf("placing the %s order: %w", o.name, err)
+		answer, err := bank.PlaceOrder(ctx, &o.order, "")
+		if err != nil {
+			return fmt.Errorf("the %s order: %w", o.name, orNotArrived(ctx, err))
 		}
+		p := &placed{name: o.name, target: o.target, order: &answer.Order}
 		say(out, p, time.Now(), "POST /orders answered 201: "+p.order.ID)
 		list = append(list, p)
 	}
-	err = t.follow(ctx, list, out)
+	err = follow(ctx, bank, list, out)
 	table(out, list)
 	return err
 }
 
-func (t Target) follow(ctx context.Context, list []*placed, out io.Writer) error {
+// orNotArrived tells an error that only the end of ctx made.
+func orNotArrived(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ErrNotArrived
+	}
+	return err
+}
+
+func follow(ctx context.Context, bank *client.Client, list []*placed, out io.Writer) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		arrived := 0
 		for _, p := range list {
-			if err := t.tell(ctx, p, out); err != nil {
-				return err
+			if err := tell(ctx, bank, p, out); err != nil {
+				return orNotArrived(ctx, err)
 			}
 			if p.order.Status == p.target {
 				arrived++
@@ -112,35 +109,17 @@ func (t Target) follow(ctx context.Context, list []*placed, out io.Writer) error
 }
 
 // tell writes what is new in an order's timeline.
-func (t Target) tell(ctx context.Context, p *placed, out io.Writer) error {
-	if err := t.call(ctx, http.MethodGet, "/orders/"+p.order.ID, nil, &p.order); err != nil {
+func tell(ctx context.Context, bank *client.Client, p *placed, out io.Writer) error {
+	o, err := bank.Order(ctx, p.order.ID)
+	if err != nil {
 		return err
 	}
-	var timeline struct {
-		Data []struct {
-			At    time.Time `json:"at"`
-			Event *struct {
-				Status         string   `json:"status"`
-				PreviousStatus string   `json:"previousStatus"`
-				Cause          string   `json:"cause"`
-				Attention      []string `json:"attention"`
-			} `json:"event"`
-			Attempt *struct {
-				Kind        string `json:"kind"`
-				Outcome     string `json:"outcome"`
-				HTTPStatus  int    `json:"httpStatus"`
-				OperationID string `json:"operationId"`
-				DurationMS  int    `json:"durationMs"`
-			} `json:"attempt"`
-			Notification *struct {
-				Outcome string `json:"outcome"`
-			} `json:"notification"`
-		} `json:"data"`
-	}
-	if err := t.call(ctx, http.MethodGet, "/orders/"+p.order.ID+"/timeline", nil, &timeline); err != nil {
+	p.order = o
+	timeline, err := bank.Timeline(ctx, o.ID)
+	if err != nil {
 		return err
 	}
-	for _, e := range timeline.Data[min(p.seen, len(timeline.Data)):] {
+	for _, e := range timeline[min(p.seen, len(timeline)):] {
 		switch {
 		case e.Event != nil && e.Event.PreviousStatus != e.Event.Status:
 			say(out, p, e.At, fmt.Sprintf("%-15s (%s)", e.Event.Status, e.Event.Cause))
@@ -153,7 +132,7 @@ func (t Target) tell(ctx context.Context, p *placed, out io.Writer) error {
 			say(out, p, e.At, "notification from D1, "+e.Notification.Outcome)
 		}
 	}
-	p.seen = max(p.seen, len(timeline.Data))
+	p.seen = max(p.seen, len(timeline))
 	return nil
 }
 
@@ -167,12 +146,7 @@ func table(out io.Writer, list []*placed) {
 	_, _ = fmt.Fprintln(w, "ORDER\tSTATUS\tARRIVED\tVERSION\tD1 OPERATION\tTRACKING")
 	for _, p := range list {
 		tracking := "-"
-		if i := slices.IndexFunc(p.order.Shipments, func(s struct {
-			Carrier        string `json:"carrier"`
-			TrackingNumber string `json:"trackingNumber"`
-		}) bool {
-			return s.TrackingNumber != ""
-		}); i >= 0 {
+		if i := slices.IndexFunc(p.order.Shipments, func(s client.Parcel) bool { return s.TrackingNumber != "" }); i >= 0 {
 			tracking = p.order.Shipments[i].Carrier + " " + p.order.Shipments[i].TrackingNumber
 		}
 		arrived := "no"
@@ -184,80 +158,40 @@ func table(out io.Writer, list []*placed) {
 	_ = w.Flush()
 }
 
-// call makes one request of the API and decodes its answer.
-func (t Target) call(ctx context.Context, method, path string, body, answer any) error {
-	var content io.Reader
-	if body != nil {
-		b, err := json.Marshal(body)
-		if err != nil {
-			return fmt.Errorf("writing a request: %w", err)
-		}
-		content = bytes.NewReader(b)
-	}
-	r, err := http.NewRequestWithContext(ctx, method, t.APIURL+"/v1/issuers/"+url.PathEscape(t.IssuerID)+path, content)
-	if err != nil {
-		return fmt.Errorf("making a request: %w", err)
-	}
-	r.Header.Set("Authorization", "Bearer "+t.Token)
-	r.Header.Set("Content-Type", "application/json")
-	res, err := http.DefaultClient.Do(r)
-	if err != nil {
-		if ctx.Err() != nil {
-			return ErrNotArrived
-		}
-		return err
-	}
-	defer func() { _ = res.Body.Close() }()
-	if res.StatusCode >= 300 {
-		problem, _ := io.ReadAll(io.LimitReader(res.Body, 4096))
-		return fmt.Errorf("%s %s answered %d: %s", method, path, res.StatusCode, problem)
-	}
-	if err := json.NewDecoder(res.Body).Decode(answer); err != nil {
-		return fmt.Errorf("reading the answer to %s %s: %w", method, path, err)
-	}
-	return nil
-}
-
-type object map[string]any
-
 type demoOrder struct {
-	name, target string
-	body         object
+	name   string
+	target client.Status
+	order  client.NewOrder
 }
 
 // demoOrders are three orders, one for each way a card can go.
 func demoOrders(run string) []demoOrder {
-	common := func(n string, more object) object {
-		o := object{
-			"cardId": "card-" + run + "-" + n, "consumerId": "consumer-" + run + "-" + n, "cardProductId": "gold-debit",
-			"issuerRequestId":    "demo-" + run + "-" + n,
-			"paymentApplication": object{"config": "visa-debit", "odaKeyIndex": "01", "derivationKeyIndex": "01"},
-			"metadata":           object{"campaign": "demo"},
-		}
-		for name, value := range more {
-			o[name] = value
-		}
-		return o
-	}
-	return []demoOrder{
-		{"THALES individual", "SHIPPED", common("1", object{
-			"distributionChannel": "THALES",
-			"services":            object{"issuance": "CREATION", "delivery": "POST", "cardCarrier": "WELCOME"},
-			"shipment": object{"type": "INDIVIDUAL", "deliveryAddress": object{
-				"firstName": "Ada", "lastName": "Example", "line1": "1 Rue de la Paix", "zipCode": "75002", "city": "Paris", "countryCode": "FR",
+	list := []demoOrder{
+		{"THALES individual", client.StatusShipped, client.NewOrder{
+			DistributionChannel: client.ChannelThales,
+			Services:            client.Services{Issuance: client.IssuanceCreation, Delivery: "POST", CardCarrier: "WELCOME"},
+			Shipment: &client.Shipment{Type: client.ShipmentIndividual, DeliveryAddress: &client.Address{
+				FirstName: "Ada", LastName: "Example", Line1: "1 Rue de la Paix", ZipCode: "75002", City: "Paris", CountryCode: "FR",
 			}},
-		})},
-		{"THALES bulk", "SHIPPED", common("2", object{
-			"distributionChannel": "THALES",
-			"services":            object{"issuance": "RENEWAL", "delivery": "COURIER"},
-			"shipment": object{"type": "BULK", "groupId": "branch-07", "orderId": "box-1", "deliveryAddress": object{
-				"companyName": "Example Bank", "line1": "7 High Street", "zipCode": "N1 1AA", "city": "London", "countryCode": "GB",
+		}},
+		{"THALES bulk", client.StatusShipped, client.NewOrder{
+			DistributionChannel: client.ChannelThales,
+			Services:            client.Services{Issuance: client.IssuanceRenewal, Delivery: "COURIER"},
+			Shipment: &client.Shipment{Type: client.ShipmentBulk, GroupID: "branch-07", OrderID: "box-1", DeliveryAddress: &client.Address{
+				CompanyName: "Example Bank", Line1: "7 High Street", ZipCode: "N1 1AA", City: "London", CountryCode: "GB",
 			}},
-		})},
-		{"INSTANT", "PRODUCED", common("3", object{
-			"distributionChannel": "INSTANT",
-			"services":            object{"issuance": "REPLACEMENT"},
-			"persoStation":        "branch-07-printer-2",
-		})},
+		}},
+		{"INSTANT", client.StatusProduced, client.NewOrder{
+			DistributionChannel: client.ChannelInstant,
+			Services:            client.Services{Issuance: client.IssuanceReplacement},
+			PersoStation:        "branch-07-printer-2",
+		}},
 	}
+	for i := range list {
+		o, id := &list[i].order, fmt.Sprintf("%s-%d", run, i+1)
+		o.CardID, o.ConsumerID, o.CardProductID, o.IssuerRequestID = "card-"+id, "consumer-"+id, "gold-debit", "demo-"+id
+		o.PaymentApplication = &client.PaymentApplication{Config: "visa-debit", ODAKeyIndex: "01", DerivationKeyIndex: "01"}
+		o.Metadata = map[string]string{"campaign": "demo"}
+	}
+	return list
 }

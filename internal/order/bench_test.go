@@ -21,15 +21,15 @@ func BenchmarkDecode(b *testing.B) {
 }
 
 func BenchmarkPANGuard(b *testing.B) {
-	for name, text := range map[string]string{
-		"address": "Bahnhofstrasse 112, 3rd floor",
-		"uuid":    "550e8400-e29b-41d4-a716-446655440000",
-		"jwe":     jweOfUsualLength,
+	for _, c := range []struct{ name, text string }{
+		{"address", "Bahnhofstrasse 112, 3rd floor"},
+		{"uuid", "550e8400-e29b-41d4-a716-446655440000"},
+		{"jwe", jweOfUsualLength},
 	} {
-		b.Run(name, func(b *testing.B) {
+		b.Run(c.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if guard.Finds(text, true) {
+				if guard.Finds(c.text, true) {
 					b.Fatal("a false alarm")
 				}
 			}

@@ -50,7 +50,12 @@ func (d *document) sensitiveData(value span) {
 		}
 	}
 	for _, name := range []string{"name", "secondName"} {
-		if text, ok := o.secretText(name); ok {
+		text, ok := o.secretText(name)
+		switch {
+		case !ok:
+		case findsNumber(d.rules.Guard, text, true): // it would be printed, and shown by a dry run
+			d.fault(o.at(name), CodeCardNumber, "holds what looks like a card number")
+		default:
 			d.checkName(func() string { return o.at(name) }, text)
 		}
 	}

@@ -13,12 +13,6 @@ const (
 	maxList     = 20
 )
 
-// Warnings that an order itself gives cause for.
-const (
-	warningDeprecated      = "deprecated-member:" // and the member's name
-	warningWithoutDelivery = "shipment-without-delivery"
-)
-
 // Decode reads an order as core banking sends it. It returns every fault there
 // is, not the first. The returned request refers to text (SensitiveData), and
 // the caller clears text when the order carries card data in clear.
@@ -257,8 +251,15 @@ func isCompared(name []byte) bool {
 // canonical writes the members that are compared as RFC 8785 JSON. An order
 // that was taken holds no numbers, and its names are ASCII without escapes.
 func (d *document) canonical(members []member) []byte {
-	compared := slices.DeleteFunc(slices.Clone(members), func(m member) bool { return !isCompared(m.name) })
-	return d.appendObject(make([]byte, 0, len(d.text)), compared)
+	first, size := len(d.members), len(d.text)
+	for _, m := range members {
+		if isCompared(m.name) {
+			d.members = append(d.members, m)
+		} else {
+			size -= m.value.to - m.value.from
+		}
+	}
+	return d.appendObject(make([]byte, 0, size), d.members[first:len(d.members):len(d.members)])
 }
 
 func (d *document) appendObject(b []byte, members []member) []byte {

@@ -3,13 +3,17 @@ package order_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"maps"
+	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
 	"cardorder/internal/order"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"pgregory.net/rapid"
 )
 
@@ -37,11 +41,108 @@ func TestBodyForD1(t *testing.T) {
 	}
 }
 
+// The golden bodies hold every member that there is.
+func TestGoldenBodiesAreComplete(t *testing.T) {
+	t.Parallel()
+	seen := map[string]bool{}
+	for _, channel := range []string{"thales", "instant", "central"} {
+		var body object
+		if err := json.Unmarshal(golden(t, channel+".d1.json"), &body); err != nil {
+			t.Fatal(err)
+		}
+		for _, pointer := range pointers(body) {
+			seen[pointer] = true
+		}
+	}
+	var walk func(at string, typ reflect.Type)
+	walk = func(at string, typ reflect.Type) {
+		if typ.Kind() == reflect.Pointer {
+			typ = typ.Elem()
+		}
+		if typ.Kind() != reflect.Struct {
+			return
+		}
+		for field := range typ.Fields() {
+			name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+			if !seen[at+"/"+name] {
+				t.Errorf("%s/%s is in none of them", at, name)
+			}
+			walk(at+"/"+name, field.Type)
+		}
+	}
+	walk("", reflect.TypeFor[order.Production]())
+}
+
+// What is sent is what was accepted: any valid order, less what is ours and
+// with D1's defaults.
+func TestSentAsAccepted(t *testing.T) {
+	t.Parallel()
+	var full []object
+	for _, channel := range []string{"thales", "instant", "central"} {
+		full = append(full, sample(t, channel))
+	}
+	values := []any{missing{}, nil, true, false, "other", "FR", "it", "INDIVIDUAL", "+15550000000", []any{}, []any{"a", "b"}, object{}}
+	rapid.Check(t, func(rt *rapid.T) {
+		o := clone(t, rapid.SampledFrom(full).Draw(rt, "order"))
+		for range rapid.IntRange(0, 3).Draw(rt, "changes") {
+			set(o, rapid.SampledFrom(pointers(o)).Draw(rt, "pointer"), rapid.SampledFrom(values).Draw(rt, "value"))
+		}
+		r, faults := order.Decode(text(t, o), rules)
+		if faults != nil {
+			return
+		}
+		if r.Production.IssuerRequestID == "" { // made later
+			r.Production.IssuerRequestID, o["issuerRequestId"] = "made", "made"
+		}
+		body, err := r.Production.Body()
+		if err != nil {
+			rt.Fatal(err)
+		}
+		for _, ours := range []string{"cardId", "metadata", "urgent", "duplicateOverride", "replacesOrderId"} {
+			delete(o, ours)
+		}
+		if shipment, ok := o["shipment"].(object); ok && shipment["type"] == nil {
+			shipment["type"] = "INDIVIDUAL"
+		}
+		var sent object
+		if err := json.Unmarshal(body, &sent); err != nil {
+			rt.Fatal(err)
+		}
+		if want := withoutNothing(o); !reflect.DeepEqual(sent, want) {
+			rt.Errorf("got  %s\nwant %s", body, text(t, want))
+		}
+	})
+}
+
+// withoutNothing leaves out what says nothing: null, false and empty lists.
+func withoutNothing(o object) object {
+	kept := object{}
+	for name, value := range o {
+		switch v := value.(type) {
+		case nil:
+			continue
+		case bool:
+			if !v {
+				continue
+			}
+		case []any:
+			if len(v) == 0 {
+				continue
+			}
+		case object:
+			value = withoutNothing(v)
+		}
+		kept[name] = value
+	}
+	return kept
+}
+
 // What is ours does not go to D1.
 func TestOwnMembers(t *testing.T) {
 	t.Parallel()
 	r := wellFormed(t, golden(t, "thales.json"))
 	if r.CardID != "card-0001" || !r.Urgent || r.DuplicateOverride != "the first letter burnt" || r.SensitiveData != nil ||
+		r.ReplacesOrderID != "0190d3a2-7c1e-7b44-9c55-3f1f6d2a8e01" ||
 		!maps.Equal(r.Metadata, map[string]string{"branch": "Zurich 4", "ref.2": "café"}) ||
 		!slices.Equal(r.Warnings, []string{"deprecated-member:state", "deprecated-member:oldCardId"}) {
 		t.Errorf("got %+v", r)
@@ -151,6 +252,45 @@ func TestRules(t *testing.T) {
 		{"thales", "/shipment/type", missing{}, []string{"/shipment/groupId not-allowed", "/shipment/orderId not-allowed"}},
 		{"thales", "/shipment/type", "BOX", []string{"/shipment/type invalid-value"}},
 		{"thales", "/shipment/groupId", missing{}, nil},
+
+		{"instant", "/shipment/individualAddress", missing{}, nil},
+
+		// What is put in needs something to be put into.
+		{"thales", "/services/packaging", missing{}, []string{"/packagingConfig/inserts not-allowed"}},
+		{"thales", "/services/packaging", nil, []string{"/packagingConfig/inserts not-allowed"}},
+		{"thales", "/services/packaging", "NO_PACK", []string{"/packagingConfig/inserts not-allowed"}},
+		{"central", "/services/packaging", missing{}, []string{"/packagingConfig/inserts not-allowed"}},
+		{"thales", "/services/packaging", 1, []string{"/services/packaging wrong-type"}},
+		{"thales", "/services/cardCarrier", missing{}, nil}, // D1 says nothing of a letter that is not sent
+
+		// Codes of countries and languages, phones, ids.
+		{"thales", "/shipment/deliveryAddress/countryCode", "XX", []string{"/shipment/deliveryAddress/countryCode invalid-value"}},
+		{"thales", "/shipment/deliveryAddress/countryCode", "XK", []string{"/shipment/deliveryAddress/countryCode invalid-value"}},
+		{"thales", "/shipment/deliveryAddress/countryCode", "UK", []string{"/shipment/deliveryAddress/countryCode invalid-value"}},
+		{"thales", "/shipment/deliveryAddress/countryCode", "SX", nil},
+		{"thales", "/cardCarrierConfig/language", "xx", []string{"/cardCarrierConfig/language invalid-value"}},
+		{"thales", "/cardCarrierConfig/language", "sh", []string{"/cardCarrierConfig/language invalid-value"}},
+		{"thales", "/cardCarrierConfig/language", "de-CH", []string{"/cardCarrierConfig/language invalid-format"}},
+		{"thales", "/cardCarrierConfig/language", "rm", nil},
+		{"thales", "/shipment/individualAddress/mobilePhoneNumber", "+123456789012345", nil},
+		{"thales", "/shipment/individualAddress/mobilePhoneNumber", "+6834000", nil},
+		{"thales", "/shipment/individualAddress/mobilePhoneNumber", "+1234567890123456", []string{"/shipment/individualAddress/mobilePhoneNumber invalid-format"}},
+		{"thales", "/shipment/individualAddress/mobilePhoneNumber", "+49 1511 2345678", []string{"/shipment/individualAddress/mobilePhoneNumber invalid-format"}},
+		{"thales", "/shipment/individualAddress/mobilePhoneNumber", "0151123456", []string{"/shipment/individualAddress/mobilePhoneNumber invalid-format"}},
+		{"thales", "/shipment/individualAddress/mobilePhoneNumber", "+0151123456", []string{"/shipment/individualAddress/mobilePhoneNumber invalid-format"}},
+		{"thales", "/shipment/individualAddress/mobilePhoneNumber", "+49151123456x", []string{"/shipment/individualAddress/mobilePhoneNumber invalid-format"}},
+		{"thales", "/shipment/individualAddress/mobilePhoneNumber", "+", []string{"/shipment/individualAddress/mobilePhoneNumber invalid-format"}},
+		{"thales", "/shipment/individualAddress/mobilePhoneNumber", "+990000123456788", nil}, // the issuer's BIN, no Luhn
+		{"thales", "/replacesOrderId", "0190D3A2-7C1E-7B44-9C55-3F1F6D2A8E01", []string{"/replacesOrderId invalid-format"}},
+		{"thales", "/replacesOrderId", "0190d3a27c1e7b449c553f1f6d2a8e01", []string{"/replacesOrderId invalid-format"}},
+		{"thales", "/replacesOrderId", "0190d3a2-7c1e-7b44-9c55-3f1f6d2a8e0", []string{"/replacesOrderId invalid-format"}},
+		{"thales", "/replacesOrderId", "0190d3a2-7c1e-7b44-9c55_3f1f6d2a8e01", []string{"/replacesOrderId invalid-format"}},
+		{"thales", "/replacesOrderId", "", []string{"/replacesOrderId invalid-format"}},
+		{"thales", "/replacesOrderId", nil, nil},
+		{"thales", "/orderId", "x", []string{"/orderId unknown-member"}},
+		{"thales", "/idempotencyKey", "x", []string{"/idempotencyKey unknown-member"}},
+		{"thales", "/state", "a b", []string{"/state invalid-format"}},
+		{"thales", "/hold", true, []string{"/hold unknown-member"}},
 
 		// Closed lists, patterns, lengths.
 		{"thales", "/services/issuance", "creation", []string{"/services/issuance invalid-value"}},
@@ -397,6 +537,37 @@ func TestSensitiveData(t *testing.T) {
 		{"exp", 3012, []string{"/sensitiveData/exp invalid-format"}},
 		{"name", missing{}, nil},
 		{"cvv1", nil, nil},
+		{"cvv1", "123", nil},
+		{"cvv1", "1234", []string{"/sensitiveData/cvv1 invalid-format"}},
+		{"cvv1", "12x", []string{"/sensitiveData/cvv1 invalid-format"}},
+		{"cvv2", "1234", nil},
+		{"cvv2", "12", []string{"/sensitiveData/cvv2 invalid-format"}},
+		{"cvv2", 123, []string{"/sensitiveData/cvv2 invalid-format"}},
+		{"pvv", "1234", nil},
+		{"pvv", "12345", nil},
+		{"pvv", "123", []string{"/sensitiveData/pvv invalid-format"}},
+		{"panSequenceNumber", "00", nil},
+		{"panSequenceNumber", "0", []string{"/sensitiveData/panSequenceNumber invalid-format"}},
+		{"effectiveDate", "2611", nil},
+		{"effectiveDate", "261124", nil},
+		{"effectiveDate", "11/26", []string{"/sensitiveData/effectiveDate invalid-format"}},
+		{"paymentAccountReference", "V0010013021187712345678901234", nil},
+		{"paymentAccountReference", "V001001302118771234567890123", []string{"/sensitiveData/paymentAccountReference invalid-format"}},
+		{"paymentAccountReference", "v0010013021187712345678901234", []string{"/sensitiveData/paymentAccountReference invalid-format"}},
+		{"encodedName", "EXAMPLE/ALICE", nil},
+		{"encodedName", 1, []string{"/sensitiveData/encodedName wrong-type"}},
+		{"encodedName", "A\x00", []string{"/sensitiveData/encodedName invalid-character"}},
+		{"secondName", "WONDERLAND LTD.", nil},
+		{"secondName", "", []string{"/sensitiveData/secondName invalid-format"}},
+		{"name", []any{}, []string{"/sensitiveData/name wrong-type"}},
+		{"name", visaPAN, []string{"/sensitiveData/name card-number"}},
+		{"name", json.RawMessage(`"9900-0012-3456-789\u0039"`), []string{"/sensitiveData/name card-number"}},
+		{"trackData", "x", []string{"/sensitiveData/trackData wrong-type"}},
+		{"trackData", object{}, nil},
+		{"trackData", object{"track1": "B1^A/B^", "track2": "1=", "track3": "1"}, nil},
+		{"trackData", object{"track2": 1}, []string{"/sensitiveData/trackData/track2 wrong-type"}},
+		{"trackData", object{"track4": "x"}, []string{"/sensitiveData/trackData/track4 unknown-member"}},
+		{"trackData", object{visaPAN: "x"}, []string{"/sensitiveData/trackData unknown-member"}},
 		{"expirationDate", "x", []string{"/sensitiveData/expirationDate unknown-member"}},
 		{"PAN", visaPAN, []string{"/sensitiveData/PAN unknown-member"}},
 		{visaPAN, "x", []string{"/sensitiveData unknown-member"}},
@@ -419,6 +590,145 @@ func TestSensitiveData(t *testing.T) {
 		_, faults := order.Decode(text(t, o), rules)
 		if got := places(faults); !slices.Equal(got, []string{"/sensitiveData wrong-type"}) {
 			t.Errorf("%v: got %q", value, got)
+		}
+	}
+}
+
+func TestIndividualAddressBySetting(t *testing.T) {
+	t.Parallel()
+	must := &order.Rules{Guard: guard, IndividualAddress: true}
+	for _, c := range []struct {
+		channel, pointer string
+		value            any
+		want             []string
+	}{
+		{"instant", "/urgent", false, nil},
+		{"instant", "/shipment/individualAddress", missing{}, []string{"/shipment/individualAddress required"}},
+		{"central", "/urgent", false, []string{"/shipment/individualAddress required"}},
+		{"central", "/shipment", missing{}, nil},
+		{"thales", "/shipment/individualAddress", missing{}, nil}, // BULK
+	} {
+		o := sample(t, c.channel)
+		set(o, c.pointer, c.value)
+		_, faults := order.Decode(text(t, o), must)
+		if got := places(faults); !slices.Equal(got, c.want) {
+			t.Errorf("%s with %v at %s: got %q, want %q", c.channel, c.value, c.pointer, got, c.want)
+		}
+	}
+}
+
+func TestWarnings(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		channel, pointer string
+		value            any
+		want             []string
+	}{
+		{"thales", "/state", missing{}, []string{"deprecated-member:oldCardId"}},
+		{"thales", "/oldCardId", nil, []string{"deprecated-member:state"}},
+		{"thales", "/services/delivery", missing{}, []string{"deprecated-member:state", "deprecated-member:oldCardId", "shipment-without-delivery"}},
+		{"thales", "/services/delivery", "NO_SHIPMENT", []string{"deprecated-member:state", "deprecated-member:oldCardId", "shipment-without-delivery"}},
+		{"central", "/urgent", true, nil}, // the centre is not D1's: what it ships is its own affair
+	} {
+		o := sample(t, c.channel)
+		set(o, c.pointer, c.value)
+		if got := wellFormed(t, text(t, o)).Warnings; !slices.Equal(got, c.want) {
+			t.Errorf("%s with %v at %s: got %q, want %q", c.channel, c.value, c.pointer, got, c.want)
+		}
+	}
+}
+
+// A row of a batch is an order with a key of its own, and without card data in
+// clear.
+func TestDecodeRow(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		key, request any
+		wantKey      string
+		want         []string
+	}{
+		{"key~1", "req-1", "key~1", nil},
+		{"key~1", missing{}, "key~1", nil},
+		{missing{}, "req-1", "", nil},
+		{nil, "req-1", "", nil},
+		{missing{}, missing{}, "", []string{"/issuerRequestId required"}},
+		{nil, nil, "", []string{"/issuerRequestId required"}},
+		{"a b", missing{}, "", []string{"/idempotencyKey invalid-format"}},
+		{"", "req-1", "", []string{"/idempotencyKey invalid-format"}},
+		{1, "req-1", "", []string{"/idempotencyKey wrong-type"}},
+		{issuerPAN, "req-1", "", []string{"/idempotencyKey card-number"}},
+		{"key~1", "a b", "key~1", []string{"/issuerRequestId invalid-format"}},
+	} {
+		o := sample(t, "thales")
+		set(o, "/idempotencyKey", c.key)
+		set(o, "/issuerRequestId", c.request)
+		r, key, faults := order.DecodeRow(text(t, o), rules)
+		if got := places(faults); !slices.Equal(got, c.want) || key != c.wantKey {
+			t.Errorf("%v and %v: got %q %q, want %q %q", c.key, c.request, key, got, c.wantKey, c.want)
+		}
+		if r == nil {
+			continue
+		}
+		delete(o, "idempotencyKey")
+		single := wellFormed(t, text(t, o))
+		if !reflect.DeepEqual(r, single) {
+			t.Errorf("%v and %v: a row is not the order that it holds", c.key, c.request)
+		}
+	}
+	for _, c := range []struct {
+		encrypted, clear any
+		want             []string
+	}{
+		{nil, sensitive(), []string{"/encryptedData required", "/sensitiveData not-allowed"}},
+		{"a.b.c.d.e", sensitive(), []string{"/sensitiveData not-allowed"}},
+		{"a.b.c.d.e", object{"pan": 1, visaPAN: 2}, []string{"/sensitiveData not-allowed"}},
+		{"a.b.c.d.e", nil, nil},
+		{missing{}, nil, []string{"/encryptedData required"}},
+	} {
+		o := sample(t, "thales")
+		set(o, "/encryptedData", c.encrypted)
+		set(o, "/sensitiveData", c.clear)
+		r, _, faults := order.DecodeRow(text(t, o), rules)
+		if got := places(faults); !slices.Equal(got, c.want) || r != nil && r.SensitiveData != nil {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
+	}
+	if _, _, faults := order.DecodeRow([]byte(`{"a":`), rules); !slices.Equal(places(faults), []string{"/a invalid-json"}) {
+		t.Errorf("got %v", faults)
+	}
+}
+
+// Whatever fits into a request costs little, and its answer stays short. Not in
+// parallel: what other tests allocate would count.
+func TestHostileInputIsBounded(t *testing.T) {
+	const size = 128 << 10
+	fill := func(before, part, after string) string {
+		return before + strings.Repeat(part, (size-len(before)-len(after))/len(part)) + after
+	}
+	var names strings.Builder
+	for i := 0; names.Len() < size-100; i++ {
+		fmt.Fprintf(&names, `"%c%c%c%c":1,`, 'a'+i%26, 'a'+i/26%26, 'a'+i/676%26, 'a'+i/17576)
+	}
+	for name, text := range map[string]string{
+		"members":             "{" + names.String() + `"z":1}`,
+		"members of metadata": `{"metadata":{` + names.String() + `"z":1}}`,
+		"members of a secret": `{"sensitiveData":{` + names.String() + `"z":1}}`,
+		"depth":               strings.Repeat(`{"a":`, 9000) + "1" + strings.Repeat("}", 9000),
+		"elements":            fill(`{"cardDesign":{"images":[`, "1,", "1]}}"),
+		"escapes":             fill(`{"cardId":"`, `\u0041`, `"}`),
+		"a number":            fill(`{"cardId":`, "9", "}"),
+		"digits":              fill(`{"metadata":{"a":"`, "4 ", `1"}}`),
+		"white space":         fill("{", " ", "}"),
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, faults := order.Decode([]byte(text), rules)
+		runtime.ReadMemStats(&after)
+		if used := after.TotalAlloc - before.TotalAlloc; used > 100*size {
+			t.Errorf("%s: %d bytes for %d", name, used, len(text))
+		}
+		if last := faults[len(faults)-1]; len(faults) > 200 && (len(faults) > 201 || last.Code != order.CodeTooMany || last.Pointer != "") {
+			t.Errorf("%s: %d faults, the last one %+v", name, len(faults), last)
 		}
 	}
 }
@@ -513,6 +823,10 @@ func TestNoFaultRepeatsAValue(t *testing.T) {
 func TestCanonicalIgnoresForm(t *testing.T) {
 	t.Parallel()
 	o := sample(t, "thales")
+	// What needs escapes, and names that are not compared where they are ours.
+	set(o, "/metadata", object{"z": "", "encryptedData": "a\"b\\c/\u2028<&>\u00e9😀", "idempotencyKey": "k", "Z": "é"})
+	set(o, "/metadata/z", "z")
+	set(o, "/cardDesign/images", nil)
 	want := wellFormed(t, text(t, o)).Canonical
 	rapid.Check(t, func(rt *rapid.T) {
 		o := clone(t, o)
@@ -526,8 +840,15 @@ func TestCanonicalIgnoresForm(t *testing.T) {
 		set(o, "/duplicateOverride", rapid.SampledFrom([]any{missing{}, nil, object{"reason": "other"}}).Draw(rt, "override"))
 		var b strings.Builder
 		write(rt, &b, o)
-		if got := wellFormed(t, []byte(b.String())).Canonical; !bytes.Equal(got, want) {
+		got := wellFormed(t, []byte(b.String())).Canonical
+		if !bytes.Equal(got, want) {
 			rt.Errorf("got  %s\nwant %s\nof %s", got, want, b.String())
+		}
+		for _, name := range []string{"encryptedData", "sensitiveData", "duplicateOverride"} {
+			delete(o, name)
+		}
+		if reference := jsontext.Value(text(t, o)); reference.Canonicalize() != nil || !bytes.Equal(got, reference) {
+			rt.Errorf("got      %s\nRFC 8785 %s", got, reference)
 		}
 	})
 }
@@ -570,7 +891,7 @@ func write(t *rapid.T, b *strings.Builder, v any) {
 		b.WriteByte('"')
 		escape := rapid.IntRange(-1, max(0, len(v)-1)).Draw(t, "escape")
 		for i, r := range v {
-			if i == escape && r < 0x10000 {
+			if (i == escape || r == '"' || r == '\\') && r < 0x10000 {
 				const hex = "0123456789aBcDeF"
 				b.WriteString(`\u`)
 				for shift := 12; shift >= 0; shift -= 4 {

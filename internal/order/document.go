@@ -117,7 +117,13 @@ func (d *document) space(i int) int {
 
 // stringEnd is where the string that begins at i ends.
 func (d *document) stringEnd(i int) int {
-	for i++; d.text[i] != '"'; i++ {
+	i++
+	end := i + bytes.IndexByte(d.text[i:], '"')
+	escape := bytes.IndexByte(d.text[i:end], '\\')
+	if escape < 0 {
+		return end + 1
+	}
+	for i += escape; d.text[i] != '"'; i++ {
 		if d.text[i] == '\\' {
 			i++
 		}
@@ -159,10 +165,13 @@ func (d *document) unquoted(s span) []byte {
 	if bytes.IndexByte(raw, '\\') < 0 {
 		return raw
 	}
-	// Grown before, it holds no copy elsewhere: an escape is longer than what it
-	// stands for.
-	d.scratch = slices.Grow(d.scratch[:0], s.to-s.from)
-	d.scratch, _ = jsontext.AppendUnquote(d.scratch, d.text[s.from:s.to])
+	// With room for all of it no copy is left elsewhere: an escape is longer than
+	// what it stands for.
+	if length := s.to - s.from; cap(d.scratch) < length {
+		clear(d.scratch[:cap(d.scratch)])
+		d.scratch = make([]byte, 0, 2*length)
+	}
+	d.scratch, _ = jsontext.AppendUnquote(d.scratch[:0], d.text[s.from:s.to])
 	return d.scratch
 }
 

@@ -15,7 +15,27 @@ type NameRule struct {
 	Length    int // in characters; 0 means 26
 }
 
-const defaultNameLength = 26
+// The default of NameRule; the characters are what printable takes.
+const (
+	defaultNameLength     = 26
+	defaultNameCharacters = `[\p{L}\p{M}\p{Nd} .'/-]`
+)
+
+// Limit returns how many characters a name may have.
+func (n NameRule) Limit() int {
+	if n.Length > 0 {
+		return n.Length
+	}
+	return defaultNameLength
+}
+
+// Characters returns the class of those that may stand in a name, as RE2 writes it.
+func (n NameRule) Characters() string {
+	if n.Character != nil {
+		return n.Character.String()
+	}
+	return defaultNameCharacters
+}
 
 // printable tells whether every character may stand in a name, and else the
 // position of the first that may not, counted from 1, and whether the default
@@ -52,10 +72,7 @@ func (d *document) checkName(pointer func() string, name []byte) bool {
 		rule = d.program.Names
 	}
 	fits := true
-	limit := defaultNameLength
-	if rule.Length > 0 {
-		limit = rule.Length
-	}
+	limit := rule.Limit()
 	if length := utf8.RuneCount(name); length > limit {
 		fits = false
 		const detail = "is longer than %d characters"

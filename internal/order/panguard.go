@@ -27,7 +27,13 @@ const (
 // The issuer's own numbers are found whatever they are a part of. A number that
 // only a scheme's prefix speaks for is let pass in free text where its form says
 // that it is something else: see otherwiseKnown.
-func (g PANGuard) Finds(text string, free bool) bool {
+func (g PANGuard) Finds(text string, free bool) bool { return findsNumber(g, text, free) }
+
+// characters are text: a string, or a part of a buffer that will be cleared and
+// is not to be copied.
+type characters interface{ string | []byte }
+
+func findsNumber[T characters](g PANGuard, text T, free bool) bool {
 	for i := 0; i < len(text); {
 		from := i
 		for i < len(text) && isDigit(text[i]) {
@@ -38,11 +44,11 @@ func (g PANGuard) Finds(text string, free bool) bool {
 			continue
 		}
 		// Most digits are a few that nothing follows.
-		if i-from < fewestDigits && (i == len(text) || separator(text[i:]) == 0) {
+		if i-from < fewestDigits && (i == len(text) || separator(text, i) == 0) {
 			continue
 		}
 		r := runAt(text, from)
-		if r.digits >= fewestDigits && g.inRun(&r, free) {
+		if r.digits >= fewestDigits && r.holdsNumber(g, free) {
 			return true
 		}
 		i = r.to
@@ -54,23 +60,23 @@ func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 
 // run is digits in groups, with one space or dash between two groups, as long as
 // it goes.
-type run struct {
-	text             string // all of it
-	from, to         int    // the run's place in text
+type run[T characters] struct {
+	text             T   // all of it
+	from, to         int // the run's place in text
 	digits           int
 	plus             bool // a plus sign stands before it
 	lettered         bool // a letter touches its first group
 	trailingLettered bool // a letter touches its last group
 }
 
-func runAt(text string, from int) run {
-	r := run{text: text, from: from, to: from}
+func runAt[T characters](text T, from int) run[T] {
+	r := run[T]{text: text, from: from, to: from}
 	for {
 		for r.to < len(text) && isDigit(text[r.to]) {
 			r.to++
 			r.digits++
 		}
-		gap := separator(text[r.to:])
+		gap := separator(text, r.to)
 		if gap == 0 {
 			break
 		}
@@ -79,39 +85,53 @@ func runAt(text string, from int) run {
 	if r.digits < fewestDigits {
 		return r
 	}
-	before, _ := utf8.DecodeLastRuneInString(text[:from])
-	after, _ := utf8.DecodeRuneInString(text[r.to:])
+	before, after := runeBefore(text, from), runeAt(text, r.to)
 	r.plus, r.lettered, r.trailingLettered = before == '+', isWordRune(before), isWordRune(after)
 	return r
 }
 
-// separator is the length of the one space or dash that text begins with before
-// a digit, 0 when it does not. Word processors put in wide ones.
-func separator(text string) int {
-	if len(text) < 2 {
+// separator is the length of the one space or dash that stands at i before a
+// digit, 0 when none does. Word processors put in wide ones.
+func separator[T characters](text T, i int) int {
+	if i >= len(text) {
 		return 0
 	}
-	r, n := rune(text[0]), 1
-	if r >= utf8.RuneSelf {
-		if r, n = utf8.DecodeRuneInString(text); !unicode.In(r, unicode.Zs, unicode.Pd) {
+	n := 1
+	if c := text[i]; c >= utf8.RuneSelf {
+		r := runeAt(text, i)
+		if !unicode.In(r, unicode.Zs, unicode.Pd) {
 			return 0
 		}
-	} else if r != ' ' && r != '-' {
+		n = utf8.RuneLen(r)
+	} else if c != ' ' && c != '-' {
 		return 0
 	}
-	if n < len(text) && isDigit(text[n]) {
+	if i+n < len(text) && isDigit(text[i+n]) {
 		return n
 	}
 	return 0
+}
+
+// runeAt is the character at i, utf8.RuneError when there is none. The few bytes
+// that it copies stay on the stack.
+func runeAt[T characters](text T, i int) rune {
+	r, _ := utf8.DecodeRuneInString(string(text[i:min(i+utf8.UTFMax, len(text))]))
+	return r
+}
+
+// runeBefore is the character that ends at i, utf8.RuneError when there is none.
+func runeBefore[T characters](text T, i int) rune {
+	r, _ := utf8.DecodeLastRuneInString(string(text[max(i-utf8.UTFMax, 0):i]))
+	return r
 }
 
 func isWordRune(r rune) bool {
 	return r != utf8.RuneError && (unicode.IsLetter(r) || unicode.IsDigit(r))
 }
 
-// inRun looks at every sequence of whole groups: a card number may stand beside
+// holdsNumber looks at every sequence of whole groups: a card number may stand beside
 // another number.
-func (g PANGuard) inRun(r *run, free bool) bool {
+func (r *run[T]) holdsNumber(g PANGuard, free bool) bool {
 	for from := r.from; from < r.to; from = r.nextGroup(from) {
 		if from == r.from && r.lettered {
 			continue
@@ -130,28 +150,28 @@ func (g PANGuard) inRun(r *run, free bool) bool {
 				(g.isOurs(number[:n]) || free && isAnyScheme(number[:n]) && !r.otherwiseKnown(from, to, n)) {
 				return true
 			}
-			to += separator(r.text[to:])
+			to += separator(r.text, to)
 		}
 	}
 	return false
 }
 
 // nextGroup is where the group after the one at from begins.
-func (r *run) nextGroup(from int) int {
+func (r *run[T]) nextGroup(from int) int {
 	for from < r.to && isDigit(r.text[from]) {
 		from++
 	}
 	if from == r.to {
 		return from
 	}
-	return from + separator(r.text[from:])
+	return from + separator(r.text, from)
 }
 
 // otherwiseKnown tells whether the n digits from..to are a part of something
 // else by its form. In free text a scheme's prefix alone would take it for a card
 // number now and then: one German mobile number in ten begins like a Visa card
 // and passes Luhn.
-func (r *run) otherwiseKnown(from, to, n int) bool {
+func (r *run[T]) otherwiseKnown(from, to, n int) bool {
 	switch {
 	case r.plus && (r.digits <= maxPhone || from == r.from && n <= maxPhone):
 		return true // a phone number (ITU-T E.164)
@@ -171,7 +191,7 @@ const (
 
 // isUUID tells whether a UUID begins at from: 8-4-4-4-12 hexadecimal digits, a
 // letter among them, that touch no other letter or digit.
-func isUUID(text string, from int) bool {
+func isUUID[T characters](text T, from int) bool {
 	if from < 0 || len(text)-from < uuidLength {
 		return false
 	}
@@ -189,16 +209,14 @@ func isUUID(text string, from int) bool {
 			return false
 		}
 	}
-	before, _ := utf8.DecodeLastRuneInString(text[:from])
-	after, _ := utf8.DecodeRuneInString(text[from+uuidLength:])
-	return letters && !isWordRune(before) && !isWordRune(after)
+	return letters && !isWordRune(runeBefore(text, from)) && !isWordRune(runeAt(text, from+uuidLength))
 }
 
 // isParcel tells whether run is a parcel of the United States' post as it is
-// printed: 9400 1118 9956 2537 8668 17, the last one its check digit (USPS
+// printed: 9101 0268 3733 1000 0395 21, the last one its check digit (USPS
 // Publication 199).
-func isParcel(run string) bool {
-	if len(run) != len("9400 1118 9956 2537 8668 17") || run[0] != '9' || run[1] < '1' || run[1] > '5' {
+func isParcel[T characters](run T) bool {
+	if len(run) != len("9101 0268 3733 1000 0395 21") || run[0] != '9' || run[1] < '1' || run[1] > '5' {
 		return false
 	}
 	sum, weight := 0, 1

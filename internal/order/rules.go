@@ -168,6 +168,12 @@ func checkMemberName(s string) (string, string) {
 	return "", ""
 }
 
+// KnownCountry tells whether code is a country's of ISO 3166-1 alpha-2, in capitals.
+func KnownCountry(code string) bool {
+	bad, _ := countryCode.check(code)
+	return bad == ""
+}
+
 // countries are the officially assigned codes of ISO 3166-1 alpha-2 (ISO Online
 // Browsing Platform). Codes that others use, like XK, are not among them.
 const countries = `

@@ -549,12 +549,14 @@ func (s *Store) lostBatch(ctx context.Context, w *BatchWriter) error {
 	return ErrBatchBusy
 }
 
-// Interrupt gives the batch up: what is stored stays, and the same file may go on. It
+// Interrupt stores what was read and gives the batch up: the same file may go on. It
 // does nothing to one that is no longer the writer's.
 func (w *BatchWriter) Interrupt(ctx context.Context) {
+	if w.flush(ctx) == nil { // else its trouble is why the writer gives up
+		_ = w.settle() // what is not stored comes again
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), groupTimeout)
 	defer cancel()
-	_ = w.settle() // its trouble is why the writer gives up, or comes too late to matter
 	_, err := w.store.pool.Exec(ctx, `
 		UPDATE order_batches SET status = 'INTERRUPTED', claim_token = NULL, updated_at = now()
 		WHERE issuer_id = $1 AND id = $2 AND claim_token = $3 AND status = 'RECEIVING'`, w.batch.IssuerID, w.batch.ID, w.token)
@@ -564,13 +566,14 @@ func (w *BatchWriter) Interrupt(ctx context.Context) {
 	}
 }
 
-// chunkTimeout bounds the storing of a chunk, waiting for locks included.
+// chunkTimeout bounds the storing of a chunk, waiting for locks included. It goes on
+// when the caller hangs up: the rows were read.
 const chunkTimeout = 30 * time.Second
 
 // storeChunk stores rows, what became of them, and how far the file was read, in one
 // transaction.
 func (s *Store) storeChunk(ctx context.Context, w *BatchWriter, rows []batchRow, digest []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, chunkTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), chunkTimeout)
 	defer cancel()
 	var entries []*entry
 	for _, r := range rows {
