@@ -46,8 +46,8 @@ func (p *patientReader) Read(b []byte) (int, error) {
 }
 
 // allowWriting gives an answer time that was long in the making.
-func allowWriting(w http.ResponseWriter, d time.Duration) {
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(d))
+func allowWriting(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(requestTimeout))
 }
 
 // placeBatch takes an upload of many orders: 201 when all of it is stored, 200 when it
@@ -82,14 +82,14 @@ func (s *server) placeBatch(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
-		allowWriting(w, requestTimeout)
+		allowWriting(w)
 		writeJSON(w, http.StatusOK, answer)
 		return nil
 	}
 	batch, replayed, err := upload.store(r.Context(), in, store.BatchUpload{
 		IssuerID: issuer.ID, Key: key, Client: upload.client, Format: format, Hold: hold,
 	})
-	allowWriting(w, requestTimeout)
+	allowWriting(w)
 	if err != nil {
 		return err
 	}
@@ -418,7 +418,7 @@ func (s *server) getResults(w http.ResponseWriter, r *http.Request) error {
 			s.Log.Error("a list of results broke off", "correlationId", correlationID(r.Context()), "batchId", b.ID, "error", err)
 			panic(http.ErrAbortHandler) // a list that merely ends would pass for a whole one
 		}
-		allowWriting(w, requestTimeout)
+		allowWriting(w)
 		for _, result := range list {
 			if err := out.Encode(viewResult(result)); err != nil {
 				return nil //nolint:nilerr // the caller is gone
@@ -450,7 +450,7 @@ func (s *server) act(action store.BatchAction) func(http.ResponseWriter, *http.R
 		// hang up and call again.
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
 		counts, err := s.Store.Act(r.Context(), b.IssuerID, b.ID, action, caller(r.Context()).Name)
-		allowWriting(w, requestTimeout)
+		allowWriting(w)
 		if err != nil {
 			return err
 		}

@@ -69,8 +69,8 @@ func TestOrderDryRun(t *testing.T) {
 	_, adjust := programsFile(t, goldProgram)
 	b := newBank(t, fast, adjust)
 	try := func(o body) answer { return b.do(http.MethodPost, orders+"?dryRun=true", nil, mustJSON(t, o)) }
-	clear := b.thales("dry").with(body{"encryptedData": nil, "sensitiveData": body{"pan": testPAN, "exp": "3012", "name": "ADA EXAMPLE"}})
-	a := try(clear)
+	inClear := b.thales("dry").with(body{"encryptedData": nil, "sensitiveData": body{"pan": testPAN, "exp": "3012", "name": "ADA EXAMPLE"}})
+	a := try(inClear)
 	want := `{"dryRun":true,"outcome":"accepted","status":"ACCEPTED","endsAt":"SHIPPED","program":"gold","printedName":"ADA EXAMPLE","warnings":[]}`
 	if a.status != 200 || strings.TrimSpace(a.text) != want {
 		t.Errorf("%d %s", a.status, a.text)
@@ -78,15 +78,15 @@ func TestOrderDryRun(t *testing.T) {
 	if n := b.stored(); n != 0 {
 		t.Fatalf("%d orders are stored", n)
 	}
-	id := b.place(clear)
-	if a := try(clear); a.status != 200 || !strings.Contains(a.text, `"outcome":"replayed","orderId":"`+id+`"`) {
+	id := b.place(inClear)
+	if a := try(inClear); a.status != 200 || !strings.Contains(a.text, `"outcome":"replayed","orderId":"`+id+`"`) {
 		t.Errorf("a repeated one: %d %s", a.status, a.text)
 	}
-	if a := try(clear.with(body{"issuerRequestId": "other"})); a.status != 409 || a.view.ConflictingOrder != id {
+	if a := try(inClear.with(body{"issuerRequestId": "other"})); a.status != 409 || a.view.ConflictingOrder != id {
 		t.Errorf("one for a card that is taken: %d %s", a.status, a.text)
 	}
 	for _, query := range []string{"?dryRun=yes", "?dryRun=true&dryRun=true", "?dry=true"} {
-		if a := b.do(http.MethodPost, orders+query, nil, mustJSON(t, clear)); a.status != 400 {
+		if a := b.do(http.MethodPost, orders+query, nil, mustJSON(t, inClear)); a.status != 400 {
 			t.Errorf("%s: %d", query, a.status)
 		}
 	}

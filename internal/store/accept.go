@@ -135,6 +135,8 @@ const (
 type entry struct {
 	Acceptance
 	order    *Order
+	terms    string  // as JSON
+	metadata *string // as JSON
 	replaces *uuid.UUID
 	sealed   sealedPayload
 	hash     []byte
@@ -192,6 +194,18 @@ func (s *Store) newEntry(a Acceptance) (*entry, error) {
 		DuplicateOverride: a.Request.DuplicateOverride, Warnings: a.Request.Warnings, CreatedBy: a.Client,
 		ReplacesOrderID: e.replaces,
 		State:           order.NewState(a.Request.EndsAt),
+	}
+	terms, err := json.Marshal(e.order.Terms)
+	if err != nil {
+		return nil, fmt.Errorf("writing the terms of an order: %w", err)
+	}
+	e.terms = string(terms)
+	if a.Request.Metadata != nil {
+		metadata, err := json.Marshal(a.Request.Metadata)
+		if err != nil {
+			return nil, fmt.Errorf("writing the metadata of an order: %w", err)
+		}
+		e.metadata = optional(string(metadata))
 	}
 	return e, nil
 }

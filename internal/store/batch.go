@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"cardorder/internal/order"
 )
@@ -642,7 +643,7 @@ func (s *Store) insertEach(ctx context.Context, tx pgx.Tx, entries []*entry) err
 
 func finishChunk(ctx context.Context, tx pgx.Tx, w *BatchWriter, rows []batchRow, digest []byte) error {
 	n := len(rows)
-	lines, outcomes, orders := make([]int64, n), make([]string, n), make([]*uuid.UUID, n)
+	lines, outcomes, orders := make([]int64, n), make([]string, n), make([]pgtype.UUID, n)
 	problems, faults := make([]*string, n), make([]*string, n)
 	var counts BatchCounts
 	for i, r := range rows {
@@ -651,7 +652,7 @@ func finishChunk(ctx context.Context, tx pgx.Tx, w *BatchWriter, rows []batchRow
 			return ErrNewerRelease // that release can go on
 		}
 		counts.count(result.Outcome)
-		lines[i], outcomes[i], orders[i], problems[i] = r.line, string(result.Outcome), result.OrderID, optional(result.Problem)
+		lines[i], outcomes[i], orders[i], problems[i] = r.line, string(result.Outcome), pgID(result.OrderID), optional(result.Problem)
 		if len(result.Faults) > 0 {
 			text, err := json.Marshal(result.Faults)
 			if err != nil {
