@@ -316,7 +316,7 @@ func viewBatch(b *store.Batch) batchView {
 type resultView struct {
 	Line             int64            `json:"line"`
 	Outcome          store.RowOutcome `json:"outcome"`
-	OrderID          string           `json:"orderId,omitempty"`
+	Order            string           `json:"order,omitempty"`
 	IssuerRequestID  string           `json:"issuerRequestId,omitempty"`
 	Warnings         []string         `json:"warnings,omitempty"`
 	Problem          string           `json:"problem,omitempty"`
@@ -331,7 +331,7 @@ func viewResult(r store.BatchResult) resultView {
 		id = r.OrderID.String()
 	}
 	if r.Problem == "" {
-		v.OrderID = id
+		v.Order = id
 	} else {
 		v.Problem, v.ConflictingOrder = problemTypes+r.Problem, id
 	}
