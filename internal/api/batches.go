@@ -205,7 +205,7 @@ func (u *upload) store(ctx context.Context, in rows, up store.BatchUpload) (batc
 			return nil, false, readingFailed(err, line)
 		}
 		line = r.line
-		stored, err := w.Stored(identity(r))
+		stored, err := w.Stored(ctx, r.line, identity(r))
 		if err != nil {
 			return nil, false, err
 		}
@@ -229,7 +229,7 @@ func identity(r row) []byte {
 	if r.text != nil {
 		return r.text
 	}
-	return strconv.AppendInt([]byte("no row in line "), r.line, 10)
+	return []byte("no row")
 }
 
 // maxDryRefusals bounds the answer to a dry run.
