@@ -362,16 +362,18 @@ func findByKeys(ctx context.Context, tx pgx.Tx, entries []*entry) ([][]known, er
 		issuers[i], keys[i], requests[i] = e.IssuerID, optional(e.IdempotencyKey), e.order.IssuerRequestID
 	}
 	rows, err := tx.Query(ctx, `
-		SELECT t.i, o.id, o.content_hash, o.content_hash_version, bool_or(f.by_key)
+		SELECT t.i, f.id, f.content_hash, f.content_hash_version, bool_or(f.by_key)
 		FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS t(issuer_id, key, issuer_request_id, i)
 		CROSS JOIN LATERAL (
-			SELECT k.order_id, true AS by_key FROM idempotency_keys k WHERE k.issuer_id = t.issuer_id AND k.key = t.key
+			SELECT o.id, o.content_hash, o.content_hash_version, true AS by_key
+			FROM idempotency_keys k JOIN orders o ON o.issuer_id = k.issuer_id AND o.id = k.order_id
+			WHERE k.issuer_id = t.issuer_id AND k.key = t.key
 			UNION ALL
-			SELECT r.id, false FROM orders r WHERE r.issuer_id = t.issuer_id AND r.issuer_request_id = t.issuer_request_id
+			SELECT o.id, o.content_hash, o.content_hash_version, false
+			FROM orders o WHERE o.issuer_id = t.issuer_id AND o.issuer_request_id = t.issuer_request_id
 		) f
-		JOIN orders o ON o.issuer_id = t.issuer_id AND o.id = f.order_id
-		GROUP BY t.i, o.issuer_id, o.id
-		ORDER BY t.i, o.id`, issuers, keys, requests)
+		GROUP BY t.i, f.id, f.content_hash, f.content_hash_version
+		ORDER BY t.i, f.id`, issuers, keys, requests)
 	if err != nil {
 		return nil, fmt.Errorf("looking for the orders of repeated requests: %w", err)
 	}
