@@ -368,7 +368,7 @@ func TestRules(t *testing.T) {
 		{"thales", "/cardId", issuerPAN, []string{"/cardId card-number"}},
 		{"thales", "/cardId", visaPAN, nil}, // an id that Luhn and a scheme's prefix fit by chance
 		{"thales", "/metadata/branch", "card " + visaPAN, []string{"/metadata/branch card-number"}},
-		{"thales", "/metadata", object{visaPAN: "x"}, []string{"/metadata invalid-format"}},
+		{"thales", "/metadata", object{visaPAN: "x"}, []string{"/metadata card-number"}},
 		{"thales", "/cardDesign/customLines/0", "4111 1111 1111 1111", []string{"/cardDesign/customLines/0 card-number"}},
 		{"thales", "/shipment/deliveryAddress/line2", "3782-822463-10005", []string{"/shipment/deliveryAddress/line2 card-number"}},
 		{"thales", "/duplicateOverride/reason", "again " + visaPAN, []string{"/duplicateOverride/reason card-number"}},
