@@ -57,15 +57,12 @@ func (s *server) placeBatch(w http.ResponseWriter, r *http.Request) error {
 	rules := s.Rules(issuer.ID)
 	q := newQuery(r)
 	hold, dryRun := q.flag("hold"), q.flag("dryRun")
-	if err := q.err(); err != nil {
-		return err
+	key, wrongKey := idempotencyKey(r, rules.Guard)
+	if key == "" && wrongKey == nil {
+		wrongKey = []fault{{Header: "Idempotency-Key", Code: order.CodeRequired, Detail: "a batch needs an Idempotency-Key header"}}
 	}
-	key, err := idempotencyKey(r, rules.Guard)
-	if err != nil {
-		return err
-	}
-	if key == "" {
-		return invalid(fault{Header: "Idempotency-Key", Code: order.CodeRequired, Detail: "a batch needs an Idempotency-Key header"})
+	if wrong := append(q.faults(), wrongKey...); len(wrong) > 0 {
+		return invalid(wrong...)
 	}
 	format, err := uploadFormat(r)
 	if err != nil {
@@ -162,16 +159,14 @@ type upload struct {
 	client string
 }
 
-// acceptance reads the order of a row.
-func (u *upload) acceptance(r row) (store.Acceptance, order.Faults) {
-	if len(r.faults) > 0 {
-		return store.Acceptance{}, r.faults
+// acceptance reads the order of a row, or what is wrong with it.
+func (u *upload) acceptance(r row) store.Acceptance {
+	a := store.Acceptance{IssuerID: u.issuer.ID, Client: u.client, Faults: r.faults}
+	if len(r.faults) == 0 {
+		a.Request, a.IdempotencyKey, a.Faults = order.DecodeRow(r.text, u.Rules(u.issuer.ID))
+		a.Faults = u.issuer.protectCardData(a.Request, a.Faults)
 	}
-	request, key, faults := order.DecodeRow(r.text, u.Rules(u.issuer.ID))
-	if faults == nil {
-		faults = protectCardData(u.issuer, request)
-	}
-	return store.Acceptance{IssuerID: u.issuer.ID, IdempotencyKey: key, Client: u.client, Request: request}, faults
+	return a
 }
 
 // store stores an upload row by row.
@@ -212,13 +207,7 @@ func (u *upload) store(ctx context.Context, in rows, up store.BatchUpload) (batc
 		if stored {
 			continue
 		}
-		a, faults := u.acceptance(r)
-		if len(faults) > 0 {
-			err = w.Refuse(ctx, r.line, faults)
-		} else {
-			err = w.Accept(ctx, r.line, a)
-		}
-		if err != nil {
+		if err := w.Accept(ctx, r.line, u.acceptance(r)); err != nil {
 			return nil, false, err
 		}
 	}
@@ -266,21 +255,13 @@ func (u *upload) rehearse(ctx context.Context, in rows) (*dryBatchView, error) {
 	for {
 		r, err := in.next()
 		if errors.Is(err, io.EOF) {
-			err := try()
-			// Those that are refused for their content were known first.
-			slices.SortFunc(answer.Refused, func(x, y resultView) int { return int(x.Line - y.Line) })
-			return answer, err
+			return answer, try()
 		}
 		if err != nil {
 			return nil, readingFailed(err, line)
 		}
 		line = r.line
-		a, faults := u.acceptance(r)
-		if len(faults) > 0 {
-			add(store.BatchResult{Line: r.line, Outcome: store.RowRefused, Problem: store.ProblemInvalid, Faults: faults})
-			continue
-		}
-		lines, acceptances = append(lines, r.line), append(acceptances, a)
+		lines, acceptances = append(lines, r.line), append(acceptances, u.acceptance(r))
 		if len(lines) == rehearseChunk {
 			if err := try(); err != nil {
 				return nil, err
