@@ -11,25 +11,43 @@ import (
 	"sync"
 )
 
-// profileServer writes profiles of a run of its own: profiling costs some time.
+// profileServer writes profiles of runs of their own: profiling costs some time.
 func (b *bench) profileServer(ctx context.Context) error {
 	if err := os.MkdirAll(b.profile, 0o750); err != nil {
 		return err
 	}
-	var profiling sync.WaitGroup
-	var failed error
-	seconds := max(1, int(b.duration.Seconds()))
-	profiling.Go(func() {
-		failed = errors.Join(
-			b.fetchProfile(ctx, fmt.Sprintf("profile?seconds=%d", seconds), "server.cpu.pprof"),
-			b.fetchProfile(ctx, "allocs", "server.allocs.pprof"))
-	})
-	_, err := b.measureAccept(ctx, "accept, profiled", b.server, b.clients[0], b.duration)
-	profiling.Wait()
-	if err := errors.Join(err, failed); err != nil {
-		return err
+	profile := func(name string, run func() error) error {
+		var profiling sync.WaitGroup
+		var failed error
+		profiling.Go(func() {
+			seconds := max(1, int(b.duration.Seconds()))
+			failed = errors.Join(
+				b.fetchProfile(ctx, fmt.Sprintf("profile?seconds=%d", seconds), name+".cpu.pprof"),
+				b.fetchProfile(ctx, "allocs", name+".allocs.pprof"))
+		})
+		err := run()
+		profiling.Wait()
+		return errors.Join(err, failed)
 	}
-	b.printf("profiles of the server are in %s: go tool pprof -top %s\n", b.profile, filepath.Join(b.profile, "server.cpu.pprof"))
+	if b.wants("accept") {
+		err := profile("accept", func() error {
+			_, err := b.measureAccept(ctx, "accept", b.server, b.clients[0], b.duration)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if b.wants("batch") && b.batch > 0 {
+		err := profile("batch", func() error {
+			_, _, err := b.measureBatch(ctx, b.server, b.batch, false)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	b.printf("profiles of the server are in %s (go tool pprof)\n", b.profile)
 	return nil
 }
 

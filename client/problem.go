@@ -21,7 +21,9 @@ type Problem struct {
 	Detail   string `json:"detail"`
 	Instance string `json:"instance"` // names the request in the service's log
 	// ConflictingOrder is the id of the order that a duplicate or a key belongs to.
-	ConflictingOrder string  `json:"conflictingOrder"`
+	ConflictingOrder string `json:"conflictingOrder"`
+	// ConflictingBatch is the id of the batch that the key of an upload belongs to.
+	ConflictingBatch string  `json:"conflictingBatch"`
 	Errors           []Fault `json:"errors"` // every fault of the request
 
 	RetryAfter time.Duration `json:"-"` // what the service asked for, 0 if nothing

@@ -46,8 +46,8 @@ func (p *patientReader) Read(b []byte) (int, error) {
 }
 
 // allowWriting gives an answer time that was long in the making.
-func allowWriting(w http.ResponseWriter, d time.Duration) {
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(d))
+func allowWriting(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(requestTimeout))
 }
 
 // placeBatch takes an upload of many orders: 201 when all of it is stored, 200 when it
@@ -57,15 +57,12 @@ func (s *server) placeBatch(w http.ResponseWriter, r *http.Request) error {
 	rules := s.Rules(issuer.ID)
 	q := newQuery(r)
 	hold, dryRun := q.flag("hold"), q.flag("dryRun")
-	if err := q.err(); err != nil {
-		return err
+	key, wrongKey := idempotencyKey(r, rules.Guard)
+	if key == "" && wrongKey == nil {
+		wrongKey = []fault{{Header: "Idempotency-Key", Code: order.CodeRequired, Detail: "a batch needs an Idempotency-Key header"}}
 	}
-	key, err := idempotencyKey(r, rules.Guard)
-	if err != nil {
-		return err
-	}
-	if key == "" {
-		return invalid(fault{Header: "Idempotency-Key", Code: order.CodeRequired, Detail: "a batch needs an Idempotency-Key header"})
+	if wrong := append(q.faults(), wrongKey...); len(wrong) > 0 {
+		return invalid(wrong...)
 	}
 	format, err := uploadFormat(r)
 	if err != nil {
@@ -82,14 +79,14 @@ func (s *server) placeBatch(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
-		allowWriting(w, requestTimeout)
+		allowWriting(w)
 		writeJSON(w, http.StatusOK, answer)
 		return nil
 	}
 	batch, replayed, err := upload.store(r.Context(), in, store.BatchUpload{
 		IssuerID: issuer.ID, Key: key, Client: upload.client, Format: format, Hold: hold,
 	})
-	allowWriting(w, requestTimeout)
+	allowWriting(w)
 	if err != nil {
 		return err
 	}
@@ -162,16 +159,14 @@ type upload struct {
 	client string
 }
 
-// acceptance reads the order of a row.
-func (u *upload) acceptance(r row) (store.Acceptance, order.Faults) {
-	if len(r.faults) > 0 {
-		return store.Acceptance{}, r.faults
+// acceptance reads the order of a row, or what is wrong with it.
+func (u *upload) acceptance(r row) store.Acceptance {
+	a := store.Acceptance{IssuerID: u.issuer.ID, Client: u.client, Faults: r.faults}
+	if len(r.faults) == 0 {
+		a.Request, a.IdempotencyKey, a.Faults = order.DecodeRow(r.text, u.Rules(u.issuer.ID))
+		a.Faults = u.issuer.protectCardData(a.Request, a.Faults)
 	}
-	request, key, faults := order.DecodeRow(r.text, u.Rules(u.issuer.ID))
-	if faults == nil {
-		faults = protectCardData(u.issuer, request)
-	}
-	return store.Acceptance{IssuerID: u.issuer.ID, IdempotencyKey: key, Client: u.client, Request: request}, faults
+	return a
 }
 
 // store stores an upload row by row.
@@ -212,13 +207,7 @@ func (u *upload) store(ctx context.Context, in rows, up store.BatchUpload) (batc
 		if stored {
 			continue
 		}
-		a, faults := u.acceptance(r)
-		if len(faults) > 0 {
-			err = w.Refuse(ctx, r.line, faults)
-		} else {
-			err = w.Accept(ctx, r.line, a)
-		}
-		if err != nil {
+		if err := w.Accept(ctx, r.line, u.acceptance(r)); err != nil {
 			return nil, false, err
 		}
 	}
@@ -266,21 +255,13 @@ func (u *upload) rehearse(ctx context.Context, in rows) (*dryBatchView, error) {
 	for {
 		r, err := in.next()
 		if errors.Is(err, io.EOF) {
-			err := try()
-			// Those that are refused for their content were known first.
-			slices.SortFunc(answer.Refused, func(x, y resultView) int { return int(x.Line - y.Line) })
-			return answer, err
+			return answer, try()
 		}
 		if err != nil {
 			return nil, readingFailed(err, line)
 		}
 		line = r.line
-		a, faults := u.acceptance(r)
-		if len(faults) > 0 {
-			add(store.BatchResult{Line: r.line, Outcome: store.RowRefused, Problem: store.ProblemInvalid, Faults: faults})
-			continue
-		}
-		lines, acceptances = append(lines, r.line), append(acceptances, a)
+		lines, acceptances = append(lines, r.line), append(acceptances, u.acceptance(r))
 		if len(lines) == rehearseChunk {
 			if err := try(); err != nil {
 				return nil, err
@@ -316,7 +297,7 @@ func viewBatch(b *store.Batch) batchView {
 type resultView struct {
 	Line             int64            `json:"line"`
 	Outcome          store.RowOutcome `json:"outcome"`
-	OrderID          string           `json:"orderId,omitempty"`
+	Order            string           `json:"order,omitempty"`
 	IssuerRequestID  string           `json:"issuerRequestId,omitempty"`
 	Warnings         []string         `json:"warnings,omitempty"`
 	Problem          string           `json:"problem,omitempty"`
@@ -331,7 +312,7 @@ func viewResult(r store.BatchResult) resultView {
 		id = r.OrderID.String()
 	}
 	if r.Problem == "" {
-		v.OrderID = id
+		v.Order = id
 	} else {
 		v.Problem, v.ConflictingOrder = problemTypes+r.Problem, id
 	}
@@ -419,7 +400,7 @@ func (s *server) getResults(w http.ResponseWriter, r *http.Request) error {
 			panic(http.ErrAbortHandler) // a list that merely ends would pass for a whole one
 		}
 		for _, result := range list {
-			allowWriting(w, requestTimeout) // a page may be long
+			allowWriting(w) // anew for each: a page may be long
 			if err := out.Encode(viewResult(result)); err != nil {
 				return nil //nolint:nilerr // the caller is gone
 			}
@@ -450,7 +431,7 @@ func (s *server) act(action store.BatchAction) func(http.ResponseWriter, *http.R
 		// hang up and call again.
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
 		counts, err := s.Store.Act(r.Context(), b.IssuerID, b.ID, action, caller(r.Context()).Name)
-		allowWriting(w, requestTimeout)
+		allowWriting(w)
 		if err != nil {
 			return err
 		}

@@ -46,13 +46,7 @@ func (s *server) placeOrder(w http.ResponseWriter, r *http.Request) error {
 	rules := s.Rules(issuer.ID)
 	q := newQuery(r)
 	dryRun := q.flag("dryRun")
-	if err := q.err(); err != nil {
-		return err
-	}
-	key, err := idempotencyKey(r, rules.Guard)
-	if err != nil {
-		return err
-	}
+	key, wrongKey := idempotencyKey(r, rules.Guard)
 	buffer := orderBodies.Get().(*orderBody) //nolint:errcheck // the pool holds nothing else
 	defer buffer.release()
 	body, err := readJSON(r, buffer)
@@ -60,19 +54,19 @@ func (s *server) placeOrder(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	request, faults := order.Decode(body, rules)
-	if faults == nil {
-		faults = protectCardData(issuer, request)
-	}
-	if faults != nil {
-		return invalidBody(faults)
-	}
-	if key == "" && request.Production.IssuerRequestID == "" {
-		return invalid(fault{
+	faults = issuer.protectCardData(request, faults)
+	if key == "" && wrongKey == nil && lacksRequestID(request, faults) {
+		wrongKey = []fault{{
 			Header: "Idempotency-Key", Code: order.CodeRequired,
 			Detail: "an order needs an issuerRequestId, an Idempotency-Key header, or both",
-		})
+		}}
 	}
-	acceptance := store.Acceptance{IssuerID: issuer.ID, IdempotencyKey: key, Client: caller(r.Context()).Name, Request: request}
+	if wrong := append(q.faults(), wrongKey...); len(wrong) > 0 {
+		return invalid(append(wrong, bodyFaults(faults)...)...)
+	}
+	acceptance := store.Acceptance{
+		IssuerID: issuer.ID, IdempotencyKey: key, Client: caller(r.Context()).Name, Request: request, Faults: faults,
+	}
 	if dryRun {
 		return s.tryOrder(w, r, acceptance, rules)
 	}
@@ -115,7 +109,7 @@ func (s *server) tryOrder(w http.ResponseWriter, r *http.Request, a store.Accept
 		Warnings: warnings(accepted), PrintedName: order.PrintedName(a.Request.SensitiveData),
 	}
 	if accepted.Replayed {
-		view.Outcome, view.OrderID = store.RowReplayed, accepted.Order.ID.String()
+		view.Outcome, view.Order = store.RowReplayed, accepted.Order.ID.String()
 	}
 	if rules.Programs != nil {
 		view.Program = a.Request.Production.CardProductID
@@ -124,31 +118,45 @@ func (s *server) tryOrder(w http.ResponseWriter, r *http.Request, a store.Accept
 	return nil
 }
 
-// protectCardData makes sure that card data is a JWE which only D1 can open:
-// it checks the caller's, or makes it from card data that came in clear.
-func protectCardData(issuer *Issuer, request *order.Request) order.Faults {
-	now := time.Now()
-	if request.SensitiveData == nil {
-		if err := issuer.Encrypter.Check(now, request.Production.EncryptedData); err != nil {
-			return order.Faults{{Pointer: "/encryptedData", Code: order.CodeInvalidFormat, Detail: err.Error()}}
-		}
-		return nil
-	}
-	if !issuer.SensitiveData {
-		return order.Faults{{
-			Pointer: "/sensitiveData", Code: order.CodeNotAllowed,
-			Detail: "card data in clear is not allowed for this issuer; send encryptedData",
-		}}
-	}
-	jwe, err := issuer.Encrypter.Encrypt(now, request.SensitiveData)
-	if err != nil {
-		return order.Faults{{Pointer: "/sensitiveData", Code: order.CodeInvalidValue, Detail: err.Error()}}
-	}
-	request.Production.EncryptedData = jwe
-	return nil
+// lacksRequestID tells that a request was read and holds no issuerRequestId, not even
+// a wrong one.
+func lacksRequestID(request *order.Request, faults order.Faults) bool {
+	return request != nil && request.Production.IssuerRequestID == "" &&
+		!slices.ContainsFunc(faults, func(f order.Fault) bool { return f.Pointer == "/issuerRequestId" })
 }
 
-func idempotencyKey(r *http.Request, guard order.PANGuard) (string, error) {
+// protectCardData makes sure that card data is a JWE which only D1 can open: it
+// checks the caller's, or makes it from card data that came in clear if nothing is
+// wrong with the request. It returns the faults and those it found.
+func (in *Issuer) protectCardData(request *order.Request, faults order.Faults) order.Faults {
+	if request == nil {
+		return faults
+	}
+	add := func(pointer, code, detail string) {
+		faults = append(faults, order.Fault{Pointer: pointer, Code: code, Detail: detail})
+	}
+	now := time.Now()
+	if jwe := request.Production.EncryptedData; jwe != "" {
+		if err := in.Encrypter.Check(now, jwe); err != nil {
+			add("/encryptedData", order.CodeInvalidFormat, err.Error())
+		}
+	}
+	switch {
+	case request.SensitiveData == nil:
+	case !in.SensitiveData:
+		add("/sensitiveData", order.CodeNotAllowed, "card data in clear is not allowed for this issuer; send encryptedData")
+	case len(faults) == 0:
+		jwe, err := in.Encrypter.Encrypt(now, request.SensitiveData)
+		if err != nil {
+			add("/sensitiveData", order.CodeInvalidValue, err.Error())
+		}
+		request.Production.EncryptedData = jwe
+	}
+	return faults
+}
+
+// idempotencyKey reads the header, or tells what is wrong with it.
+func idempotencyKey(r *http.Request, guard order.PANGuard) (string, []fault) {
 	values := r.Header.Values("Idempotency-Key")
 	if len(values) == 0 {
 		return "", nil
@@ -161,7 +169,7 @@ func idempotencyKey(r *http.Request, guard order.PANGuard) (string, error) {
 		code, detail = order.CodeCardNumber, "holds what looks like a card number"
 	}
 	if detail != "" {
-		return "", invalid(fault{Header: "Idempotency-Key", Code: code, Detail: detail})
+		return "", []fault{{Header: "Idempotency-Key", Code: code, Detail: detail}}
 	}
 	return values[0], nil
 }

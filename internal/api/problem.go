@@ -94,9 +94,6 @@ func bodyFaults(faults order.Faults) []fault {
 }
 
 func conflict(e *store.ConflictError) *problem {
-	if e.Kind == store.UnknownReplaced {
-		return invalidBody(order.Faults{store.FaultUnknownReplaced})
-	}
 	p := newProblem(http.StatusConflict, "duplicate-order", "The card has another order",
 		"Another order for this card is open, or the card was created a short time ago. "+
 			"If a second card is really wanted, say why in duplicateOverride.")
@@ -114,6 +111,9 @@ func conflict(e *store.ConflictError) *problem {
 func asProblem(err error) *problem {
 	if p, ok := errors.AsType[*problem](err); ok {
 		return p
+	}
+	if faults, ok := errors.AsType[order.Faults](err); ok {
+		return invalidBody(faults)
 	}
 	if e, ok := errors.AsType[*store.ConflictError](err); ok {
 		return conflict(e)

@@ -122,6 +122,14 @@ func (q *query) page() (limit int, after uuid.UUID) {
 
 // err returns everything that is wrong, or nil.
 func (q *query) err() error {
+	if wrong := q.faults(); len(wrong) > 0 {
+		return invalid(wrong...)
+	}
+	return nil
+}
+
+// faults returns everything that is wrong.
+func (q *query) faults() []fault {
 	for name := range q.values {
 		if q.asked[name] {
 			continue
@@ -132,11 +140,8 @@ func (q *query) err() error {
 		}
 		q.wrong = append(q.wrong, unknown)
 	}
-	if len(q.wrong) == 0 {
-		return nil
-	}
 	slices.SortStableFunc(q.wrong, func(x, y fault) int { return cmp.Compare(x.Parameter, y.Parameter) })
-	return invalid(q.wrong...)
+	return q.wrong
 }
 
 // page is a part of a list; NextCursor leads to the next one, and is null at

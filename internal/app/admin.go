@@ -58,11 +58,11 @@ func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *sta
 	}
 	return &statsCollector{
 		store: st, issuers: issuers, log: log,
-		messages:   desc("outbox_messages", "Messages to send, by lane.", "lane"),
-		due:        desc("outbox_due_messages", "Messages that could be sent now, by lane.", "lane"),
-		oldest:     desc("outbox_oldest_due_seconds", "For how long the oldest due message has waited, by lane.", "lane"),
-		age:        desc("outbox_oldest_message_seconds", "Age of the oldest message, whatever it waits for, by lane.", "lane"),
-		unknown:    desc("outbox_unknown_messages", "Messages whose outcome at D1 is unknown, by lane.", "lane"),
+		messages:   desc("outbox_messages", "Messages to send, by lane and class.", "lane", "class"),
+		due:        desc("outbox_due_messages", "Messages that could be sent now, by lane and class.", "lane", "class"),
+		oldest:     desc("outbox_oldest_due_seconds", "For how long the oldest due message has waited, by lane and class.", "lane", "class"),
+		age:        desc("outbox_oldest_message_seconds", "Age of the oldest message, whatever it waits for, by lane and class.", "lane", "class"),
+		unknown:    desc("outbox_unknown_messages", "Messages whose outcome at D1 is unknown, by lane and class.", "lane", "class"),
 		open:       desc("open_orders", "Orders that have not ended, by issuer and status.", "issuer", "status"),
 		waiting:    desc("waiting_notifications", "Notifications that wait for their order, or could not be applied yet."),
 		waitingAge: desc("waiting_notifications_oldest_seconds", "Age of the oldest of them."),
@@ -89,13 +89,19 @@ func (c *statsCollector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	gauge(c.up, 1)
-	lanes := make(map[string]store.LaneStats)
+	type backlog struct {
+		lane  string
+		class store.Class
+	}
+	lanes := make(map[backlog]store.LaneStats)
 	for _, l := range stats.Lanes {
-		lanes[l.Lane] = l
+		lanes[backlog{l.Lane, l.Class}] = l
 	}
 	for _, issuer := range c.issuers { // zero too: an absent series raises no alarm
-		if name := store.LaneOf(issuer); lanes[name].Lane == "" {
-			lanes[name] = store.LaneStats{Lane: name}
+		for _, class := range store.Classes {
+			if b := (backlog{store.LaneOf(issuer), class}); lanes[b].Lane == "" {
+				lanes[b] = store.LaneStats{Lane: b.lane, Class: class}
+			}
 		}
 		for _, status := range order.Statuses {
 			n := stats.Open[store.IssuerStatus{IssuerID: issuer, Status: status}]
@@ -103,11 +109,11 @@ func (c *statsCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	for _, l := range lanes {
-		gauge(c.messages, float64(l.Messages), l.Lane)
-		gauge(c.due, float64(l.Due), l.Lane)
-		gauge(c.oldest, l.Oldest.Seconds(), l.Lane)
-		gauge(c.age, l.Age.Seconds(), l.Lane)
-		gauge(c.unknown, float64(l.Unknown), l.Lane)
+		gauge(c.messages, float64(l.Messages), l.Lane, l.Class.String())
+		gauge(c.due, float64(l.Due), l.Lane, l.Class.String())
+		gauge(c.oldest, l.Oldest.Seconds(), l.Lane, l.Class.String())
+		gauge(c.age, l.Age.Seconds(), l.Lane, l.Class.String())
+		gauge(c.unknown, float64(l.Unknown), l.Lane, l.Class.String())
 	}
 	gauge(c.waiting, float64(stats.Waiting))
 	gauge(c.waitingAge, stats.WaitingSince.Seconds())

@@ -17,7 +17,7 @@ import (
 func (b *bank) client() *client.Client {
 	b.t.Helper()
 	c, err := client.New(client.Config{
-		BaseURL: b.env.Ready.APIURL, IssuerID: b.env.Ready.IssuerID, Token: client.NewToken(b.env.Ready.Token), MaxAttempts: 1,
+		BaseURL: b.env.Ready.APIURL, IssuerID: b.env.Ready.IssuerID, Token: client.NewToken(b.env.Ready.Token), MaxAttempts: 1, HTTPClient: &http.Client{Transport: contract{b.t}},
 	})
 	if err != nil {
 		b.t.Fatal(err)

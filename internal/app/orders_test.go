@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -108,6 +109,41 @@ func TestEveryFaultIsListed(t *testing.T) {
 	a := b.post(body{"cardId": "no spaces please", "distributionChannel": "MOON", "services": body{"issuance": 1}, "extra": true}, nil)
 	if a.status != 400 || len(a.view.Errors) < 8 {
 		t.Errorf("%d with %d errors: %s", a.status, len(a.view.Errors), a.text)
+	}
+	// Also those of the query, the headers, the card data, and a key that is missing.
+	for _, c := range []struct {
+		query  string
+		header http.Header
+		order  body
+		want   []string
+	}{
+		{
+			"?colour=red&dryRun=perhaps", http.Header{"Idempotency-Key": {"a b"}},
+			b.thales("1").with(body{"cardId": nil, "encryptedData": "eyJ9.e.e.e.e", "issuerRequestId": nil}),
+			[]string{"colour unknown-member", "dryRun invalid-value", "Idempotency-Key invalid-format", "/cardId required", "/encryptedData invalid-format"},
+		},
+		{
+			"", nil, b.thales("1").with(body{"urgent": 1, "issuerRequestId": nil}),
+			[]string{"Idempotency-Key required", "/urgent wrong-type"},
+		},
+		{"", nil, b.thales("1").with(body{"issuerRequestId": "a b"}), []string{"/issuerRequestId invalid-format"}},
+		{
+			"", nil, b.thales("1").with(body{"urgent": 1, "replacesOrderId": "01a20a68-77ec-74e1-b66d-6c97bb9262a5", "persoStation": "p"}),
+			[]string{"/urgent wrong-type", "/persoStation not-allowed"},
+		},
+		{
+			"", nil, b.thales("1").with(body{"persoStation": "p", "replacesOrderId": "01a20a68-77ec-74e1-b66d-6c97bb9262a5"}),
+			[]string{"/persoStation not-allowed", "/replacesOrderId unknown-order"},
+		},
+	} {
+		a := b.do(http.MethodPost, orders+c.query, c.header, mustJSON(t, c.order))
+		var got []string
+		for _, e := range a.view.Errors {
+			got = append(got, e.Parameter+e.Header+e.Pointer+" "+e.Code)
+		}
+		if a.status != 400 || !slices.Equal(got, c.want) {
+			t.Errorf("%d %q, want %q", a.status, got, c.want)
+		}
 	}
 }
 
@@ -359,8 +395,8 @@ func TestHealthAndMetrics(t *testing.T) {
 		`cardorder_d1_attempts_total{issuer="ISSUER0001",kind="submit",reason="timeout"} 0`,
 		`cardorder_notifications_total{issuer="ISSUER0001",outcome="applied"} 6`,
 		`cardorder_http_requests_total{listener="api",method="POST",route="/v1/issuers/{issuerId}/orders",status="201"} 1`,
-		`cardorder_outbox_messages{lane="d1/ISSUER0001"} 0`,
-		`cardorder_outbox_oldest_due_seconds{lane="d1/ISSUER0001"} 0`,
+		`cardorder_outbox_messages{class="single",lane="d1/ISSUER0001"} 0`,
+		`cardorder_outbox_oldest_due_seconds{class="batch",lane="d1/ISSUER0001"} 0`,
 		`cardorder_open_orders{issuer="ISSUER0001",status="SHIPPED"} 0`,
 		`cardorder_waiting_notifications 0`, `cardorder_database_up 1`,
 	} {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"cardorder/internal/config"
 	"cardorder/internal/local"
@@ -197,6 +198,62 @@ func TestBadProgramsChangeNothing(t *testing.T) {
 	rewrite(t, path, other)
 	b.env.Service.ReloadPrograms()
 	b.wantPrograms(other, "1")
+}
+
+// What was accepted once stays accepted: a caller whose answer got lost must not take
+// its order for refused, and order another one, because an agreement or a key of D1
+// has changed meanwhile.
+func TestRepeatsOutliveTheRules(t *testing.T) {
+	t.Parallel()
+	path, adjust := programsFile(t, goldProgram)
+	b := newBank(t, fast, adjust)
+	o := b.thales("1")
+	key := func(k string) http.Header { return http.Header{"Idempotency-Key": {k}} }
+	id := b.post(o, key("key-1")).view.ID
+
+	check := func(when string, fault string) {
+		t.Helper()
+		for how, header := range map[string]http.Header{"by both keys": key("key-1"), "by its id": nil, "with a new key": key(when)} {
+			if a := b.post(o, header); a.status != 200 || a.view.ID != id || a.header.Get("Idempotent-Replayed") != "true" || len(a.view.Warnings) > 0 {
+				t.Errorf("%s, the same %s: %d %s", when, how, a.status, a.text)
+			}
+		}
+		if a := b.do(http.MethodGet, orders+"?idempotencyKey="+when, nil, nil); len(a.view.Data) != 1 {
+			t.Errorf("%s, the new key was not bound", when)
+		}
+		if a := b.do(http.MethodPost, orders+"?dryRun=true", nil, mustJSON(t, o)); a.status != 200 || !strings.Contains(a.text, `"outcome":"replayed"`) {
+			t.Errorf("%s, a dry run: %d %s", when, a.status, a.text)
+		}
+		row := b.upload("", "batch-"+when, "application/x-ndjson", strings.NewReader(b.lines(o)), nil)
+		if row.status != 201 || row.Rows.Replayed != 1 {
+			t.Errorf("%s, in a batch: %d %s", when, row.status, row.text)
+		}
+		if row := b.upload("?dryRun=true", "dry-"+when, "application/x-ndjson", strings.NewReader(b.lines(o)), nil); row.Rows.Replayed != 1 {
+			t.Errorf("%s, in a dry run of a batch: %d %s", when, row.status, row.text)
+		}
+		for name, other := range map[string]body{"another content": o.with(body{"urgent": true}), "another order": b.thales("2").with(body{"encryptedData": o["encryptedData"]})} {
+			a := b.post(other, nil)
+			if a.status != 400 || len(a.view.Errors) != 1 || a.view.Errors[0].Pointer+" "+a.view.Errors[0].Code != fault {
+				t.Errorf("%s, %s: %d %s", when, name, a.status, a.text)
+			}
+		}
+	}
+	rewrite(t, path, strings.ReplaceAll(goldProgram, "FR, DE", "DE"))
+	b.env.Service.ReloadPrograms()
+	check("another-agreement", "/shipment/deliveryAddress/countryCode outside-program")
+
+	rewrite(t, path, goldProgram)
+	if err := b.env.StopService(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.env.ServiceConfig().Issuers[0].D1.EncryptionKeys[0].NotAfter = time.Now().Add(-time.Second)
+	if err := b.env.StartService(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	check("a-retired-key", "/encryptedData invalid-format")
+	if n := b.stored(); n != 1 {
+		t.Errorf("%d orders were stored", n)
+	}
 }
 
 // The window is the one that is in effect when the card was made.

@@ -14,7 +14,8 @@ const (
 )
 
 // Decode reads an order as core banking sends it. It returns every fault there
-// is, not the first. The returned request refers to text (SensitiveData), and
+// is, not the first. With faults the request is what could be read of it, nil
+// when text is not a JSON object. The request refers to text (SensitiveData), and
 // the caller clears text when the order carries card data in clear.
 func Decode(text []byte, rules *Rules) (*Request, Faults) {
 	d := newDocument(text, rules)
@@ -58,8 +59,11 @@ func (d *document) order(root *object, row bool) (*Request, Faults) {
 	r.SensitiveData = d.cardData(root, row)
 	d.checkProgram(&r.Production)
 	root.close()
+	if !slices.ContainsFunc(d.faults, neverTaken) {
+		r.Canonical = d.canonical(root.members)
+	}
 	if len(d.faults) > 0 {
-		return nil, d.faults
+		return r, d.faults
 	}
 	for _, name := range []string{"state", "oldCardId"} {
 		if root.has(name) {
@@ -72,8 +76,18 @@ func (d *document) order(root *object, row bool) (*Request, Faults) {
 	if r.EndsAt = r.Production.EndsAt(); d.program != nil && d.program.EndsAt != "" {
 		r.EndsAt = d.program.EndsAt
 	}
-	r.Canonical = d.canonical(root.members)
 	return r, nil
+}
+
+// neverTaken tells of a fault that no order was ever taken with, whatever the rules
+// of its day. What is compared is then not worth writing, and a card number not to
+// be copied.
+func neverTaken(f Fault) bool {
+	switch f.Code {
+	case CodeUnknownMember, CodeWrongType, CodeTooMany, CodeCardNumber:
+		return true
+	}
+	return false
 }
 
 // cardData makes sure that card data comes once, and returns what came in clear.
@@ -248,8 +262,8 @@ func isCompared(name []byte) bool {
 	return true
 }
 
-// canonical writes the members that are compared as RFC 8785 JSON. An order
-// that was taken holds no numbers, and its names are ASCII without escapes.
+// canonical writes the members that are compared as RFC 8785 JSON, if it is an order
+// that was taken: those hold no numbers, and their names are ASCII.
 func (d *document) canonical(members []member) []byte {
 	first, size := len(d.members), len(d.text)
 	for _, m := range members {
@@ -270,9 +284,8 @@ func (d *document) appendObject(b []byte, members []member) []byte {
 		if len(b) > first {
 			b = append(b, ',')
 		}
-		b = append(b, '"')
-		b = append(b, m.name...)
-		b = append(b, '"', ':')
+		b, _ = jsontext.AppendQuote(b, m.name) // valid UTF-8
+		b = append(b, ':')
 		b = d.appendValue(b, m.value)
 	}
 	return append(b, '}')

@@ -323,8 +323,12 @@ func (o *object) strings(name string, limit int, nameRule, valueRule textRule) m
 	}
 	m := make(map[string]string, len(inner.members))
 	for _, member := range inner.members {
+		if findsNumber(o.d.rules.Guard, member.name, nameRule.free) {
+			o.d.fault(inner.pointer, CodeCardNumber, "has a member whose name holds what looks like a card number")
+			continue
+		}
 		key := string(member.name)
-		if code, _ := nameRule.check(key); code != "" || o.d.rules.Guard.Finds(key, nameRule.free) {
+		if code, _ := nameRule.check(key); code != "" {
 			o.d.fault(inner.pointer, CodeInvalidFormat, "has a member whose name is not 1 to 64 of A-Z a-z 0-9 . _ -")
 			continue
 		}
@@ -371,11 +375,11 @@ func (d *document) stringAt(parent, name string, value span, rule textRule) stri
 		d.fault(pointer(), CodeInvalidCharacter, "has a control character at position %d", utf8.RuneCount(raw[:i])+1)
 		return ""
 	}
-	text := d.keep(raw)
-	if d.rules.Guard.Finds(text, rule.free) {
+	if findsNumber(d.rules.Guard, raw, rule.free) { // before it is copied
 		d.fault(pointer(), CodeCardNumber, "holds what looks like a card number")
 		return ""
 	}
+	text := d.keep(raw)
 	if code, detail := rule.check(text); code != "" {
 		d.fault(pointer(), code, "%s", detail)
 		return ""

@@ -39,18 +39,17 @@ func FuzzDecode(f *testing.F) {
 		before := bytes.Clone(body)
 		r, faults := order.Decode(body, rules)
 		checkDecoded(t, r, faults)
-		if _, faults := order.Decode(body, within); faults != nil {
-			checkDecoded(t, nil, faults)
-		}
-		single, key, faults := order.DecodeRow(body, rules)
-		checkDecoded(t, single, faults)
+		narrow, narrowFaults := order.Decode(body, within)
+		checkDecoded(t, narrow, narrowFaults)
+		single, key, rowFaults := order.DecodeRow(body, rules)
+		checkDecoded(t, single, rowFaults)
 		if guard.Finds(key, false) || single != nil && single.SensitiveData != nil {
 			t.Error("a row with card data was taken")
 		}
 		if !bytes.Equal(body, before) {
 			t.Fatal("decoding changed the text")
 		}
-		if r != nil && r.SensitiveData != nil {
+		if r != nil && r.SensitiveData != nil && faults == nil {
 			if name := order.PrintedName(r.SensitiveData); guard.Finds(name, true) || utf8.RuneCountInString(name) > 26 {
 				t.Errorf("%q would be printed", name)
 			}
@@ -64,8 +63,8 @@ func FuzzDecode(f *testing.F) {
 
 func checkDecoded(t *testing.T, r *order.Request, faults order.Faults) {
 	t.Helper()
-	if (r == nil) != (len(faults) > 0) {
-		t.Fatal("both or neither of order and faults")
+	if r == nil && len(faults) == 0 {
+		t.Fatal("neither order nor faults")
 	}
 	for _, fault := range faults {
 		all := fault.Pointer + " | " + fault.Detail
@@ -94,8 +93,11 @@ func checkDecoded(t *testing.T, r *order.Request, faults order.Faults) {
 			t.Errorf("metadata %q: %q", name, value)
 		}
 	}
-	if again, _ := order.Decode(r.Canonical, rules); again != nil {
+	if _, faults := order.Decode(r.Canonical, rules); len(faults) == 0 {
 		t.Error("the canonical form holds card data") // without any it is no order
+	}
+	if len(faults) > 0 {
+		return
 	}
 	reference := jsontext.Value(bytes.Clone(r.Canonical))
 	if err := reference.Canonicalize(); err != nil || !bytes.Equal(reference, r.Canonical) {

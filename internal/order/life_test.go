@@ -192,6 +192,30 @@ func TestLifeFromOwnStatuses(t *testing.T) {
 	}
 }
 
+// Hold, release and cancel change what D1 certainly does not have, and nothing else.
+func TestHoldReleaseCancel(t *testing.T) {
+	t.Parallel()
+	changes := map[order.Evidence]map[order.Status]order.Status{
+		order.Hold{}:    {order.Accepted: order.Held},
+		order.Release{}: {order.Held: order.Accepted},
+		order.Cancel{}:  {order.Accepted: order.Cancelled, order.Held: order.Cancelled},
+	}
+	for evidence, want := range changes {
+		for _, status := range order.Statuses {
+			s := order.NewState(order.Shipped)
+			s.Status = status
+			s, _ = order.Advance(s) // with the attention of its status
+			next, changed := order.Advance(s, evidence)
+			if to, changes := want[status]; changed != changes || changes && (next.Status != to || next.Version != s.Version+1) {
+				t.Errorf("%s and %T: %s, version %d", status, evidence, next.Status, next.Version)
+			}
+		}
+	}
+	if s := order.NewHeldState(order.Shipped); s.ToBeSent() || !s.Waiting() || s.Ended() {
+		t.Errorf("a held order: %+v", s)
+	}
+}
+
 // A second operation for one order is a second card: it is flagged at once and
 // decides nothing.
 func TestSecondOperation(t *testing.T) {
@@ -454,8 +478,8 @@ func TestWhereAnOrderStands(t *testing.T) {
 		order.Cancelled:      after(says("CARD_PROD_CANCELED", successful)),
 		order.Produced:       after(says("CARD_PROD_DONE", pending)),
 		order.Shipped:        after(says("CARD_SHIPPED", successful)),
+		order.Held:           order.NewHeldState(order.Shipped),
 		// As no evidence leads there yet.
-		order.Held:      {Version: 1, Status: order.Held},
 		order.Delivered: {Version: 1, Status: order.Delivered, Rank: 70, StepRank: 60, TopRank: 70},
 		order.Returned:  {Version: 1, Status: order.Returned, Rank: 80, StepRank: 60, TopRank: 80},
 	}

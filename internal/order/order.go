@@ -61,7 +61,9 @@ type Request struct {
 	SensitiveData []byte
 
 	// Canonical is what idempotency compares: the request as RFC 8785 JSON,
-	// before defaults, without card data and duplicateOverride.
+	// before defaults, without card data and duplicateOverride. It is there with
+	// faults too that an order may have been taken with: rules change. Else it is
+	// nil.
 	Canonical []byte
 }
 

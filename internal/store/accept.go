@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -14,12 +15,24 @@ import (
 	"cardorder/internal/order"
 )
 
-// Acceptance is an order to be stored, after all its rules were met.
+// Acceptance is an order to be stored, or a request that may have been accepted
+// before.
 type Acceptance struct {
 	IssuerID       string
 	IdempotencyKey string // "" when the request carried none
 	Client         string // name of the client that asks
 	Request        *order.Request
+	// Faults is what is wrong with the request by the rules of today. It is no new
+	// order then, but still leads to the one that it was accepted as: a caller that
+	// never got its answer must not take it for refused because an agreement or a
+	// key has changed meanwhile.
+	Faults order.Faults
+}
+
+// hopeless tells that the request is no order, and that none was ever accepted for
+// it.
+func (a *Acceptance) hopeless() bool {
+	return len(a.Faults) > 0 && (a.Request == nil || a.Request.Canonical == nil)
 }
 
 // Accepted is the order that an acceptance led to.
@@ -34,7 +47,7 @@ type Accepted struct {
 // ConflictError refuses a request because of another order.
 type ConflictError struct {
 	Kind    ConflictKind
-	OrderID uuid.UUID // the order that is in the way, or is not there
+	OrderID uuid.UUID // the order that is in the way
 }
 
 // ConflictKind tells what the request and the order have in common.
@@ -46,8 +59,6 @@ const (
 	// DuplicateOrder: another open order for the same card, or a CREATION of a
 	// card that was created a short time ago.
 	DuplicateOrder ConflictKind = "duplicate-order"
-	// UnknownReplaced: the order to be replaced is not there.
-	UnknownReplaced ConflictKind = "unknown-order"
 )
 
 func (e *ConflictError) Error() string { return string(e.Kind) + ": order " + e.OrderID.String() }
@@ -61,9 +72,13 @@ func LaneOf(issuer string) string { return "d1/" + issuer }
 
 // Accept stores an order with everything that belongs to it and returns after the
 // commit. A request that was accepted before leads to its order again. The error
-// is a *ConflictError when another order is in the way. When ctx ends first, the
+// is a *ConflictError when another order is in the way, and order.Faults when
+// something is wrong with the request itself. When ctx ends first, the
 // order may be stored all the same: the request's keys make its repetition safe.
 func (s *Store) Accept(ctx context.Context, a Acceptance) (*Accepted, error) {
+	if a.hopeless() {
+		return nil, a.Faults
+	}
 	e, err := s.newEntry(a)
 	if err != nil {
 		return nil, err
@@ -76,6 +91,9 @@ func (s *Store) Accept(ctx context.Context, a Acceptance) (*Accepted, error) {
 
 // DryRun finds out what Accept would do, and leaves nothing behind.
 func (s *Store) DryRun(ctx context.Context, a Acceptance) (*Accepted, error) {
+	if a.hopeless() {
+		return nil, a.Faults
+	}
 	e, err := s.newEntry(a)
 	if err != nil {
 		return nil, err
@@ -88,6 +106,9 @@ func (s *Store) DryRun(ctx context.Context, a Acceptance) (*Accepted, error) {
 
 // rehearse does what insert does in a transaction that is rolled back.
 func (s *Store) rehearse(ctx context.Context, entries []*entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
 		if err := s.insert(ctx, tx, entries); err != nil {
 			return err
@@ -135,6 +156,8 @@ const (
 type entry struct {
 	Acceptance
 	order    *Order
+	terms    string  // as JSON
+	metadata *string // as JSON
 	replaces *uuid.UUID
 	sealed   sealedPayload
 	hash     []byte
@@ -154,8 +177,16 @@ func (e *entry) reset() {
 	e.verdict, e.other, e.err, e.parked = verdictNone, uuid.Nil, nil, nil
 }
 
-func (e *entry) refuse(kind ConflictKind, other uuid.UUID) {
-	e.verdict, e.other, e.err = verdictRefused, other, &ConflictError{kind, other}
+func (e *entry) refuse(err error) { e.verdict, e.err = verdictRefused, err }
+
+// refuseFor refuses an entry because of another order, unless something is wrong with
+// it itself.
+func (e *entry) refuseFor(kind ConflictKind, other uuid.UUID) {
+	if len(e.Faults) > 0 {
+		e.refuse(e.Faults)
+		return
+	}
+	e.refuse(&ConflictError{kind, other})
 }
 
 // newEntry does all that an order costs before the database is needed.
@@ -193,6 +224,18 @@ func (s *Store) newEntry(a Acceptance) (*entry, error) {
 		ReplacesOrderID: e.replaces,
 		State:           order.NewState(a.Request.EndsAt),
 	}
+	terms, err := json.Marshal(e.order.Terms)
+	if err != nil {
+		return nil, fmt.Errorf("writing the terms of an order: %w", err)
+	}
+	e.terms = string(terms)
+	if a.Request.Metadata != nil {
+		metadata, err := json.Marshal(a.Request.Metadata)
+		if err != nil {
+			return nil, fmt.Errorf("writing the metadata of an order: %w", err)
+		}
+		e.metadata = optional(string(metadata))
+	}
 	return e, nil
 }
 
@@ -218,8 +261,10 @@ func (s *Store) insert(ctx context.Context, tx pgx.Tx, entries []*entry) error {
 		if round == maxRounds {
 			return errors.New("orders are neither new nor there")
 		}
-		if err := insertDistinct(ctx, tx, distinct(open)); err != nil {
-			return err
+		if fresh := distinct(faultless(open)); len(fresh) > 0 {
+			if err := insertDistinct(ctx, tx, fresh); err != nil {
+				return err
+			}
 		}
 		if open = undecided(open); len(open) == 0 {
 			return nil
@@ -240,6 +285,20 @@ func undecided(entries []*entry) []*entry {
 		}
 	}
 	return open
+}
+
+// faultless takes of entries those that may be new orders.
+func faultless(entries []*entry) []*entry {
+	if !slices.ContainsFunc(entries, func(e *entry) bool { return len(e.Faults) > 0 }) {
+		return entries
+	}
+	var list []*entry
+	for _, e := range entries {
+		if len(e.Faults) == 0 {
+			list = append(list, e)
+		}
+	}
+	return list
 }
 
 // distinct takes of entries those that no earlier one shares a unique key with.
@@ -266,6 +325,9 @@ func distinct(entries []*entry) []*entry {
 	return list
 }
 
+// faultUnknownReplaced is the fault of an order whose replacesOrderId leads nowhere.
+var faultUnknownReplaced = order.Fault{Pointer: "/replacesOrderId", Code: order.CodeUnknownOrder, Detail: "is no order of this issuer"}
+
 func refuseUnknownReplaced(ctx context.Context, tx pgx.Tx, entries []*entry) error {
 	var issuers []string
 	var ids []uuid.UUID
@@ -290,7 +352,7 @@ func refuseUnknownReplaced(ctx context.Context, tx pgx.Tx, entries []*entry) err
 	}
 	for _, e := range entries {
 		if e.replaces != nil && !there[orderKey{e.IssuerID, *e.replaces}] {
-			e.refuse(UnknownReplaced, *e.replaces)
+			e.refuse(append(slices.Clip(e.Faults), faultUnknownReplaced))
 		}
 	}
 	return nil
@@ -306,17 +368,19 @@ func (s *Store) resolve(ctx context.Context, tx pgx.Tx, open []*entry) error {
 	var bind, rest []*entry
 	for i, e := range open {
 		switch orders := found[i]; {
+		case len(orders) == 0 && len(e.Faults) > 0:
+			e.refuse(e.Faults)
 		case len(orders) == 0:
 			rest = append(rest, e)
 		case len(orders) > 1: // its keys belong to two orders
-			e.refuse(ContentDiffers, orders[0].id)
+			e.refuseFor(ContentDiffers, orders[0].id)
 		default:
 			same, err := s.cfg.HashKeys.matches(orders[0].version, orders[0].hash, e.Request.Canonical)
 			switch {
 			case err != nil:
-				e.verdict, e.err = verdictRefused, err
+				e.refuse(err)
 			case !same:
-				e.refuse(ContentDiffers, orders[0].id)
+				e.refuseFor(ContentDiffers, orders[0].id)
 			case e.IdempotencyKey != "" && !orders[0].byKey:
 				e.other = orders[0].id
 				bind = append(bind, e)
@@ -348,16 +412,18 @@ func findByKeys(ctx context.Context, tx pgx.Tx, entries []*entry) ([][]known, er
 		issuers[i], keys[i], requests[i] = e.IssuerID, optional(e.IdempotencyKey), e.order.IssuerRequestID
 	}
 	rows, err := tx.Query(ctx, `
-		SELECT t.i, o.id, o.content_hash, o.content_hash_version, bool_or(f.by_key)
+		SELECT t.i, f.id, f.content_hash, f.content_hash_version, bool_or(f.by_key)
 		FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS t(issuer_id, key, issuer_request_id, i)
 		CROSS JOIN LATERAL (
-			SELECT k.order_id, true AS by_key FROM idempotency_keys k WHERE k.issuer_id = t.issuer_id AND k.key = t.key
+			SELECT o.id, o.content_hash, o.content_hash_version, true AS by_key
+			FROM idempotency_keys k JOIN orders o ON o.issuer_id = k.issuer_id AND o.id = k.order_id
+			WHERE k.issuer_id = t.issuer_id AND k.key = t.key
 			UNION ALL
-			SELECT r.id, false FROM orders r WHERE r.issuer_id = t.issuer_id AND r.issuer_request_id = t.issuer_request_id
+			SELECT o.id, o.content_hash, o.content_hash_version, false
+			FROM orders o WHERE o.issuer_id = t.issuer_id AND o.issuer_request_id = t.issuer_request_id
 		) f
-		JOIN orders o ON o.issuer_id = t.issuer_id AND o.id = f.order_id
-		GROUP BY t.i, o.issuer_id, o.id
-		ORDER BY t.i, o.id`, issuers, keys, requests)
+		GROUP BY t.i, f.id, f.content_hash, f.content_hash_version
+		ORDER BY t.i, f.id`, issuers, keys, requests)
 	if err != nil {
 		return nil, fmt.Errorf("looking for the orders of repeated requests: %w", err)
 	}
@@ -430,7 +496,7 @@ func findGuarding(ctx context.Context, tx pgx.Tx, entries []*entry) error {
 	var other uuid.UUID
 	_, err = pgx.ForEachRow(rows, []any{&i, &other}, func() error {
 		if e := entries[i-1]; !e.overrides() {
-			e.refuse(DuplicateOrder, other)
+			e.refuseFor(DuplicateOrder, other)
 		}
 		return nil
 	})

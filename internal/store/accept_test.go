@@ -235,8 +235,13 @@ func TestReplacedOrder(t *testing.T) {
 	a = acceptance("card-3", "r-3", "")
 	a.Request.ReplacesOrderID = uuid.NewString()
 	_, err = f.Accept(t.Context(), a)
-	if kind, other := conflictOf(err); kind != store.UnknownReplaced || other.String() != a.Request.ReplacesOrderID {
+	if faults, _ := errors.AsType[order.Faults](err); len(faults) != 1 || faults[0].Code != order.CodeUnknownOrder {
 		t.Errorf("an unknown one: %v", err)
+	}
+	a.Faults = order.Faults{{Pointer: "/services", Code: order.CodeRequired}}
+	_, err = f.Accept(t.Context(), a)
+	if faults, _ := errors.AsType[order.Faults](err); len(faults) != 2 || len(a.Faults) != 1 {
+		t.Errorf("an unknown one beside another fault: %v", err)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"cardorder/internal/order"
 )
@@ -446,8 +447,8 @@ func (w *BatchWriter) Counts() map[RowOutcome]int64 {
 func (w *BatchWriter) ID() uuid.UUID { return w.batch.ID }
 
 // Stored tells of the next row of the file whether it was stored before. The caller
-// hands over every row to it, and then those that were not to Accept or Refuse. The
-// error is a *BatchConflictError when the file is not the one that was begun.
+// hands over every row to it, and then those that were not to Accept. The error is a
+// *BatchConflictError when the file is not the one that was begun.
 func (w *BatchWriter) Stored(ctx context.Context, line int64, row []byte) (bool, error) {
 	if w.batch.Status == BatchCompleted && w.seen == w.batch.Rows.Read {
 		return false, &BatchConflictError{w.batch.ID} // a longer file
@@ -481,8 +482,11 @@ func (w *BatchWriter) renew(ctx context.Context) error {
 	return nil
 }
 
-// Accept takes the order of a row.
+// Accept takes a row: an order, or what is wrong with it.
 func (w *BatchWriter) Accept(ctx context.Context, line int64, a Acceptance) error {
+	if a.hopeless() {
+		return w.add(ctx, batchRow{line: line, faults: a.Faults})
+	}
 	e, err := w.store.newEntry(a)
 	if err != nil {
 		w.failed = err
@@ -493,11 +497,6 @@ func (w *BatchWriter) Accept(ctx context.Context, line int64, a Acceptance) erro
 		e.class = ClassSingle
 	}
 	return w.add(ctx, batchRow{line: line, entry: e})
-}
-
-// Refuse takes a row that is no order.
-func (w *BatchWriter) Refuse(ctx context.Context, line int64, faults order.Faults) error {
-	return w.add(ctx, batchRow{line: line, faults: faults})
 }
 
 func (w *BatchWriter) add(ctx context.Context, row batchRow) error {
@@ -656,7 +655,7 @@ func (s *Store) insertEach(ctx context.Context, tx pgx.Tx, entries []*entry) err
 		if err != nil {
 			s.cfg.Log.Error("a row of a batch could not be stored", "batchId", e.batchID, "orderId", e.order.ID, "error", err)
 			e.reset()
-			e.verdict, e.err = verdictRefused, err
+			e.refuse(err)
 		}
 	}
 	return nil
@@ -664,7 +663,7 @@ func (s *Store) insertEach(ctx context.Context, tx pgx.Tx, entries []*entry) err
 
 func finishChunk(ctx context.Context, tx pgx.Tx, w *BatchWriter, rows []batchRow, digest []byte) error {
 	n := len(rows)
-	lines, outcomes, orders := make([]int64, n), make([]string, n), make([]*uuid.UUID, n)
+	lines, outcomes, orders := make([]int64, n), make([]string, n), make([]pgtype.UUID, n)
 	problems, faults := make([]*string, n), make([]*string, n)
 	var counts BatchCounts
 	for i, r := range rows {
@@ -673,7 +672,7 @@ func finishChunk(ctx context.Context, tx pgx.Tx, w *BatchWriter, rows []batchRow
 			return ErrNewerRelease // that release can go on
 		}
 		counts.count(result.Outcome)
-		lines[i], outcomes[i], orders[i], problems[i] = r.line, string(result.Outcome), result.OrderID, optional(result.Problem)
+		lines[i], outcomes[i], orders[i], problems[i] = r.line, string(result.Outcome), pgID(result.OrderID), optional(result.Problem)
 		if len(result.Faults) > 0 {
 			text, err := json.Marshal(result.Faults)
 			if err != nil {
@@ -723,32 +722,32 @@ func (r batchRow) result() BatchResult {
 	case verdictReplayed:
 		return BatchResult{Line: r.line, Outcome: RowReplayed, OrderID: &e.other}
 	default:
-		conflict, ok := errors.AsType[*ConflictError](e.err)
-		switch {
-		case !ok:
-			result.Problem = ProblemInternal
-		case conflict.Kind == UnknownReplaced:
-			result.Faults = order.Faults{FaultUnknownReplaced}
-		default:
+		if faults, ok := errors.AsType[order.Faults](e.err); ok {
+			result.Faults = faults
+		} else if conflict, ok := errors.AsType[*ConflictError](e.err); ok {
 			result.Problem, result.OrderID = string(conflict.Kind), &conflict.OrderID
+		} else {
+			result.Problem = ProblemInternal
 		}
 		return result
 	}
 }
 
-// FaultUnknownReplaced is the fault of an order whose replacesOrderId leads nowhere.
-var FaultUnknownReplaced = order.Fault{Pointer: "/replacesOrderId", Code: order.CodeUnknownOrder, Detail: "is no order of this issuer"}
-
-// Rehearse finds out what would become of rows, and leaves nothing behind. requests
-// are the orders of rows by their lines.
+// Rehearse finds out what would become of rows, and leaves nothing behind. The
+// acceptances are those of the lines.
 func (s *Store) Rehearse(ctx context.Context, lines []int64, acceptances []Acceptance) ([]BatchResult, error) {
-	rows, entries := make([]batchRow, len(lines)), make([]*entry, len(lines))
+	rows := make([]batchRow, len(lines))
+	var entries []*entry
 	for i, a := range acceptances {
+		rows[i] = batchRow{line: lines[i], faults: a.Faults}
+		if a.hopeless() {
+			continue
+		}
 		e, err := s.newEntry(a)
 		if err != nil {
 			return nil, err
 		}
-		rows[i], entries[i] = batchRow{line: lines[i], entry: e}, e
+		rows[i].entry, entries = e, append(entries, e)
 	}
 	if err := s.rehearse(ctx, entries); err != nil {
 		return nil, fmt.Errorf("trying rows of a batch: %w", err)

@@ -26,12 +26,11 @@ func (f *fixture) send(w *store.BatchWriter, from, to int) error {
 		if stored {
 			continue
 		}
+		a := acceptance(fmt.Sprint("batch-", i), fmt.Sprint("batch-", i), "")
 		if i%10 == 9 {
-			err = w.Refuse(f.t.Context(), int64(i+1), order.Faults{{Pointer: "/cardId", Code: order.CodeRequired, Detail: "is required"}})
-		} else {
-			err = w.Accept(f.t.Context(), int64(i+1), acceptance(fmt.Sprint("batch-", i), fmt.Sprint("batch-", i), ""))
+			a.Faults = order.Faults{{Pointer: "/cardId", Code: order.CodeRequired, Detail: "is required"}}
 		}
-		if err != nil {
+		if err := w.Accept(f.t.Context(), int64(i+1), a); err != nil {
 			return err
 		}
 	}

@@ -2,13 +2,13 @@ package store
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"cardorder/internal/order"
 )
@@ -88,24 +88,21 @@ const insertOrders = `
 type insertColumns struct {
 	issuer, request, card, consumer, product, channel, terms, warnings, client, status, endsAt []string
 	group, metadata, override, key                                                             []*string
-	id                                                                                         []uuid.UUID
-	replaces, batch                                                                            []*uuid.UUID
+	id, replaces, batch                                                                        []pgtype.UUID
 	urgent, renews                                                                             []bool
 	hash, production, encryptedData                                                            [][]byte
 	class                                                                                      []int16
-	overriding, creations                                                                      []uuid.UUID
+	overriding, creations                                                                      []pgtype.UUID
 }
 
 // insertDistinct inserts those of the entries that are new orders and whose cards are
 // free. The entries share no key with each other.
 func insertDistinct(ctx context.Context, tx pgx.Tx, entries []*entry) error {
 	byID := make(map[uuid.UUID]*entry, len(entries))
-	c := insertColumns{overriding: []uuid.UUID{}, creations: []uuid.UUID{}}
+	c := insertColumns{overriding: []pgtype.UUID{}, creations: []pgtype.UUID{}}
 	for _, e := range entries {
 		byID[e.order.ID] = e
-		if err := c.add(e); err != nil {
-			return err
-		}
+		c.add(e)
 	}
 	rows, err := tx.Query(ctx, insertOrders,
 		c.issuer, c.id, c.request, c.card, c.consumer, c.product, c.channel,
@@ -175,41 +172,37 @@ func undo(ctx context.Context, tx pgx.Tx, entries []*entry, guarded []uuid.UUID,
 	return nil
 }
 
-func (c *insertColumns) add(e *entry) error {
-	o := e.order
-	terms, err := json.Marshal(o.Terms)
-	if err != nil {
-		return fmt.Errorf("writing the terms of an order: %w", err)
-	}
-	var metadata *string
-	if o.Metadata != nil {
-		text, err := json.Marshal(o.Metadata)
-		if err != nil {
-			return fmt.Errorf("writing the metadata of an order: %w", err)
-		}
-		metadata = optional(string(text))
-	}
+func (c *insertColumns) add(e *entry) {
+	o, id := e.order, pgID(&e.order.ID)
 	var group string
 	if o.Terms.Shipment != nil {
 		group = o.Terms.Shipment.GroupID
 	}
-	c.issuer, c.id, c.request = append(c.issuer, o.IssuerID), append(c.id, o.ID), append(c.request, o.IssuerRequestID)
+	c.issuer, c.id, c.request = append(c.issuer, o.IssuerID), append(c.id, id), append(c.request, o.IssuerRequestID)
 	c.card, c.consumer, c.product = append(c.card, o.CardID), append(c.consumer, o.ConsumerID), append(c.product, o.CardProductID)
 	c.channel, c.group = append(c.channel, string(o.Channel)), append(c.group, optional(group))
-	c.terms, c.metadata = append(c.terms, string(terms)), append(c.metadata, metadata)
+	c.terms, c.metadata = append(c.terms, e.terms), append(c.metadata, e.metadata)
 	c.urgent, c.override = append(c.urgent, o.Urgent), append(c.override, optional(o.DuplicateOverride))
 	// Warnings are codes of ours: they need no quoting.
 	c.warnings, c.hash = append(c.warnings, "{"+strings.Join(e.Request.Warnings, ",")+"}"), append(c.hash, e.hash)
 	c.client, c.key = append(c.client, o.CreatedBy), append(c.key, optional(e.IdempotencyKey))
 	c.production, c.encryptedData = append(c.production, e.sealed.production), append(c.encryptedData, e.sealed.encryptedData)
-	c.replaces, c.batch = append(c.replaces, e.replaces), append(c.batch, e.batchID)
+	c.replaces, c.batch = append(c.replaces, pgID(e.replaces)), append(c.batch, pgID(e.batchID))
 	c.status, c.class = append(c.status, string(o.State.Status)), append(c.class, int16(e.class))
 	c.renews, c.endsAt = append(c.renews, !e.creation()), append(c.endsAt, string(o.State.EndsAt))
 	if e.overrides() {
-		c.overriding = append(c.overriding, o.ID)
+		c.overriding = append(c.overriding, id)
 	}
 	if e.creation() {
-		c.creations = append(c.creations, o.ID)
+		c.creations = append(c.creations, id)
 	}
-	return nil
+}
+
+// pgID is an id as pgx writes it without a detour: a fifth of the allocations of an
+// order otherwise. Nil is NULL.
+func pgID(id *uuid.UUID) pgtype.UUID {
+	if id == nil {
+		return pgtype.UUID{}
+	}
+	return pgtype.UUID{Bytes: *id, Valid: true}
 }

@@ -53,6 +53,16 @@ const (
 	ClassBatch  Class = 1
 )
 
+// Classes lists them all.
+var Classes = []Class{ClassSingle, ClassBatch}
+
+func (c Class) String() string {
+	if c == ClassBatch {
+		return "batch"
+	}
+	return "single"
+}
+
 // Claim takes up to limit messages of a lane and class that are due, until lease has
 // passed on the database's clock. A message whose lease ran out under another
 // worker is due again, and its outcome is unknown: a byte may have left until

@@ -69,7 +69,7 @@ func TestBatchWithShiftedLines(t *testing.T) {
 		if err != nil || stored {
 			return err
 		}
-		return w.Refuse(t.Context(), int64(line), order.Faults{{Code: order.CodeRequired, Detail: "is required"}})
+		return w.Accept(t.Context(), int64(line), store.Acceptance{Faults: order.Faults{{Code: order.CodeRequired, Detail: "is required"}}})
 	}
 	for i := range 10 {
 		if err := row(w, i, i+2); err != nil { // the first line is empty

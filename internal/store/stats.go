@@ -18,9 +18,10 @@ type Stats struct {
 	WaitingSince time.Duration        // age of the oldest of them
 }
 
-// LaneStats is one lane's backlog.
+// LaneStats is one lane's backlog of one class.
 type LaneStats struct {
 	Lane     string
+	Class    Class
 	Messages int           // all, claimed and waiting for a later time included
 	Due      int           // those that could be claimed now
 	Oldest   time.Duration // for how long the oldest of those has been due
@@ -40,13 +41,13 @@ func (s *Store) Stats(ctx context.Context) (*Stats, error) {
 	stats := &Stats{Open: make(map[IssuerStatus]int)}
 	var b pgx.Batch
 	b.Queue(`
-		SELECT lane, count(*), count(*) FILTER (WHERE run_at <= now()),
+		SELECT lane, class, count(*), count(*) FILTER (WHERE run_at <= now()),
 			coalesce(now() - min(run_at) FILTER (WHERE run_at <= now()), '0'),
 			coalesce(now() - min(created_at), '0'), count(*) FILTER (WHERE maybe_sent_at IS NOT NULL)
-		FROM outbox GROUP BY lane`).Query(func(rows pgx.Rows) error {
+		FROM outbox GROUP BY lane, class`).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var l LaneStats
-			err := rows.Scan(&l.Lane, &l.Messages, &l.Due, &l.Oldest, &l.Age, &l.Unknown)
+			err := rows.Scan(&l.Lane, &l.Class, &l.Messages, &l.Due, &l.Oldest, &l.Age, &l.Unknown)
 			stats.Lanes = append(stats.Lanes, l)
 			return err
 		})

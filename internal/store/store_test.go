@@ -660,9 +660,13 @@ func TestPlans(t *testing.T) {
 	f := open(t)
 	f.exec(`
 		INSERT INTO orders (issuer_id, id, issuer_request_id, card_id, consumer_id, card_product_id, distribution_channel,
-			terms, urgent, warnings, content_hash, content_hash_version, created_by)
-		SELECT 'ISSUER0001', ('01a20a68-0000-7000-8000-' || lpad(to_hex(i), 12, '0'))::uuid, 'r-' || i, 'card-' || i, 'c', 'p',
-			'THALES', '{}', false, '{}', 'x', 1, 'test' FROM generate_series(1, 20000) i`)
+			terms, urgent, warnings, content_hash, content_hash_version, created_by, batch_id, group_id, replaces_order_id)
+		SELECT 'ISSUER0001', ('01a20a68-0000-7000-8000-' || lpad(to_hex(i), 12, '0'))::uuid, 'r-' || i, 'card-' || i, 'consumer-' || i / 3, 'p-' || i % 5,
+			'THALES', '{}', false, '{}', 'x', 1, 'test',
+			CASE WHEN i % 2 = 0 THEN ('01a20a68-0000-7000-9000-' || lpad(to_hex(i / 100), 12, '0'))::uuid END,
+			CASE WHEN i % 3 = 0 THEN 'group-' || i / 100 END,
+			CASE WHEN i % 100 = 0 THEN ('01a20a68-0000-7000-8000-' || lpad(to_hex(i - 1), 12, '0'))::uuid END
+		FROM generate_series(1, 20000) i`)
 	f.exec(`INSERT INTO order_state (issuer_id, order_id, version, status, ends_at, ended_at, attention)
 		SELECT issuer_id, id, 1, 'SHIPPED', 'SHIPPED', CASE WHEN random() < 0.99 THEN now() END,
 			CASE WHEN random() < 0.001 THEN '{failed}'::text[] ELSE '{}' END FROM orders`)
@@ -674,36 +678,67 @@ func TestPlans(t *testing.T) {
 		SELECT issuer_id, sha256(id::text::bytea), 'x', 'op', 'applied' FROM orders`)
 	f.exec(`INSERT INTO order_payload (issuer_id, order_id, production, encrypted_data) SELECT issuer_id, id, 'x', 'x' FROM orders`)
 	f.exec(`INSERT INTO shipments (issuer_id, order_id, tracking_number) SELECT issuer_id, id, issuer_request_id FROM orders`)
+	f.exec(`INSERT INTO card_guard (issuer_id, card_id, order_ids) SELECT issuer_id, card_id, ARRAY[id] FROM orders`)
+	f.exec(`INSERT INTO order_batches (issuer_id, id, key, status, format, hold, held, digest, created_by)
+		SELECT 'ISSUER0001', id, id::text, 'COMPLETED', 'csv', false, false, 'x', 'test'
+		FROM generate_series(0, 5000) i, LATERAL (SELECT ('01a20a68-0000-7000-9000-' || lpad(to_hex(i), 12, '0'))::uuid AS id) b`)
+	f.exec(`INSERT INTO order_batch_rows (issuer_id, batch_id, line, outcome, order_id)
+		SELECT issuer_id, batch_id, row_number() OVER (), 'accepted', id FROM orders WHERE batch_id IS NOT NULL`)
 	f.exec(`VACUUM ANALYZE`)
-
+	batch := uuid.MustParse("01a20a68-0000-7000-9000-000000000007")
 	plans := &planner{}
 	st := f.traced(plans)
+	list := func(filter store.Filter) func() error {
+		filter.Limit = 50
+		return func() error { _, err := st.Orders(t.Context(), issuer, filter); return err }
+	}
 	for name, run := range map[string]func() error{
-		"claim": func() error { _, err := st.Claim(t.Context(), lane, store.ClassSingle, 50, time.Minute); return err },
-		"list":  func() error { _, err := st.Orders(t.Context(), issuer, store.Filter{Limit: 50}); return err },
-		"list by card": func() error {
-			_, err := st.Orders(t.Context(), issuer, store.Filter{CardID: "card-77", Limit: 50})
+		"claim":                           func() error { _, err := st.Claim(t.Context(), lane, store.ClassSingle, 50, time.Minute); return err },
+		"list":                            list(store.Filter{}),
+		"list by card":                    list(store.Filter{CardID: "card-77"}),
+		"list by request":                 list(store.Filter{IssuerRequestID: "r-77"}),
+		"list by key":                     list(store.Filter{IdempotencyKey: "k-r-77"}),
+		"list by operation":               list(store.Filter{OperationID: "op-r-77"}),
+		"list by tracking number":         list(store.Filter{TrackingNumber: "r-77"}),
+		"list by consumer":                list(store.Filter{ConsumerID: "consumer-77"}),
+		"list by batch":                   list(store.Filter{BatchID: batch}),
+		"list by group":                   list(store.Filter{GroupID: "group-7"}),
+		"list by product":                 list(store.Filter{CardProductID: "p-3"}),
+		"list by channel":                 list(store.Filter{Channel: order.ChannelThales}),
+		"list attention":                  list(store.Filter{Attention: true}),
+		"list open":                       list(store.Filter{Statuses: []order.Status{order.Held, order.Rejected}}),
+		"list shipped":                    list(store.Filter{Statuses: []order.Status{order.Shipped}}),
+		"list of a day":                   list(store.Filter{CreatedFrom: time.Now().Add(-time.Hour), CreatedTo: time.Now()}),
+		"list page":                       list(store.Filter{Before: uuid.MustParse("01a20a68-0000-7000-8000-000000009000")}),
+		"list by consumer and status":     list(store.Filter{ConsumerID: "consumer-77", Statuses: []order.Status{order.Shipped}}),
+		"list by consumer, of a day":      list(store.Filter{ConsumerID: "consumer-77", CreatedFrom: time.Now().Add(-time.Hour)}),
+		"list by batch and status":        list(store.Filter{BatchID: batch, Statuses: []order.Status{order.Held}}),
+		"list by batch, page":             list(store.Filter{BatchID: batch, Before: uuid.MustParse("01a20a68-0000-7000-8000-000000009000")}),
+		"list by group and attention":     list(store.Filter{GroupID: "group-7", Attention: true}),
+		"list by card and channel":        list(store.Filter{CardID: "card-77", Channel: order.ChannelInstant}),
+		"list by product, open":           list(store.Filter{CardProductID: "p-3", Statuses: []order.Status{order.Held}}),
+		"list by tracking number, status": list(store.Filter{TrackingNumber: "r-77", Statuses: []order.Status{order.Shipped}}),
+		"batches":                         func() error { _, err := st.Batches(t.Context(), issuer, "", uuid.Nil, 50); return err },
+		"batch by key":                    func() error { _, err := st.Batches(t.Context(), issuer, batch.String(), uuid.Nil, 50); return err },
+		"batch results":                   func() error { _, err := st.BatchResults(t.Context(), issuer, batch, "", 7000, 100); return err },
+		"batch action":                    func() error { _, err := st.Act(t.Context(), issuer, batch, store.BatchHold, "test"); return err },
+		"accept": func() error {
+			_, err := st.Accept(t.Context(), acceptance("card-x", "r-x", "k-x"))
 			return err
 		},
-		"list by request": func() error {
-			_, err := st.Orders(t.Context(), issuer, store.Filter{IssuerRequestID: "r-77", Limit: 50})
-			return err
+		"replay": func() error {
+			_, err := st.Accept(t.Context(), acceptance("card-77", "r-77", "k-x"))
+			if kind, _ := conflictOf(err); kind != store.ContentDiffers {
+				return err
+			}
+			return nil
 		},
-		"list by key": func() error {
-			_, err := st.Orders(t.Context(), issuer, store.Filter{IdempotencyKey: "k-r-77", Limit: 50})
-			return err
-		},
-		"list by operation": func() error {
-			_, err := st.Orders(t.Context(), issuer, store.Filter{OperationID: "op-r-77", Limit: 50})
-			return err
-		},
-		"list attention": func() error {
-			_, err := st.Orders(t.Context(), issuer, store.Filter{Attention: true, Limit: 50})
-			return err
-		},
-		"list page": func() error {
-			_, err := st.Orders(t.Context(), issuer, store.Filter{Before: uuid.MustParse("01a20a68-0000-7000-8000-000000009000"), Limit: 50})
-			return err
+		"duplicate": func() error {
+			_, err := st.Accept(t.Context(), acceptance("card-77", "r-y", "k-y"))
+			if kind, _ := conflictOf(err); kind != store.DuplicateOrder {
+				return err
+			}
+			return nil
 		},
 		"one": func() error {
 			_, err := st.Order(t.Context(), issuer, uuid.MustParse("01a20a68-0000-7000-8000-000000000001"))
