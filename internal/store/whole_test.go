@@ -135,12 +135,12 @@ func TestNothingIsLeftByHalf(t *testing.T) {
 		func(st *store.Store, r *rand.Rand) {
 			if id, ok := batches.Load(r.IntN(12)); ok {
 				action := []store.BatchAction{store.BatchHold, store.BatchRelease, store.BatchRelease, store.BatchCancel}[r.IntN(4)]
-				_, err := st.Act(t.Context(), issuer, id.(uuid.UUID), action, "operator") //nolint:errcheck // it holds nothing else
+				_, err := st.Act(t.Context(), issuer, id.(uuid.UUID), action, "operator")
 				expected(err)
 			}
 		},
 		func(st *store.Store, r *rand.Rand) {
-			messages, err := st.Claim(t.Context(), lane, store.Class(r.IntN(2)), 10, time.Duration(r.IntN(100))*time.Millisecond) //nolint:gosec // 0 or 1
+			messages, err := st.Claim(t.Context(), lane, store.Class(r.IntN(2)), 10, time.Duration(r.IntN(100))*time.Millisecond)
 			expected(err)
 			var done []store.Completion
 			for _, m := range messages {
@@ -177,7 +177,7 @@ func TestNothingIsLeftByHalf(t *testing.T) {
 	for i, weight := range []int{6, 2, 1, 2, 1} {
 		for j := range 2 * weight {
 			wg.Go(func() {
-				r := rand.New(rand.NewPCG(uint64(i), uint64(j))) //nolint:gosec // not for secrets
+				r := rand.New(rand.NewPCG(uint64(i), uint64(j)))
 				for range 60 / weight {
 					tasks[i](replicas[j%2], r)
 				}
