@@ -184,6 +184,12 @@ func (s *Store) Orders(ctx context.Context, issuer string, f Filter) ([]*Order, 
 	args = append(args, f.Limit)
 	sql := selectOrders + "WHERE " + strings.Join(conditions, " AND ") +
 		fmt.Sprintf(" ORDER BY o.id DESC LIMIT $%d", len(args))
+	select {
+	case s.lists <- struct{}{}:
+		defer func() { <-s.lists }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("listing orders: %w", ctx.Err())
+	}
 	conn, err := s.pool.Acquire(ctx) // waiting for a connection is not the query's fault
 	if err != nil {
 		return nil, fmt.Errorf("listing orders: %w", err)

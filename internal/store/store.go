@@ -51,6 +51,7 @@ type Store struct {
 	pool   *pgxpool.Pool
 	cfg    Config
 	groups groups
+	lists  chan struct{} // lists being read: they may take long, and leave half of the connections
 }
 
 // Open connects to the database. The schema is not looked at: see Migrated.
@@ -87,7 +88,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the database pool: %w", err)
 	}
-	s := &Store{pool: pool, cfg: cfg}
+	s := &Store{pool: pool, cfg: cfg, lists: make(chan struct{}, max(1, pc.MaxConns/2))}
 	s.startCommitters()
 	return s, nil
 }

@@ -866,3 +866,39 @@ func TestLockedOrderHoldsUpNoOther(t *testing.T) {
 		t.Errorf("the other order is %s", got)
 	}
 }
+
+// Lists that take long leave connections to what must not wait, however many they are.
+func TestSlowListsLeaveConnections(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	tx, err := f.conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE shipments`); err != nil {
+		t.Fatal(err)
+	}
+	ctx, giveUp := context.WithCancel(t.Context())
+	var lists sync.WaitGroup
+	for range 40 { // more than there are connections
+		lists.Go(func() { _, _ = f.Orders(ctx, issuer, store.Filter{Limit: 1}) })
+	}
+	waiting := `SELECT count(*) FROM pg_locks WHERE relation = 'shipments'::regclass AND NOT granted`
+	for value[int](f, waiting) == 0 {
+		if t.Context().Err() != nil {
+			t.Fatal("no list waited")
+		}
+	}
+	for i := range 20 {
+		begun := time.Now()
+		f.accept(fmt.Sprint("card-", i), fmt.Sprint("r-", i))
+		if took := time.Since(begun); took > time.Second {
+			t.Fatalf("an order waited %s", took)
+		}
+	}
+	giveUp()
+	lists.Wait()
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
