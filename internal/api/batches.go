@@ -420,7 +420,9 @@ func (s *server) getResults(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 		if err != nil {
-			s.Log.Error("a list of results broke off", "correlationId", correlationID(r.Context()), "batchId", b.ID, "error", err)
+			if !hungUp(r) {
+				s.Log.Error("a list of results broke off", "correlationId", correlationID(r.Context()), "batchId", b.ID, "error", err)
+			}
 			panic(http.ErrAbortHandler) // a list that merely ends would pass for a whole one
 		}
 		allowWriting(w)

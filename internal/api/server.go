@@ -146,6 +146,9 @@ func plain(h func(http.ResponseWriter, *http.Request) error) func(http.ResponseW
 // it: nothing was wrong here, and nobody gets an answer.
 const statusCallerGone = 499
 
+// hungUp tells that the caller waits for no answer any more.
+func hungUp(r *http.Request) bool { return errors.Is(r.Context().Err(), context.Canceled) }
+
 // handle runs a handler and answers with the problem that it returns.
 func (s *server) handle(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -154,7 +157,7 @@ func (s *server) handle(h func(http.ResponseWriter, *http.Request) error) http.H
 			return
 		}
 		p := asProblem(err)
-		if p.Status >= 500 && errors.Is(r.Context().Err(), context.Canceled) {
+		if p.Status >= 500 && hungUp(r) {
 			w.WriteHeader(statusCallerGone)
 			return
 		}
