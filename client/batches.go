@@ -78,7 +78,7 @@ type BatchRows struct {
 type BatchResult struct {
 	Line            int      `json:"line"`
 	Outcome         string   `json:"outcome"` // OutcomeAccepted, OutcomeReplayed or OutcomeRefused
-	OrderID         string   `json:"orderId"`
+	Order           string   `json:"order"`
 	IssuerRequestID string   `json:"issuerRequestId"`
 	Warnings        []string `json:"warnings"`
 	// Of OutcomeRefused.

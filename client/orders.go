@@ -66,7 +66,7 @@ const (
 // DryRun is what would become of an order that the service would take.
 type DryRun struct {
 	Outcome string `json:"outcome"` // OutcomeAccepted or OutcomeReplayed
-	OrderID string `json:"orderId"` // OutcomeReplayed: of the order that is there
+	Order   string `json:"order"`   // OutcomeReplayed: of the order that is there
 	Status  Status `json:"status"`
 	EndsAt  Status `json:"endsAt"`
 	Program string `json:"program"` // that it falls under, where there are programs

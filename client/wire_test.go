@@ -184,7 +184,7 @@ func TestAnswers(t *testing.T) {
 	answers := map[string]string{
 		"POST /orders": `{"id":"o-1","issuerRequestId":"r","status":"ACCEPTED","endsAt":"SHIPPED","version":1,"warnings":["deprecated-member:state"],
 			"shipment":{"type":"BULK","groupId":"g","orderId":"box"},"replacesOrderId":"o-0","newer":[1]}`,
-		"POST /orders?dryRun=true": `{"dryRun":true,"outcome":"replayed","orderId":"o-1","status":"HELD","endsAt":"PRODUCED","program":"gold","printedName":"ADA","warnings":["x"]}`,
+		"POST /orders?dryRun=true": `{"dryRun":true,"outcome":"replayed","order":"o-1","status":"HELD","endsAt":"PRODUCED","program":"gold","printedName":"ADA","warnings":["x"]}`,
 		"GET /orders/o-1": `{"id":"o-1","status":"SOMETHING_NEW","version":4,"attention":[{"code":"c","actor":"a","next":"n"}],"operationId":"op",
 			"shipments":[{"trackingNumber":"t","carrier":"ups"}],"replacedByOrderIds":["o-2"],"batchId":"b-1","endedAt":"2026-01-02T03:04:05Z"}`,
 		"GET /orders/o-1/timeline": `{"data":[{"at":"2026-01-02T03:04:05Z","kind":"event","event":{"seq":1,"status":"ACCEPTED","attention":["c"],"detail":{"x":1}}},
@@ -212,7 +212,7 @@ func TestAnswers(t *testing.T) {
 	check("place", err, placed.ID == "o-1" && placed.Replayed && placed.IdempotencyKey == "k" && placed.EndsAt == client.StatusShipped &&
 		placed.Shipment.OrderID == "box" && placed.ReplacesOrderID == "o-0" && placed.Warnings[0] == client.WarningDeprecatedState, placed)
 	dry, err := c.DryRun(ctx, &simple, "")
-	check("dry run", err, dry != nil && dry.Outcome == client.OutcomeReplayed && dry.OrderID == "o-1" && dry.Status == client.StatusHeld &&
+	check("dry run", err, dry != nil && dry.Outcome == client.OutcomeReplayed && dry.Order == "o-1" && dry.Status == client.StatusHeld &&
 		dry.Program == "gold" && dry.PrintedName == "ADA" && len(dry.Warnings) == 1, dry)
 	o, err := c.Order(ctx, "o-1")
 	check("order", err, o != nil && o.Status == "SOMETHING_NEW" && o.Attention[0].Next == "n" && o.Shipments[0].Carrier == "ups" &&

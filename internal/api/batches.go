@@ -221,7 +221,7 @@ func (u *upload) store(ctx context.Context, in rows, up store.BatchUpload) (batc
 			return nil, false, readingFailed(err, line, true)
 		}
 		line = r.line
-		stored, err := w.Stored(identity(r))
+		stored, err := w.Stored(ctx, r.line, identity(r))
 		if err != nil {
 			return nil, false, err
 		}
@@ -239,7 +239,7 @@ func identity(r row) []byte {
 	if r.text != nil {
 		return r.text
 	}
-	return strconv.AppendInt([]byte("no row in line "), r.line, 10)
+	return []byte("no row")
 }
 
 // maxDryRefusals bounds the answer to a dry run.
@@ -321,7 +321,7 @@ func viewBatch(b *store.Batch) batchView {
 type resultView struct {
 	Line             int64            `json:"line"`
 	Outcome          store.RowOutcome `json:"outcome"`
-	OrderID          string           `json:"orderId,omitempty"`
+	Order            string           `json:"order,omitempty"`
 	IssuerRequestID  string           `json:"issuerRequestId,omitempty"`
 	Warnings         []string         `json:"warnings,omitempty"`
 	Problem          string           `json:"problem,omitempty"`
@@ -336,7 +336,7 @@ func viewResult(r store.BatchResult) resultView {
 		id = r.OrderID.String()
 	}
 	if r.Problem == "" {
-		v.OrderID = id
+		v.Order = id
 	} else {
 		v.Problem, v.ConflictingOrder = problemTypes+r.Problem, id
 	}

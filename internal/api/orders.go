@@ -109,7 +109,7 @@ func (s *server) tryOrder(w http.ResponseWriter, r *http.Request, a store.Accept
 		Warnings: warnings(accepted), PrintedName: order.PrintedName(a.Request.SensitiveData),
 	}
 	if accepted.Replayed {
-		view.Outcome, view.OrderID = store.RowReplayed, accepted.Order.ID.String()
+		view.Outcome, view.Order = store.RowReplayed, accepted.Order.ID.String()
 	}
 	if rules.Programs != nil {
 		view.Program = a.Request.Production.CardProductID

@@ -43,7 +43,7 @@ type orderView struct {
 type dryRunView struct {
 	DryRun      bool             `json:"dryRun"`
 	Outcome     store.RowOutcome `json:"outcome"`
-	OrderID     string           `json:"orderId,omitempty"` // of the order that it repeats
+	Order       string           `json:"order,omitempty"` // the id of the one that it repeats
 	Status      order.Status     `json:"status"`
 	EndsAt      order.Status     `json:"endsAt"`
 	Program     string           `json:"program,omitempty"`

@@ -55,10 +55,10 @@ func (b *batch) UnmarshalJSON(text []byte) error {
 
 // result is what the API says of a row.
 type result struct {
-	Line                                                         int
-	Outcome, OrderID, IssuerRequestID, Problem, ConflictingOrder string
-	Warnings                                                     []string
-	Errors                                                       []struct{ Pointer, Code string }
+	Line                                                       int
+	Outcome, Order, IssuerRequestID, Problem, ConflictingOrder string
+	Warnings                                                   []string
+	Errors                                                     []struct{ Pointer, Code string }
 }
 
 // upload sends a file as a batch.
@@ -194,7 +194,7 @@ func TestBatch(t *testing.T) {
 		t.Errorf("results:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	results := b.results(a.ID, "?outcome=replayed")
-	if len(results) != 1 || results[0].OrderID != single || results[0].IssuerRequestID != "request-single" {
+	if len(results) != 1 || results[0].Order != single || results[0].IssuerRequestID != "request-single" {
 		t.Errorf("replayed: %+v", results)
 	}
 	accepted := b.results(a.ID, "?outcome=accepted")
@@ -202,11 +202,11 @@ func TestBatch(t *testing.T) {
 		t.Errorf("accepted: %+v", accepted)
 	}
 	for _, r := range accepted {
-		b.await(r.OrderID, "SHIPPED")
-		b.noGaps(r.OrderID)
+		b.await(r.Order, "SHIPPED")
+		b.noGaps(r.Order)
 	}
 	list := b.do(http.MethodGet, orders+"?batchId="+a.ID, nil, nil)
-	if len(list.view.Data) != 3 || !strings.Contains(string(list.view.Data[0]), accepted[2].OrderID) {
+	if len(list.view.Data) != 3 || !strings.Contains(string(list.view.Data[0]), accepted[2].Order) {
 		t.Errorf("orders of the batch: %s", list.text)
 	}
 	if one := b.getBatch("/" + a.ID); one.Status != "COMPLETED" || one.CreatedBy != "local" {
@@ -271,7 +271,7 @@ func TestBatchAsCSV(t *testing.T) {
 	if results[0].Line != 2 || len(results[1].Errors) != 1 || results[1].Errors[0].Pointer != "/shipment/deliveryAddress/countryCode" {
 		t.Errorf("results %+v", results)
 	}
-	o := b.await(results[0].OrderID, "SHIPPED")
+	o := b.await(results[0].Order, "SHIPPED")
 	for _, want := range []string{`"inserts":["leaflet","gift"]`, `"urgent":true`, `"campaign":"spring"`, `"batchId":"` + a.ID + `"`} {
 		if !strings.Contains(o.text, want) {
 			t.Errorf("the order lacks %s: %s", want, o.text)
@@ -419,8 +419,8 @@ func TestHeldBatch(t *testing.T) {
 	}
 	b.wait(d1sim.Condition{Cards: 3})
 	for _, r := range b.results(held.ID, "") {
-		b.await(r.OrderID, "SHIPPED")
-		b.noGaps(r.OrderID)
+		b.await(r.Order, "SHIPPED")
+		b.noGaps(r.Order)
 	}
 	if a := b.act(held.ID, "cancel"); a.Changed != 0 || a.TooLate != 2 {
 		t.Errorf("a cancel that comes too late: %+v", a)

@@ -79,7 +79,7 @@ func TestOrderDryRun(t *testing.T) {
 		t.Fatalf("%d orders are stored", n)
 	}
 	id := b.place(inClear)
-	if a := try(inClear); a.status != 200 || !strings.Contains(a.text, `"outcome":"replayed","orderId":"`+id+`"`) {
+	if a := try(inClear); a.status != 200 || !strings.Contains(a.text, `"outcome":"replayed","order":"`+id+`"`) {
 		t.Errorf("a repeated one: %d %s", a.status, a.text)
 	}
 	if a := try(inClear.with(body{"issuerRequestId": "other"})); a.status != 409 || a.view.ConflictingOrder != id {
@@ -148,7 +148,7 @@ func TestListFilters(t *testing.T) {
 		b.await(id, status)
 	}
 	held := b.upload("?hold=true", "filters", "application/x-ndjson", strings.NewReader(b.lines(b.thales("f4"))), nil)
-	heldOrder := b.results(held.ID, "")[0].OrderID
+	heldOrder := b.results(held.ID, "")[0].Order
 	tracking := b.get(bulk).view.Shipments[0].TrackingNumber
 	at := func(t time.Time) string { return url.QueryEscape(t.Format(time.RFC3339Nano)) }
 	names := map[string]string{individual: "individual", bulk: "bulk", instant: "instant", heldOrder: "held"}
@@ -277,7 +277,7 @@ func TestClientBatches(t *testing.T) {
 			t.Fatal(err)
 		}
 		if r.Outcome == "accepted" {
-			orderIDs = append(orderIDs, r.OrderID)
+			orderIDs = append(orderIDs, r.Order)
 		} else if len(r.Errors) != 1 || r.Errors[0].Rule != "cardProducts" {
 			t.Errorf("result %+v", r)
 		}

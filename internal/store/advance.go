@@ -164,11 +164,15 @@ func (s *Store) queueAdvance(b *pgx.Batch, o *lockedOrder, cause Cause, evidence
 	case sent && !sends:
 		exec(b, `DELETE FROM outbox WHERE issuer_id = $1 AND order_id = $2 AND kind = 'submit'`, o.issuer, o.id)
 	case sends && !sent:
+		// D1 has the order already when it told of it meanwhile: it is then asked first.
 		exec(b, `
-			INSERT INTO outbox (lane, kind, class, issuer_id, order_id, card_id, first_sent_at)
-			SELECT $3, 'submit', CASE WHEN o.batch_id IS NULL OR o.urgent THEN $4::smallint ELSE $5 END, o.issuer_id, o.id, o.card_id, s.first_sent_at
+			INSERT INTO outbox (lane, kind, class, issuer_id, order_id, card_id, first_sent_at, maybe_sent_at)
+			SELECT $3, 'submit', CASE WHEN o.batch_id IS NULL OR o.urgent THEN $4::smallint ELSE $5 END, o.issuer_id, o.id, o.card_id,
+				coalesce(s.first_sent_at, p.since), CASE WHEN $6 OR p.since IS NOT NULL THEN now() END
 			FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
-			WHERE o.issuer_id = $1 AND o.id = $2`, o.issuer, o.id, LaneOf(o.issuer), ClassSingle, ClassBatch)
+				CROSS JOIN LATERAL (SELECT min(n.created_at) AS since FROM notifications n
+					WHERE n.issuer_id = o.issuer_id AND n.issuer_request_id = o.issuer_request_id AND n.outcome = 'parked') p
+			WHERE o.issuer_id = $1 AND o.id = $2`, o.issuer, o.id, LaneOf(o.issuer), ClassSingle, ClassBatch, len(o.operations) > 0)
 	}
 	switch {
 	case next.Ended() && (ended != nil || next.Made() != before.Made()):

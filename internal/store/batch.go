@@ -285,11 +285,12 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 	}
 	var b pgx.Batch
 	for _, o := range byCard(locked) {
-		switch {
-		case slices.Contains(action.from(), o.state.Status) && (o.state.Status == order.Held || free[o.id]):
+		certain := len(o.operations) == 0 && (o.state.Status == order.Held || free[o.id]) // D1 does not have it
+		switch due := slices.Contains(action.from(), o.state.Status); {
+		case due && (certain || action == BatchRelease):
 			s.queueAdvance(&b, o, Cause{Kind: CauseRequest, ID: batch.String(), Actor: actor}, action.evidence())
 			counts.Changed++
-		case action.tooLate(o.state.Status):
+		case due, action.tooLate(o.state.Status):
 			counts.TooLate++
 		default:
 			counts.Unchanged++
@@ -368,10 +369,12 @@ type BatchWriter struct {
 	token   uuid.UUID
 	stored  []byte // digest of the rows that an earlier upload stored
 	seen    int64
+	renewed time.Time // when the lease of an upload that only compares was renewed
 	digest  *runningDigest
 	chunk   []batchRow
 	begun   time.Time  // when the chunk got its first row
 	writing chan error // of the chunk that is being stored
+	failed  error      // why a row was not stored: none after it may be
 	counts  BatchCounts
 }
 
@@ -446,16 +449,37 @@ func (w *BatchWriter) ID() uuid.UUID { return w.batch.ID }
 // Stored tells of the next row of the file whether it was stored before. The caller
 // hands over every row to it, and then those that were not to Accept. The error is a
 // *BatchConflictError when the file is not the one that was begun.
-func (w *BatchWriter) Stored(row []byte) (bool, error) {
+func (w *BatchWriter) Stored(ctx context.Context, line int64, row []byte) (bool, error) {
 	if w.batch.Status == BatchCompleted && w.seen == w.batch.Rows.Read {
 		return false, &BatchConflictError{w.batch.ID} // a longer file
 	}
-	w.digest.add(row)
+	w.digest.add(line, row)
 	w.seen++
 	if w.seen == w.batch.Rows.Read && !w.digest.is(w.stored) {
 		return false, &BatchConflictError{w.batch.ID}
 	}
-	return w.seen <= w.batch.Rows.Read, nil
+	if w.seen > w.batch.Rows.Read {
+		return false, nil
+	}
+	return true, w.renew(ctx)
+}
+
+// renew keeps the lease while rows are only compared, which may take long.
+func (w *BatchWriter) renew(ctx context.Context) error {
+	if w.batch.Status == BatchCompleted || w.seen%chunkRows > 0 && time.Since(w.renewed) < chunkAge {
+		return nil
+	}
+	w.renewed = time.Now()
+	tag, err := w.store.pool.Exec(ctx, `
+		UPDATE order_batches SET lease_until = now() + $4::interval
+		WHERE issuer_id = $1 AND id = $2 AND claim_token = $3 AND status = 'RECEIVING'`, w.batch.IssuerID, w.batch.ID, w.token, batchLease)
+	if err != nil {
+		return fmt.Errorf("keeping a batch: %w", err)
+	}
+	if tag.RowsAffected() == 0 {
+		return w.store.lostBatch(ctx, w)
+	}
+	return nil
 }
 
 // Accept takes a row: an order, or what is wrong with it.
@@ -465,6 +489,7 @@ func (w *BatchWriter) Accept(ctx context.Context, line int64, a Acceptance) erro
 	}
 	e, err := w.store.newEntry(a)
 	if err != nil {
+		w.failed = err
 		return err
 	}
 	e.batchID, e.class = &w.batch.ID, ClassBatch
@@ -487,11 +512,8 @@ func (w *BatchWriter) add(ctx context.Context, row batchRow) error {
 
 // flush begins to store the rows gathered so far, after those before them.
 func (w *BatchWriter) flush(ctx context.Context) error {
-	if err := w.settle(); err != nil {
+	if err := w.settle(); err != nil || len(w.chunk) == 0 {
 		return err
-	}
-	if len(w.chunk) == 0 {
-		return nil
 	}
 	chunk, digest := w.chunk, w.digest.sum()
 	w.chunk = nil
@@ -500,14 +522,14 @@ func (w *BatchWriter) flush(ctx context.Context) error {
 	return nil
 }
 
-// settle waits for the chunk that is being stored.
+// settle waits for the chunk that is being stored, and tells whether all are so far.
 func (w *BatchWriter) settle() error {
-	if w.writing == nil {
-		return nil
+	if w.writing != nil {
+		err := <-w.writing
+		w.writing = nil
+		w.failed = cmp.Or(w.failed, err)
 	}
-	err := <-w.writing
-	w.writing = nil
-	return err
+	return w.failed
 }
 
 // Finish stores what is left and completes the batch. The error is a

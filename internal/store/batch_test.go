@@ -19,7 +19,7 @@ var upload = store.BatchUpload{IssuerID: issuer, Key: "campaign", Client: "test"
 // order. It returns the error of the first call that fails.
 func (f *fixture) send(w *store.BatchWriter, from, to int) error {
 	for i := from; i < to; i++ {
-		stored, err := w.Stored(fmt.Append(nil, "row ", i))
+		stored, err := w.Stored(f.t.Context(), int64(i+1), fmt.Append(nil, "row ", i))
 		if err != nil {
 			return err
 		}
@@ -99,9 +99,9 @@ func TestBatchGoesOn(t *testing.T) {
 		t.Fatalf("after the interruption: %+v, %v", b, err)
 	}
 	other := f.openBatch(upload)
-	_, err = other.Stored([]byte("another file"))
+	_, err = other.Stored(t.Context(), 1, []byte("another file"))
 	for i := 1; err == nil && i < 700; i++ {
-		_, err = other.Stored(fmt.Append(nil, "row ", i))
+		_, err = other.Stored(t.Context(), int64(i+1), fmt.Append(nil, "row ", i))
 	}
 	if conflict, ok := errors.AsType[*store.BatchConflictError](err); !ok || conflict.BatchID != b.ID {
 		t.Errorf("another file: %v", err)
@@ -201,7 +201,7 @@ func TestBatchRows(t *testing.T) {
 		acceptance("known", "r-known", "row-key"), acceptance("known", "r-other", ""), acceptance("new", "r-new", ""),
 		acceptance("new", "r-new", ""), poison, replaces, urgent,
 	} {
-		if _, err := w.Stored(fmt.Append(nil, i)); err != nil {
+		if _, err := w.Stored(t.Context(), int64(i+1), fmt.Append(nil, i)); err != nil {
 			t.Fatal(err)
 		}
 		if err := w.Accept(t.Context(), int64(i+1), a); err != nil {

@@ -35,10 +35,12 @@ type groups struct {
 	ctx     context.Context
 	stop    context.CancelFunc
 	running sync.WaitGroup
+	waiters chan struct{} // orders that wait long for a lock, each with a connection
 }
 
 func (s *Store) startCommitters() {
 	s.groups.entries = make(chan *entry)
+	s.groups.waiters = make(chan struct{}, max(1, s.pool.Config().MaxConns/4))
 	s.groups.ctx, s.groups.stop = context.WithCancel(context.Background())
 	for range committers {
 		s.groups.running.Go(s.commitGroups)
@@ -107,7 +109,27 @@ func (s *Store) commitGroup(group []*entry) {
 	// One of them cannot be stored, or has to wait: each is tried alone, beside the
 	// groups that come.
 	for _, e := range group {
-		s.groups.running.Go(func() { e.done <- s.store([]*entry{e}, pgx.TxOptions{}) })
+		s.groups.running.Go(func() { e.done <- s.storeAlone(e) })
+	}
+}
+
+// storeAlone stores one entry. Few at a time may wait long for a lock, so that all
+// other work finds connections.
+func (s *Store) storeAlone(e *entry) error {
+	err := s.store([]*entry{e}, beginGroup)
+	if !isLockTimeout(err) {
+		return err
+	}
+	patience := time.NewTimer(groupTimeout)
+	defer patience.Stop()
+	select {
+	case s.groups.waiters <- struct{}{}:
+		defer func() { <-s.groups.waiters }()
+		return s.store([]*entry{e}, pgx.TxOptions{})
+	case <-patience.C:
+		return err
+	case <-s.groups.ctx.Done():
+		return err
 	}
 }
 

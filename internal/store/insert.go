@@ -22,8 +22,9 @@ import (
 //	guard   of them, those whose card is free: these get all their other rows
 //
 // It returns one row for each order in `new`, and whether the guard let it pass.
-// Rows are locked in the order of their index, so that two statements with the same
-// keys wait for each other and never in a circle.
+// Rows are locked in one order, so that two statements with the same keys wait for each
+// other and never in a circle; cards by their bytes, as transactions that sort them here
+// do it.
 //
 // Parked notifications that name an order are there when D1 got it before: from an
 // older system, or from this one before a database was restored. D1 is then asked
@@ -55,7 +56,7 @@ const insertOrders = `
 	), guard AS (
 		INSERT INTO card_guard AS g (issuer_id, card_id, order_ids)
 		SELECT issuer_id, card_id, ARRAY[id] FROM input WHERE id IN (SELECT id FROM new)
-		ORDER BY issuer_id, card_id
+		ORDER BY issuer_id COLLATE "C", card_id COLLATE "C"
 		ON CONFLICT (issuer_id, card_id) DO UPDATE SET order_ids = g.order_ids || EXCLUDED.order_ids
 		WHERE EXCLUDED.order_ids[1] = ANY ($27::uuid[])
 			OR g.order_ids = '{}' AND (EXCLUDED.order_ids[1] <> ALL ($28::uuid[]) OR g.creation_until IS NULL OR g.creation_until <= now())

@@ -138,11 +138,12 @@ func newRunningDigest(k HashKeys) *runningDigest {
 	return &runningDigest{mac}
 }
 
-// add takes the next row; its length keeps rows apart.
-func (d *runningDigest) add(row []byte) {
-	var length [8]byte
-	binary.BigEndian.PutUint64(length[:], uint64(len(row)))
-	d.mac.Write(length[:])
+// add takes the next row and where it stands; its length keeps rows apart.
+func (d *runningDigest) add(line int64, row []byte) {
+	var head [16]byte
+	binary.BigEndian.PutUint64(head[:8], uint64(line)) //nolint:gosec // lines count from 1
+	binary.BigEndian.PutUint64(head[8:], uint64(len(row)))
+	d.mac.Write(head[:])
 	d.mac.Write(row)
 }
 
