@@ -927,11 +927,10 @@ func TestCanonicalWithFaults(t *testing.T) {
 	if r, faults := order.Decode(text(t, o), within); len(faults) == 0 || !bytes.Equal(r.Canonical, taken.Canonical) {
 		t.Errorf("%v: %s", faults, r.Canonical)
 	}
-	set(o, "/metadata", object{`a":"x","b`: "y"})
-	if r, _ := order.Decode(text(t, o), rules); !json.Valid(r.Canonical) || !bytes.Contains(r.Canonical, []byte(`"a\":\"x\",\"b":"y"`)) {
-		t.Errorf("a name passes for two: %s", r.Canonical)
-	}
-	for name, value := range map[string]any{"unknown": 1, "urgent": "yes", "consumerId": issuerPAN, "packagingConfig": object{"inserts": make([]string, 21)}} {
+	for name, value := range map[string]any{
+		"metadata": object{`a":"x","b`: "y"}, "unknown": 1, "urgent": "yes", "consumerId": issuerPAN,
+		"packagingConfig": object{"inserts": make([]string, 21)},
+	} {
 		o := sample(t, "thales")
 		set(o, "/"+name, value)
 		if r, faults := order.Decode(text(t, o), rules); len(faults) == 0 || r.Canonical != nil {
