@@ -399,8 +399,8 @@ func (s *server) getResults(w http.ResponseWriter, r *http.Request) error {
 			s.Log.Error("a list of results broke off", "correlationId", correlationID(r.Context()), "batchId", b.ID, "error", err)
 			panic(http.ErrAbortHandler) // a list that merely ends would pass for a whole one
 		}
-		allowWriting(w)
 		for _, result := range list {
+			allowWriting(w) // anew for each: a page may be long
 			if err := out.Encode(viewResult(result)); err != nil {
 				return nil //nolint:nilerr // the caller is gone
 			}

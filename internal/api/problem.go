@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -131,7 +132,7 @@ func asProblem(err error) *problem {
 			return p
 		}
 	}
-	if store.Unavailable(err) {
+	if store.Unavailable(err) || errors.Is(err, context.Canceled) { // the caller is gone
 		return errUnavailable
 	}
 	return errInternal

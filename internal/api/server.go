@@ -4,6 +4,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"time"
@@ -134,7 +135,7 @@ func (s *server) handle(h func(http.ResponseWriter, *http.Request) error) http.H
 			return
 		}
 		p := asProblem(err)
-		if p.Status >= 500 {
+		if p.Status >= 500 && !errors.Is(err, context.Canceled) {
 			s.Log.Error("a request failed", "correlationId", correlationID(r.Context()), "error", err)
 		}
 		annotate(r.Context(), slog.String("problem", p.Type))
