@@ -76,10 +76,10 @@ func (s *server) placeBatch(w http.ResponseWriter, r *http.Request) error {
 	upload := upload{server: s, issuer: issuer, client: caller(r.Context()).Name}
 	if dryRun {
 		answer, err := upload.rehearse(r.Context(), in)
+		allowWriting(w)
 		if err != nil {
 			return err
 		}
-		allowWriting(w)
 		writeJSON(w, http.StatusOK, answer)
 		return nil
 	}
@@ -121,7 +121,7 @@ func uploadRows(w http.ResponseWriter, r *http.Request, format string) (rows, er
 	case strings.EqualFold(encoding, "gzip"):
 		unzipped, err := gzip.NewReader(body)
 		if err != nil {
-			return nil, readingFailed(err, 0)
+			return nil, readingFailed(err, 0, false)
 		}
 		body = unzipped
 	case encoding != "":
@@ -132,7 +132,7 @@ func uploadRows(w http.ResponseWriter, r *http.Request, format string) (rows, er
 	}
 	t, faults, err := newTable(body)
 	if err != nil {
-		return nil, readingFailed(err, 0)
+		return nil, readingFailed(err, 0, false)
 	}
 	if len(faults) > 0 {
 		return nil, invalidBody(faults)
@@ -140,16 +140,29 @@ func uploadRows(w http.ResponseWriter, r *http.Request, format string) (rows, er
 	return t, nil
 }
 
-// readingFailed tells why an upload could not be read to its end.
-func readingFailed(err error, line int64) error {
-	after := "after line " + strconv.FormatInt(line, 10) + ": "
+// readingFailed tells why an upload could not be read to its end, after a line, and
+// whether the rows before are stored.
+func readingFailed(err error, line int64, stored bool) error {
+	p := errIncompleteBatch
+	if f, ok := unreadable(err); ok {
+		f.Detail = "after line " + strconv.FormatInt(line, 10) + ": " + f.Detail
+		p = invalid(f).after("The rows before are stored.")
+	}
+	if !stored {
+		p = p.after(nothingStored)
+	}
+	return p
+}
+
+// unreadable tells why an upload cannot be read however often it is sent.
+func unreadable(err error) (fault, bool) {
 	if _, corrupt := errors.AsType[flate.CorruptInputError](err); corrupt || errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) {
-		return invalid(fault{Header: "Content-Encoding", Code: order.CodeInvalidFormat, Detail: after + "the body is not gzip"})
+		return fault{Header: "Content-Encoding", Code: order.CodeInvalidFormat, Detail: "the body is not gzip"}, true
 	}
 	if errors.Is(err, errRecordTooLong) {
-		return invalid(fault{Pointer: new(string), Code: order.CodeTooLong, Detail: after + "a record is longer than " + strconv.Itoa(maxOrderBody) + " bytes, or a quote is missing"})
+		return fault{Pointer: new(string), Code: order.CodeTooLong, Detail: "a record is longer than " + strconv.Itoa(maxOrderBody) + " bytes, or a quote is missing"}, true
 	}
-	return errIncompleteBatch
+	return fault{}, false
 }
 
 // upload is one request that brings many orders.
@@ -169,6 +182,16 @@ func (u *upload) acceptance(r row) store.Acceptance {
 	return a
 }
 
+// stopping tells that the service takes no more work.
+func (u *upload) stopping() bool {
+	select {
+	case <-u.Stopping:
+		return true
+	default:
+		return false
+	}
+}
+
 // store stores an upload row by row.
 func (u *upload) store(ctx context.Context, in rows, up store.BatchUpload) (batch *store.Batch, replayed bool, err error) {
 	w, replayed, err := u.Store.OpenBatch(ctx, up)
@@ -186,10 +209,8 @@ func (u *upload) store(ctx context.Context, in rows, up store.BatchUpload) (batc
 	}()
 	var line int64
 	for {
-		select {
-		case <-u.Stopping:
+		if u.stopping() {
 			return nil, false, errStopping
-		default:
 		}
 		r, err := in.next()
 		if errors.Is(err, io.EOF) {
@@ -197,7 +218,7 @@ func (u *upload) store(ctx context.Context, in rows, up store.BatchUpload) (batc
 			return batch, replayed, err
 		}
 		if err != nil {
-			return nil, false, readingFailed(err, line)
+			return nil, false, readingFailed(err, line, true)
 		}
 		line = r.line
 		stored, err := w.Stored(ctx, r.line, identity(r))
@@ -253,12 +274,15 @@ func (u *upload) rehearse(ctx context.Context, in rows) (*dryBatchView, error) {
 	}
 	var line int64
 	for {
+		if u.stopping() {
+			return nil, errStopping.after(nothingStored)
+		}
 		r, err := in.next()
 		if errors.Is(err, io.EOF) {
 			return answer, try()
 		}
 		if err != nil {
-			return nil, readingFailed(err, line)
+			return nil, readingFailed(err, line, false)
 		}
 		line = r.line
 		lines, acceptances = append(lines, r.line), append(acceptances, u.acceptance(r))
@@ -396,7 +420,9 @@ func (s *server) getResults(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 		if err != nil {
-			s.Log.Error("a list of results broke off", "correlationId", correlationID(r.Context()), "batchId", b.ID, "error", err)
+			if !hungUp(r) {
+				s.Log.Error("a list of results broke off", "correlationId", correlationID(r.Context()), "batchId", b.ID, "error", err)
+			}
 			panic(http.ErrAbortHandler) // a list that merely ends would pass for a whole one
 		}
 		for _, result := range list {

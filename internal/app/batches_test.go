@@ -444,11 +444,13 @@ func TestHeldBatch(t *testing.T) {
 func TestBatchDryRun(t *testing.T) {
 	t.Parallel()
 	b := newBank(t, fast)
-	b.place(b.thales("known"))
-	file := b.lines(b.thales("known"), b.thales("new"), b.thales("bad").with(body{"cardId": nil}), b.thales("taken").with(body{"cardId": "card-known"}))
+	known := b.place(b.thales("known"))
+	file := b.lines(b.thales("known"), b.thales("new"), b.thales("bad").with(body{"cardId": nil}), b.thales("taken").with(body{"cardId": "card-known"}),
+		b.thales("twice").with(body{"cardId": "card-new"}))
 	a := b.upload("?dryRun=true", "dry", "application/x-ndjson", strings.NewReader(file), nil)
-	if a.status != 200 || a.Rows != (struct{ Read, Accepted, Replayed, Refused int }{4, 1, 1, 2}) || len(a.Refused) != 2 ||
-		a.Refused[0].Line != 3 || a.Refused[0].Errors[0].Pointer != "/cardId" || !strings.HasSuffix(a.Refused[1].Problem, "duplicate-order") {
+	if a.status != 200 || a.Rows != (struct{ Read, Accepted, Replayed, Refused int }{5, 1, 1, 3}) || len(a.Refused) != 3 ||
+		a.Refused[0].Line != 3 || a.Refused[0].Errors[0].Pointer != "/cardId" || !strings.HasSuffix(a.Refused[1].Problem, "duplicate-order") ||
+		a.Refused[1].ConflictingOrder != known || !strings.HasSuffix(a.Refused[2].Problem, "duplicate-order") || a.Refused[2].ConflictingOrder != "" {
 		t.Errorf("%d %s", a.status, a.text)
 	}
 	if list := b.getBatch(""); b.stored() != 1 || len(list.Data) != 0 {

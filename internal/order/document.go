@@ -414,20 +414,24 @@ func controlAt(raw []byte) int {
 // number, whatever stands between them.
 func PlainName(s string) bool {
 	code, _ := memberName.check(s)
-	digits := 0
+	return code == "" && digitsIn(s) < shortestPAN
+}
+
+func digitsIn(s string) (n int) {
 	for i := range len(s) {
 		if isDigit(s[i]) {
-			digits++
+			n++
 		}
 	}
-	return code == "" && digits < shortestPAN
+	return n
 }
 
 // maxPointer is the longest pointer into unknown ground that is repeated.
 const maxPointer = 256
 
+// Its parts together have too few digits for a card number, too.
 func isPlainPointer(p string) bool {
-	if len(p) > maxPointer {
+	if len(p) > maxPointer || digitsIn(p) >= shortestPAN {
 		return false
 	}
 	for part := range strings.SplitSeq(strings.TrimPrefix(p, "/"), "/") {

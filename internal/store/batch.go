@@ -755,6 +755,10 @@ func (s *Store) Rehearse(ctx context.Context, lines []int64, acceptances []Accep
 	results := make([]BatchResult, len(rows))
 	for i, r := range rows {
 		results[i] = r.result()
+		isNew := func(e *entry) bool { return results[i].OrderID != nil && e.order.ID == *results[i].OrderID }
+		if slices.ContainsFunc(entries, isNew) {
+			results[i].OrderID = nil // nobody can look it up
+		}
 	}
 	return results, nil
 }
