@@ -425,8 +425,8 @@ func (s *server) getResults(w http.ResponseWriter, r *http.Request) error {
 			}
 			panic(http.ErrAbortHandler) // a list that merely ends would pass for a whole one
 		}
-		allowWriting(w)
 		for _, result := range list {
+			allowWriting(w) // anew for each: a page may be long
 			if err := out.Encode(viewResult(result)); err != nil {
 				return nil //nolint:nilerr // the caller is gone
 			}

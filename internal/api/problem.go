@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -140,7 +141,7 @@ func asProblem(err error) *problem {
 			return p
 		}
 	}
-	if store.Unavailable(err) {
+	if store.Unavailable(err) || errors.Is(err, context.Canceled) { // the caller is gone
 		return errUnavailable
 	}
 	return errInternal

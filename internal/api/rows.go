@@ -129,8 +129,9 @@ var errRecordTooLong = errors.New("a record is too long")
 
 // recordLimit keeps a record from filling the memory.
 type recordLimit struct {
-	r    io.Reader
-	left int
+	r      io.Reader
+	left   int
+	broken error // why there is no more to read, but for the end
 }
 
 // csvBuffer is how far csv.Reader reads ahead.
@@ -138,10 +139,14 @@ const csvBuffer = 4096
 
 func (l *recordLimit) Read(p []byte) (int, error) {
 	if l.left <= 0 {
-		return 0, errRecordTooLong
+		l.broken = errRecordTooLong
+		return 0, l.broken
 	}
 	n, err := l.r.Read(p[:min(len(p), l.left)])
 	l.left -= n
+	if err != nil && !errors.Is(err, io.EOF) {
+		l.broken = err
+	}
 	return n, err
 }
 
@@ -246,6 +251,9 @@ func (t *table) next() (row, error) {
 	t.limit.reset()
 	record, err := t.csv.Read()
 	if parse, ok := errors.AsType[*csv.ParseError](err); ok {
+		if t.limit.broken != nil { // in the middle of this record, perhaps
+			return row{}, t.limit.broken
+		}
 		return row{line: int64(parse.StartLine), faults: order.Faults{{Code: order.CodeInvalidCSV, Detail: "is not CSV: a quote stands where none may, or is missing"}}}, nil
 	}
 	if err != nil {

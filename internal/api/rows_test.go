@@ -123,6 +123,25 @@ func TestCSV(t *testing.T) {
 	}
 }
 
+// Where a record that is too long is no CSV either, the file ends there all the same: what
+// follows in its line is no record.
+func TestLongRecordThatIsNoCSV(t *testing.T) {
+	t.Parallel()
+	text := "cardId\nc1\n\"c2\"x" + strings.Repeat("y", 2*maxOrderBody) + "\nc3\n"
+	for how, r := range map[string]io.Reader{
+		"at once": strings.NewReader(text), "byte by byte": iotest.OneByteReader(strings.NewReader(text)),
+	} {
+		in, _, err := newTable(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := read(in)
+		if len(list) != 1 || !errors.Is(err, errRecordTooLong) {
+			t.Errorf("%s: %d rows, %v", how, len(list), err)
+		}
+	}
+}
+
 // endless is a file that never ends a line.
 type endless struct{ left int }
 

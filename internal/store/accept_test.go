@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/uuid"
@@ -155,6 +156,40 @@ func TestCancelledCompanion(t *testing.T) {
 	}
 	if n := value[int](f, `SELECT count(*) FROM orders WHERE card_id = 'blocked'`); n != 2 {
 		t.Errorf("the card has %d orders besides %s, want 1", n-1, blocked.ID)
+	}
+}
+
+// Orders that wait for a lock leave connections to the others, however many they are.
+func TestWaitingOrdersLeaveConnections(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.accept("blocked", "r-0")
+	tx, err := f.conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `SELECT FROM card_guard WHERE card_id = 'blocked' FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	ctx, giveUp := context.WithCancel(t.Context())
+	var waiting sync.WaitGroup
+	var answered atomic.Int32
+	for i := range 40 { // more than there are connections
+		waiting.Go(func() {
+			_, _ = f.Accept(ctx, acceptance("blocked", fmt.Sprint("r-", i+1), ""))
+			answered.Add(1)
+		})
+	}
+	for i := range 200 {
+		f.accept(fmt.Sprint("free-", i), fmt.Sprint("free-", i))
+	}
+	if n := answered.Load(); n > 0 {
+		t.Errorf("the others had to wait until %d of the waiting had given up", n)
+	}
+	giveUp()
+	waiting.Wait()
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }
 
