@@ -273,7 +273,7 @@ func (d *document) canonical(members []member) []byte {
 			size -= m.value.to - m.value.from
 		}
 	}
-	return d.appendObject(make([]byte, 0, size), d.members[first:len(d.members):len(d.members)])
+	return d.appendObject(make([]byte, 0, min(size, maxKept)), d.members[first:len(d.members):len(d.members)])
 }
 
 func (d *document) appendObject(b []byte, members []member) []byte {

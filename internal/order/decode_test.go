@@ -916,6 +916,19 @@ func must(b []byte, err error) []byte {
 	return b
 }
 
+// An order that is mostly spaces keeps no more than its members: many may wait to be
+// stored together.
+func TestSpacesAreNotKept(t *testing.T) { //nolint:paralleltest // it measures memory
+	padded := append(text(t, sample(t, "thales")), bytes.Repeat([]byte(" "), 128<<10)...)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	wellFormed(t, padded)
+	runtime.ReadMemStats(&after)
+	if used := after.TotalAlloc - before.TotalAlloc; used > 96<<10 {
+		t.Errorf("%d bytes for %d", used, len(padded))
+	}
+}
+
 // What was taken by the rules of its day is recognised by those of today; what never
 // could be taken is not.
 func TestCanonicalWithFaults(t *testing.T) {

@@ -372,6 +372,7 @@ type BatchWriter struct {
 	renewed time.Time // when the lease of an upload that only compares was renewed
 	digest  *runningDigest
 	chunk   []batchRow
+	size    int        // of the chunk, about, in bytes
 	begun   time.Time  // when the chunk got its first row
 	writing chan error // of the chunk that is being stored
 	failed  error      // why a row was not stored: none after it may be
@@ -385,10 +386,21 @@ type batchRow struct {
 	faults order.Faults
 }
 
-// Chunks of rows. A row may wait for company only briefly: what is stored shows as
+// size is about what a row keeps in memory, in bytes.
+func (r batchRow) size() int {
+	const fault = 256
+	if r.entry == nil {
+		return fault * len(r.faults)
+	}
+	sealed := r.entry.sealed
+	return len(r.entry.Request.Canonical) + len(sealed.production) + len(sealed.encryptedData) + fault*len(r.entry.Faults)
+}
+
+// Chunks of rows, so many or so large. A row may wait for company only briefly: what is stored shows as
 // progress, and keeps the lease.
 const (
 	chunkRows = 500
+	chunkSize = 4 << 20
 	chunkAge  = 5 * time.Second
 )
 
@@ -504,7 +516,8 @@ func (w *BatchWriter) add(ctx context.Context, row batchRow) error {
 		w.begun = time.Now()
 	}
 	w.chunk = append(w.chunk, row)
-	if len(w.chunk) < chunkRows && time.Since(w.begun) < chunkAge {
+	w.size += row.size()
+	if len(w.chunk) < chunkRows && w.size < chunkSize && time.Since(w.begun) < chunkAge {
 		return nil
 	}
 	return w.flush(ctx)
@@ -516,7 +529,7 @@ func (w *BatchWriter) flush(ctx context.Context) error {
 		return err
 	}
 	chunk, digest := w.chunk, w.digest.sum()
-	w.chunk = nil
+	w.chunk, w.size = nil, 0
 	w.writing = make(chan error, 1)
 	go func() { w.writing <- w.store.storeChunk(ctx, w, chunk, digest) }()
 	return nil
