@@ -157,7 +157,7 @@ func (s *server) handle(h func(http.ResponseWriter, *http.Request) error) http.H
 			return
 		}
 		p := asProblem(err)
-		if p.Status >= 500 && hungUp(r) {
+		if errors.Is(err, context.Canceled) && hungUp(r) {
 			w.WriteHeader(statusCallerGone)
 			return
 		}
