@@ -37,12 +37,49 @@ const uploadPause = time.Minute
 type patientReader struct {
 	body       io.Reader
 	controller *http.ResponseController
+	ended      bool // the body came to its end
 }
 
 func (p *patientReader) Read(b []byte) (int, error) {
 	// Where it cannot be set, the server's own deadline stands.
 	_ = p.controller.SetReadDeadline(time.Now().Add(uploadPause))
-	return p.body.Read(b)
+	n, err := p.body.Read(b)
+	p.ended = errors.Is(err, io.EOF)
+	return n, err
+}
+
+// errNotGzip is for a body that came whole and is no gzip, or ends before gzip does.
+var errNotGzip = errors.New("not gzip")
+
+// unzipped reads a zipped body. What ends too early is told from a broken connection:
+// it is no better when it is sent again.
+type unzipped struct {
+	gzip *gzip.Reader
+	body *patientReader
+}
+
+func newUnzipped(body *patientReader) (*unzipped, error) {
+	u := &unzipped{body: body}
+	var err error
+	u.gzip, err = gzip.NewReader(body)
+	return u, u.judge(err)
+}
+
+func (u *unzipped) Read(b []byte) (int, error) {
+	n, err := u.gzip.Read(b)
+	if errors.Is(err, io.EOF) {
+		return n, err
+	}
+	return n, u.judge(err)
+}
+
+func (u *unzipped) judge(err error) error {
+	_, corrupt := errors.AsType[flate.CorruptInputError](err)
+	early := u.body.ended && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF))
+	if corrupt || early || errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) {
+		return errNotGzip
+	}
+	return err
 }
 
 // allowWriting gives an answer time that was long in the making.
@@ -116,14 +153,15 @@ func uploadFormat(r *http.Request) (string, error) {
 }
 
 func uploadRows(w http.ResponseWriter, r *http.Request, format string) (rows, error) {
-	var body io.Reader = &patientReader{r.Body, http.NewResponseController(w)}
+	patient := &patientReader{body: r.Body, controller: http.NewResponseController(w)}
+	var body io.Reader = patient
 	switch encoding := r.Header.Get("Content-Encoding"); {
 	case strings.EqualFold(encoding, "gzip"):
-		unzipped, err := gzip.NewReader(body)
+		u, err := newUnzipped(patient)
 		if err != nil {
 			return nil, readingFailed(err, 0, false)
 		}
-		body = unzipped
+		body = u
 	case encoding != "":
 		return nil, errBatchType
 	}
@@ -156,8 +194,8 @@ func readingFailed(err error, line int64, stored bool) error {
 
 // unreadable tells why an upload cannot be read however often it is sent.
 func unreadable(err error) (fault, bool) {
-	if _, corrupt := errors.AsType[flate.CorruptInputError](err); corrupt || errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) {
-		return fault{Header: "Content-Encoding", Code: order.CodeInvalidFormat, Detail: "the body is not gzip"}, true
+	if errors.Is(err, errNotGzip) {
+		return fault{Header: "Content-Encoding", Code: order.CodeInvalidFormat, Detail: "the body is not gzip, or not all of it"}, true
 	}
 	if errors.Is(err, errRecordTooLong) {
 		return fault{Pointer: new(string), Code: order.CodeTooLong, Detail: "a record is longer than " + strconv.Itoa(maxOrderBody) + " bytes, or a quote is missing"}, true

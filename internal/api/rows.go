@@ -29,7 +29,7 @@ type row struct {
 // next one follows; any other error ends the upload.
 type rows interface {
 	next() (row, error)
-	close() // clears what may hold card data that somebody sent by mistake
+	close() // clears the rows' buffer: somebody may have sent card data by mistake
 }
 
 var utf8BOM = []byte("\xef\xbb\xbf")

@@ -279,6 +279,14 @@ func TestBatchAsCSV(t *testing.T) {
 	}
 }
 
+func zipped(text string) string {
+	var b strings.Builder
+	w := gzip.NewWriter(&b)
+	_, _ = w.Write([]byte(text))
+	_ = w.Close()
+	return b.String()
+}
+
 // An upload that cannot be right is refused whole.
 func TestBadBatches(t *testing.T) {
 	t.Parallel()
@@ -297,6 +305,9 @@ func TestBadBatches(t *testing.T) {
 		"another charset":         {"", "text/csv; charset=latin1", good, nil, 415, "unsupported-media-type"},
 		"another encoding":        {"", "application/x-ndjson", good, header("Content-Encoding", "br"), 415, "unsupported-media-type"},
 		"not gzip":                {"", "application/x-ndjson", good, header("Content-Encoding", "gzip"), 400, "gzip"},
+		"an empty gzip":           {"", "application/x-ndjson", "", header("Content-Encoding", "gzip"), 400, "gzip"},
+		"a cut gzip":              {"", "application/x-ndjson", zipped(good)[:60], header("Content-Encoding", "gzip"), 400, "gzip"},
+		"gzip and more":           {"", "application/x-ndjson", zipped("") + "more", header("Content-Encoding", "gzip"), 400, "gzip"},
 		"no header of CSV":        {"", "text/csv", "", nil, 400, "invalid-csv"},
 		"an unknown column":       {"", "text/csv", "cardId,colour\nc,red\n", nil, 400, "column 2"},
 		"an unknown query":        {"?colour=red", "application/x-ndjson", good, nil, 400, "colour"},
@@ -304,13 +315,17 @@ func TestBadBatches(t *testing.T) {
 		"no token":                {"", "application/x-ndjson", good, header("Authorization", ""), 401, "unauthorized"},
 		"a record without an end": {"", "text/csv", "cardId\n\"" + strings.Repeat("x", 1<<20), nil, 400, "too-long"},
 	} {
-		a := b.upload(c.query, "key", c.mediaType, strings.NewReader(c.file), c.header)
+		a := b.upload(c.query, strings.ReplaceAll(name, " ", "-"), c.mediaType, strings.NewReader(c.file), c.header)
 		if a.status != c.status || !strings.Contains(a.text, c.want) || strings.Contains(a.text, testPAN) {
 			t.Errorf("%s: %d %s", name, a.status, a.text)
 		}
 	}
 	if n := b.stored(); n != 0 {
 		t.Errorf("%d orders are stored", n)
+	}
+	// A batch of which nothing was read may still become another one.
+	if a := b.upload("?hold=true", "a-record-without-an-end", "application/x-ndjson", strings.NewReader(good), nil); a.status != 201 || !a.Hold || a.Format != "ndjson" {
+		t.Errorf("another file for a batch without rows: %d %s", a.status, a.text)
 	}
 	for _, path := range []string{"/01a20a68-77ec-74e1-b66d-6c97bb9262a5", "/x"} {
 		for _, a := range []batch{b.getBatch(path), b.getBatch(path + "/results"), b.act(path[1:], "hold")} {

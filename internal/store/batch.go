@@ -430,7 +430,7 @@ func (s *Store) OpenBatch(ctx context.Context, up BatchUpload) (w *BatchWriter, 
 		switch b := &w.batch; {
 		case b.Status == BatchCancelled:
 			return ErrBatchCancelled
-		case b.Format != up.Format || b.Hold != up.Hold:
+		case (b.Rows.Read > 0 || b.Status == BatchCompleted) && (b.Format != up.Format || b.Hold != up.Hold):
 			return &BatchConflictError{b.ID}
 		case b.Status == BatchReceiving:
 			return ErrBatchBusy
@@ -438,9 +438,11 @@ func (s *Store) OpenBatch(ctx context.Context, up BatchUpload) (w *BatchWriter, 
 			replay = true
 			return nil
 		}
+		// What somebody did to the batch meanwhile stays: held differs from hold then.
 		_, err = tx.Exec(ctx, `
-			UPDATE order_batches SET status = 'RECEIVING', claim_token = $3, lease_until = now() + $4::interval, updated_at = now()
-			WHERE issuer_id = $1 AND id = $2`, w.batch.IssuerID, w.batch.ID, w.token, batchLease)
+			UPDATE order_batches SET status = 'RECEIVING', claim_token = $3, lease_until = now() + $4::interval, updated_at = now(),
+				format = $5, hold = $6, held = CASE WHEN held = hold THEN $6 ELSE held END
+			WHERE issuer_id = $1 AND id = $2`, w.batch.IssuerID, w.batch.ID, w.token, batchLease, up.Format, up.Hold)
 		w.batch.Status = BatchReceiving
 		return err
 	})
