@@ -37,12 +37,49 @@ const uploadPause = time.Minute
 type patientReader struct {
 	body       io.Reader
 	controller *http.ResponseController
+	ended      bool // the body came to its end
 }
 
 func (p *patientReader) Read(b []byte) (int, error) {
 	// Where it cannot be set, the server's own deadline stands.
 	_ = p.controller.SetReadDeadline(time.Now().Add(uploadPause))
-	return p.body.Read(b)
+	n, err := p.body.Read(b)
+	p.ended = errors.Is(err, io.EOF)
+	return n, err
+}
+
+// errNotGzip is for a body that came whole and is no gzip, or ends before gzip does.
+var errNotGzip = errors.New("not gzip")
+
+// unzipped reads a zipped body. What ends too early is told from a broken connection:
+// it is no better when it is sent again.
+type unzipped struct {
+	gzip *gzip.Reader
+	body *patientReader
+}
+
+func newUnzipped(body *patientReader) (*unzipped, error) {
+	u := &unzipped{body: body}
+	var err error
+	u.gzip, err = gzip.NewReader(body)
+	return u, u.judge(err)
+}
+
+func (u *unzipped) Read(b []byte) (int, error) {
+	n, err := u.gzip.Read(b)
+	if errors.Is(err, io.EOF) {
+		return n, err
+	}
+	return n, u.judge(err)
+}
+
+func (u *unzipped) judge(err error) error {
+	_, corrupt := errors.AsType[flate.CorruptInputError](err)
+	early := u.body.ended && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF))
+	if corrupt || early || errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) {
+		return errNotGzip
+	}
+	return err
 }
 
 // allowWriting gives an answer time that was long in the making.
@@ -76,10 +113,10 @@ func (s *server) placeBatch(w http.ResponseWriter, r *http.Request) error {
 	upload := upload{server: s, issuer: issuer, client: caller(r.Context()).Name}
 	if dryRun {
 		answer, err := upload.rehearse(r.Context(), in)
+		allowWriting(w)
 		if err != nil {
 			return err
 		}
-		allowWriting(w)
 		writeJSON(w, http.StatusOK, answer)
 		return nil
 	}
@@ -116,14 +153,15 @@ func uploadFormat(r *http.Request) (string, error) {
 }
 
 func uploadRows(w http.ResponseWriter, r *http.Request, format string) (rows, error) {
-	var body io.Reader = &patientReader{r.Body, http.NewResponseController(w)}
+	patient := &patientReader{body: r.Body, controller: http.NewResponseController(w)}
+	var body io.Reader = patient
 	switch encoding := r.Header.Get("Content-Encoding"); {
 	case strings.EqualFold(encoding, "gzip"):
-		unzipped, err := gzip.NewReader(body)
+		u, err := newUnzipped(patient)
 		if err != nil {
-			return nil, readingFailed(err, 0)
+			return nil, readingFailed(err, 0, false)
 		}
-		body = unzipped
+		body = u
 	case encoding != "":
 		return nil, errBatchType
 	}
@@ -132,7 +170,7 @@ func uploadRows(w http.ResponseWriter, r *http.Request, format string) (rows, er
 	}
 	t, faults, err := newTable(body)
 	if err != nil {
-		return nil, readingFailed(err, 0)
+		return nil, readingFailed(err, 0, false)
 	}
 	if len(faults) > 0 {
 		return nil, invalidBody(faults)
@@ -140,16 +178,29 @@ func uploadRows(w http.ResponseWriter, r *http.Request, format string) (rows, er
 	return t, nil
 }
 
-// readingFailed tells why an upload could not be read to its end.
-func readingFailed(err error, line int64) error {
-	after := "after line " + strconv.FormatInt(line, 10) + ": "
-	if _, corrupt := errors.AsType[flate.CorruptInputError](err); corrupt || errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) {
-		return invalid(fault{Header: "Content-Encoding", Code: order.CodeInvalidFormat, Detail: after + "the body is not gzip"})
+// readingFailed tells why an upload could not be read to its end, after a line, and
+// whether the rows before are stored.
+func readingFailed(err error, line int64, stored bool) error {
+	p := errIncompleteBatch
+	if f, ok := unreadable(err); ok {
+		f.Detail = "after line " + strconv.FormatInt(line, 10) + ": " + f.Detail
+		p = invalid(f).after("The rows before are stored.")
+	}
+	if !stored {
+		p = p.after(nothingStored)
+	}
+	return p
+}
+
+// unreadable tells why an upload cannot be read however often it is sent.
+func unreadable(err error) (fault, bool) {
+	if errors.Is(err, errNotGzip) {
+		return fault{Header: "Content-Encoding", Code: order.CodeInvalidFormat, Detail: "the body is not gzip, or not all of it"}, true
 	}
 	if errors.Is(err, errRecordTooLong) {
-		return invalid(fault{Pointer: new(string), Code: order.CodeTooLong, Detail: after + "a record is longer than " + strconv.Itoa(maxOrderBody) + " bytes, or a quote is missing"})
+		return fault{Pointer: new(string), Code: order.CodeTooLong, Detail: "a record is longer than " + strconv.Itoa(maxOrderBody) + " bytes, or a quote is missing"}, true
 	}
-	return errIncompleteBatch
+	return fault{}, false
 }
 
 // upload is one request that brings many orders.
@@ -169,6 +220,16 @@ func (u *upload) acceptance(r row) store.Acceptance {
 	return a
 }
 
+// stopping tells that the service takes no more work.
+func (u *upload) stopping() bool {
+	select {
+	case <-u.Stopping:
+		return true
+	default:
+		return false
+	}
+}
+
 // store stores an upload row by row.
 func (u *upload) store(ctx context.Context, in rows, up store.BatchUpload) (batch *store.Batch, replayed bool, err error) {
 	w, replayed, err := u.Store.OpenBatch(ctx, up)
@@ -186,10 +247,8 @@ func (u *upload) store(ctx context.Context, in rows, up store.BatchUpload) (batc
 	}()
 	var line int64
 	for {
-		select {
-		case <-u.Stopping:
+		if u.stopping() {
 			return nil, false, errStopping
-		default:
 		}
 		r, err := in.next()
 		if errors.Is(err, io.EOF) {
@@ -197,7 +256,7 @@ func (u *upload) store(ctx context.Context, in rows, up store.BatchUpload) (batc
 			return batch, replayed, err
 		}
 		if err != nil {
-			return nil, false, readingFailed(err, line)
+			return nil, false, readingFailed(err, line, true)
 		}
 		line = r.line
 		stored, err := w.Stored(ctx, r.line, identity(r))
@@ -253,12 +312,15 @@ func (u *upload) rehearse(ctx context.Context, in rows) (*dryBatchView, error) {
 	}
 	var line int64
 	for {
+		if u.stopping() {
+			return nil, errStopping.after(nothingStored)
+		}
 		r, err := in.next()
 		if errors.Is(err, io.EOF) {
 			return answer, try()
 		}
 		if err != nil {
-			return nil, readingFailed(err, line)
+			return nil, readingFailed(err, line, false)
 		}
 		line = r.line
 		lines, acceptances = append(lines, r.line), append(acceptances, u.acceptance(r))
@@ -396,7 +458,9 @@ func (s *server) getResults(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 		if err != nil {
-			s.Log.Error("a list of results broke off", "correlationId", correlationID(r.Context()), "batchId", b.ID, "error", err)
+			if !hungUp(r) {
+				s.Log.Error("a list of results broke off", "correlationId", correlationID(r.Context()), "batchId", b.ID, "error", err)
+			}
 			panic(http.ErrAbortHandler) // a list that merely ends would pass for a whole one
 		}
 		for _, result := range list {

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -92,21 +93,31 @@ var correlationPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 
 // callersCorrelationID is the caller's id if it is fit for a log: it must not
 // hold a card number either.
-func callersCorrelationID(r *http.Request) string {
+func callersCorrelationID(r *http.Request, guard func() order.PANGuard) string {
 	id := r.Header.Get("X-Correlation-Id")
-	if !correlationPattern.MatchString(id) || (order.PANGuard{}).Finds(id, true) {
+	if !correlationPattern.MatchString(id) || guard().Finds(id, true) {
 		return ""
 	}
 	return id
 }
 
+// guard finds the card numbers of all issuers.
+func (c *Config) guard() order.PANGuard {
+	var g order.PANGuard
+	for i := range c.Issuers {
+		g.BINs = append(g.BINs, c.Rules(c.Issuers[i].ID).Guard.BINs...)
+	}
+	return g
+}
+
 // observe gives every request a correlation id, a log line, its metrics, and an
 // end that no panic crosses.
-func observe(listener string, log *slog.Logger, m *Metrics) func(http.Handler) http.Handler {
+func observe(listener string, cfg Config) func(http.Handler) http.Handler {
+	log, m, guard := cfg.Log, cfg.Metrics, sync.OnceValue(cfg.guard)
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			started := time.Now()
-			id := callersCorrelationID(r)
+			id := callersCorrelationID(r, guard)
 			if id == "" {
 				id = uuid.NewString()
 			}

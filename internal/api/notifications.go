@@ -102,12 +102,13 @@ const (
 func (n *Notifications) store(r *http.Request, issuer *Issuer, body []byte) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), receiveTimeout)
 	defer cancel()
+	sender := callersCorrelationID(r, n.guard)
 	counts := make(map[string]int)
 	defer func() { annotate(r.Context(), slog.Any("notifications", counts)) }()
 	for chunk := range slices.Chunk(operations(body), receiveChunk) {
 		list := make([]store.Notification, len(chunk))
 		for i, raw := range chunk {
-			list[i] = n.parse(issuer, raw, callersCorrelationID(r))
+			list[i] = n.parse(issuer, raw, sender)
 		}
 		outcomes, err := n.Store.Receive(ctx, issuer.ID, list)
 		if err != nil {

@@ -191,7 +191,7 @@ func readJSON(r *http.Request, buffer *orderBody) ([]byte, error) {
 			return buffer.bytes[:buffer.used:buffer.used], nil
 		}
 		if err != nil {
-			return nil, newProblem(http.StatusBadRequest, "incomplete-body", "The body ended too early", "Nothing was stored.")
+			return nil, newProblem(http.StatusBadRequest, "incomplete-body", "The body ended too early", nothingStored)
 		}
 	}
 	return nil, errTooLarge
@@ -279,7 +279,7 @@ func readFilter(r *http.Request) (store.Filter, error) {
 	})
 	q.read("batchId", func(v string) string {
 		id, err := uuid.Parse(v)
-		if err != nil || len(v) != 36 {
+		if err != nil || len(v) != 36 || id == uuid.Nil {
 			return "must be the id of a batch"
 		}
 		f.BatchID = id

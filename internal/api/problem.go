@@ -45,6 +45,15 @@ func newProblem(status int, name, title, detail string) *problem {
 	return &problem{Type: problemTypes + name, Title: title, Status: status, Detail: detail}
 }
 
+// after is the problem with what it left behind as its detail.
+func (p *problem) after(left string) *problem {
+	copied := *p
+	copied.Detail = left
+	return &copied
+}
+
+const nothingStored = "Nothing was stored."
+
 var (
 	errUnauthorized = newProblem(http.StatusUnauthorized, "unauthorized", "No valid bearer token",
 		"The request needs an Authorization header with a bearer token that is known here.")

@@ -29,7 +29,7 @@ type row struct {
 // next one follows; any other error ends the upload.
 type rows interface {
 	next() (row, error)
-	close() // clears what may hold card data that somebody sent by mistake
+	close() // clears the rows' buffer: somebody may have sent card data by mistake
 }
 
 var utf8BOM = []byte("\xef\xbb\xbf")
@@ -207,7 +207,7 @@ func columnOf(name string) (flag bool, detail string) {
 	}
 	parts := strings.Split(name, ".")
 	for i, part := range parts {
-		if _, err := strconv.Atoi(part); err == nil && len(part) <= 2 {
+		if n, err := strconv.Atoi(part); err == nil && n >= 0 && n < 100 && strconv.Itoa(n) == part {
 			parts[i] = "0"
 		}
 	}
@@ -284,7 +284,7 @@ type rowWriter struct {
 // depth. What has no cell with content is left out.
 func (w *rowWriter) members(columns []column, depth int) {
 	_, err := strconv.Atoi(columns[0].path[depth])
-	list := err == nil && depth > 0
+	list := err == nil && columns[0].path[0] != "metadata" // whose names are the caller's
 	opening, closing := byte('{'), byte('}')
 	if list {
 		opening, closing = '[', ']'

@@ -79,13 +79,14 @@ func TestCSV(t *testing.T) {
 		"quotes, CR LF, byte order mark": {
 			"\ufeff\"cardId\",metadata.note\r\nc1,\"a \"\"quoted\"\", cell\"\r\n", `2 {"cardId":"c1","metadata":{"note":"a \"quoted\", cell"}}`,
 		},
-		"lines within a cell": {"cardId,metadata.note\nc1,\"a\nb\"\nc2,x\n", `2 {"cardId":"c1","metadata":{"note":"a\nb"}}|4 {"cardId":"c2","metadata":{"note":"x"}}`},
-		"not a flag":          {"urgent\nyes\n", `2 {"urgent":"yes"}`},
-		"a stray quote":       {"cardId,urgent\nc\"1,true\nc2,true\n", `2 invalid-csv|3 {"cardId":"c2","urgent":true}`},
-		"too few cells":       {"cardId,urgent\nc1\nc2,true\n", `2 invalid-csv|3 {"cardId":"c2","urgent":true}`},
-		"invalid UTF-8":       {"cardId\n\xff\n", "2 /cardIdinvalid-character"},
-		"only a header":       {"cardId\n", ""},
-		"blank lines":         {"cardId\n\nc1\n\n", `3 {"cardId":"c1"}`},
+		"metadata named by numbers": {"cardId,metadata.1,metadata.0\nc1,one,zero\n", `2 {"cardId":"c1","metadata":{"0":"zero","1":"one"}}`},
+		"lines within a cell":       {"cardId,metadata.note\nc1,\"a\nb\"\nc2,x\n", `2 {"cardId":"c1","metadata":{"note":"a\nb"}}|4 {"cardId":"c2","metadata":{"note":"x"}}`},
+		"not a flag":                {"urgent\nyes\n", `2 {"urgent":"yes"}`},
+		"a stray quote":             {"cardId,urgent\nc\"1,true\nc2,true\n", `2 invalid-csv|3 {"cardId":"c2","urgent":true}`},
+		"too few cells":             {"cardId,urgent\nc1\nc2,true\n", `2 invalid-csv|3 {"cardId":"c2","urgent":true}`},
+		"invalid UTF-8":             {"cardId\n\xff\n", "2 /cardIdinvalid-character"},
+		"only a header":             {"cardId\n", ""},
+		"blank lines":               {"cardId\n\nc1\n\n", `3 {"cardId":"c1"}`},
 	} {
 		table, faults, err := newTable(iotest.OneByteReader(strings.NewReader(c.text)))
 		if err != nil || len(faults) > 0 {
@@ -99,6 +100,7 @@ func TestCSV(t *testing.T) {
 	}
 	for name, header := range map[string]string{
 		"nothing": "", "an unknown column": "cardId,colour\n", "a column twice": "cardId,cardId\n", "no column name": "cardId,\n",
+		"a number with a sign": "packagingConfig.inserts.-1\n", "a number with a zero before it": "packagingConfig.inserts.01\n",
 		"an object": "services\n", "card data in clear": "sensitiveData.pan\n", "a list without a number": "packagingConfig.inserts\n",
 		"a member of metadata without a name": "metadata.\n", "a card number": "metadata.4111111111111111\n", "not CSV": "\"card\"Id\n",
 		"too long": strings.Repeat("x", 2*maxOrderBody),

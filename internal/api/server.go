@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -111,10 +112,24 @@ func deadline(next http.Handler) http.Handler {
 
 func newRouter(listener string, cfg Config) chi.Router {
 	r := chi.NewRouter()
-	r.Use(observe(listener, cfg.Log, cfg.Metrics))
+	r.Use(observe(listener, cfg))
 	r.NotFound(func(w http.ResponseWriter, r *http.Request) { writeProblem(w, r, errNoSuchPath) })
-	r.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) { writeProblem(w, r, errMethod) })
+	r.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Allow", allowed(r))
+		writeProblem(w, r, errMethod)
+	})
 	return r
+}
+
+// allowed lists the methods that exist where r was sent to.
+func allowed(r *http.Request) string {
+	var list []string
+	for _, m := range []string{http.MethodGet, http.MethodHead, http.MethodPost} {
+		if chi.RouteContext(r.Context()).Routes.Match(chi.NewRouteContext(), m, r.URL.Path) {
+			list = append(list, m)
+		}
+	}
+	return strings.Join(list, ", ")
 }
 
 // plain is for what takes no query: ignoring one would answer another question.
@@ -127,6 +142,13 @@ func plain(h func(http.ResponseWriter, *http.Request) error) func(http.ResponseW
 	}
 }
 
+// statusCallerGone is what logs and metrics tell of a caller that hung up, as nginx has
+// it: nothing was wrong here, and nobody gets an answer.
+const statusCallerGone = 499
+
+// hungUp tells that the caller waits for no answer any more.
+func hungUp(r *http.Request) bool { return errors.Is(r.Context().Err(), context.Canceled) }
+
 // handle runs a handler and answers with the problem that it returns.
 func (s *server) handle(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -135,7 +157,11 @@ func (s *server) handle(h func(http.ResponseWriter, *http.Request) error) http.H
 			return
 		}
 		p := asProblem(err)
-		if p.Status >= 500 && !errors.Is(err, context.Canceled) {
+		if errors.Is(err, context.Canceled) && hungUp(r) {
+			w.WriteHeader(statusCallerGone)
+			return
+		}
+		if p.Status >= 500 {
 			s.Log.Error("a request failed", "correlationId", correlationID(r.Context()), "error", err)
 		}
 		annotate(r.Context(), slog.String("problem", p.Type))

@@ -279,6 +279,14 @@ func TestBatchAsCSV(t *testing.T) {
 	}
 }
 
+func zipped(text string) string {
+	var b strings.Builder
+	w := gzip.NewWriter(&b)
+	_, _ = w.Write([]byte(text))
+	_ = w.Close()
+	return b.String()
+}
+
 // An upload that cannot be right is refused whole.
 func TestBadBatches(t *testing.T) {
 	t.Parallel()
@@ -297,6 +305,9 @@ func TestBadBatches(t *testing.T) {
 		"another charset":         {"", "text/csv; charset=latin1", good, nil, 415, "unsupported-media-type"},
 		"another encoding":        {"", "application/x-ndjson", good, header("Content-Encoding", "br"), 415, "unsupported-media-type"},
 		"not gzip":                {"", "application/x-ndjson", good, header("Content-Encoding", "gzip"), 400, "gzip"},
+		"an empty gzip":           {"", "application/x-ndjson", "", header("Content-Encoding", "gzip"), 400, "gzip"},
+		"a cut gzip":              {"", "application/x-ndjson", zipped(good)[:60], header("Content-Encoding", "gzip"), 400, "gzip"},
+		"gzip and more":           {"", "application/x-ndjson", zipped("") + "more", header("Content-Encoding", "gzip"), 400, "gzip"},
 		"no header of CSV":        {"", "text/csv", "", nil, 400, "invalid-csv"},
 		"an unknown column":       {"", "text/csv", "cardId,colour\nc,red\n", nil, 400, "column 2"},
 		"an unknown query":        {"?colour=red", "application/x-ndjson", good, nil, 400, "colour"},
@@ -304,13 +315,17 @@ func TestBadBatches(t *testing.T) {
 		"no token":                {"", "application/x-ndjson", good, header("Authorization", ""), 401, "unauthorized"},
 		"a record without an end": {"", "text/csv", "cardId\n\"" + strings.Repeat("x", 1<<20), nil, 400, "too-long"},
 	} {
-		a := b.upload(c.query, "key", c.mediaType, strings.NewReader(c.file), c.header)
+		a := b.upload(c.query, strings.ReplaceAll(name, " ", "-"), c.mediaType, strings.NewReader(c.file), c.header)
 		if a.status != c.status || !strings.Contains(a.text, c.want) || strings.Contains(a.text, testPAN) {
 			t.Errorf("%s: %d %s", name, a.status, a.text)
 		}
 	}
 	if n := b.stored(); n != 0 {
 		t.Errorf("%d orders are stored", n)
+	}
+	// A batch of which nothing was read may still become another one.
+	if a := b.upload("?hold=true", "a-record-without-an-end", "application/x-ndjson", strings.NewReader(good), nil); a.status != 201 || !a.Hold || a.Format != "ndjson" {
+		t.Errorf("another file for a batch without rows: %d %s", a.status, a.text)
 	}
 	for _, path := range []string{"/01a20a68-77ec-74e1-b66d-6c97bb9262a5", "/x"} {
 		for _, a := range []batch{b.getBatch(path), b.getBatch(path + "/results"), b.act(path[1:], "hold")} {
@@ -444,11 +459,13 @@ func TestHeldBatch(t *testing.T) {
 func TestBatchDryRun(t *testing.T) {
 	t.Parallel()
 	b := newBank(t, fast)
-	b.place(b.thales("known"))
-	file := b.lines(b.thales("known"), b.thales("new"), b.thales("bad").with(body{"cardId": nil}), b.thales("taken").with(body{"cardId": "card-known"}))
+	known := b.place(b.thales("known"))
+	file := b.lines(b.thales("known"), b.thales("new"), b.thales("bad").with(body{"cardId": nil}), b.thales("taken").with(body{"cardId": "card-known"}),
+		b.thales("twice").with(body{"cardId": "card-new"}))
 	a := b.upload("?dryRun=true", "dry", "application/x-ndjson", strings.NewReader(file), nil)
-	if a.status != 200 || a.Rows != (struct{ Read, Accepted, Replayed, Refused int }{4, 1, 1, 2}) || len(a.Refused) != 2 ||
-		a.Refused[0].Line != 3 || a.Refused[0].Errors[0].Pointer != "/cardId" || !strings.HasSuffix(a.Refused[1].Problem, "duplicate-order") {
+	if a.status != 200 || a.Rows != (struct{ Read, Accepted, Replayed, Refused int }{5, 1, 1, 3}) || len(a.Refused) != 3 ||
+		a.Refused[0].Line != 3 || a.Refused[0].Errors[0].Pointer != "/cardId" || !strings.HasSuffix(a.Refused[1].Problem, "duplicate-order") ||
+		a.Refused[1].ConflictingOrder != known || !strings.HasSuffix(a.Refused[2].Problem, "duplicate-order") || a.Refused[2].ConflictingOrder != "" {
 		t.Errorf("%d %s", a.status, a.text)
 	}
 	if list := b.getBatch(""); b.stored() != 1 || len(list.Data) != 0 {

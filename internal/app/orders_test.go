@@ -1,6 +1,7 @@
 package app_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -10,8 +11,12 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
+	"cardorder/internal/api"
 	"cardorder/internal/config"
 	"cardorder/internal/d1sim"
+	"cardorder/internal/local"
 )
 
 // stored counts the orders in the database.
@@ -86,8 +91,10 @@ func TestBadRequests(t *testing.T) {
 	if a := b.do(http.MethodPost, "/v1/issuers/NOBODY0001/orders", nil, []byte(json(nil))); a.status != 404 || !strings.HasSuffix(a.view.Type, ":unknown-issuer") {
 		t.Errorf("unknown issuer: %d %s", a.status, a.text)
 	}
-	if a := b.do(http.MethodDelete, orders, nil, nil); a.status != 405 {
-		t.Errorf("DELETE: %d", a.status)
+	for path, want := range map[string]string{orders: "GET, POST", orders + "/x": "GET", batches + "/x/hold": "POST", "/docs": "GET, HEAD"} {
+		if a := b.do(http.MethodDelete, path, nil, nil); a.status != 405 || a.header.Get("Allow") != want {
+			t.Errorf("DELETE %s: %d, allowed is %q", path, a.status, a.header.Get("Allow"))
+		}
 	}
 	if a := b.do(http.MethodGet, "/v2", nil, nil); a.status != 404 {
 		t.Errorf("another path: %d", a.status)
@@ -174,6 +181,118 @@ func TestAuthorization(t *testing.T) {
 	if n := b.stored(); n != 0 {
 		t.Errorf("%d orders were stored", n)
 	}
+}
+
+// Nothing of one issuer can be seen or touched through another, nor without the scope
+// for it.
+func TestIssuersAreKeptApart(t *testing.T) {
+	t.Parallel()
+	hash := func(token string) config.Secret {
+		sum := sha256.Sum256([]byte(token))
+		return config.NewSecret(hex.EncodeToString(sum[:]))
+	}
+	b := newBank(t, fast, func(cfg *config.Config) {
+		other := cfg.Issuers[0]
+		other.ID = "ISSUER0002"
+		cfg.Issuers = append(cfg.Issuers, other)
+		cfg.Clients = append(cfg.Clients, config.Client{Name: "other", TokenSHA256: hash("other"), Scopes: api.Scopes, Issuers: []string{other.ID}})
+		for _, scope := range api.Scopes {
+			cfg.Clients = append(cfg.Clients, config.Client{Name: scope, TokenSHA256: hash(scope), Scopes: []string{scope}, Issuers: []string{local.IssuerID}})
+		}
+	})
+	as := func(token string) http.Header { return http.Header{"Authorization": {"Bearer " + token}} }
+	id := b.place(b.thales("one"))
+	campaign := b.upload("", "campaign", "application/x-ndjson", strings.NewReader(b.lines(b.thales("two"))), nil).ID
+	for _, c := range []struct{ method, path, scope string }{
+		{"GET", "/orders", "orders:read"},
+		{"GET", "/orders/" + id, "orders:read"},
+		{"GET", "/orders/" + id + "/timeline", "orders:read"},
+		{"GET", "/programs", "orders:read"},
+		{"GET", "/order-batches", "orders:read"},
+		{"GET", "/order-batches/" + campaign, "orders:read"},
+		{"GET", "/order-batches/" + campaign + "/results", "orders:read"},
+		{"POST", "/orders", "orders:write"},
+		{"POST", "/orders?dryRun=true", "orders:write"},
+		{"POST", "/order-batches", "orders:write"},
+		{"POST", "/order-batches/" + campaign + "/hold", "orders:operate"},
+		{"POST", "/order-batches/" + campaign + "/release", "orders:operate"},
+		{"POST", "/order-batches/" + campaign + "/cancel", "orders:operate"},
+	} {
+		mine, others := "/v1/issuers/"+local.IssuerID+c.path, "/v1/issuers/ISSUER0002"+c.path
+		if a := b.do(c.method, mine, as("other"), nil); a.status != 403 {
+			t.Errorf("%s %s by another issuer's client: %d", c.method, c.path, a.status)
+		}
+		if strings.Contains(c.path, id) || strings.Contains(c.path, campaign) {
+			if a := b.do(c.method, others, as("other"), nil); a.status != 404 {
+				t.Errorf("%s %s below another issuer: %d %s", c.method, c.path, a.status, a.text)
+			}
+		} else if a := b.do(c.method, others, as("other"), nil); strings.Contains(a.text, id) || strings.Contains(a.text, campaign) {
+			t.Errorf("%s %s below another issuer: %s", c.method, c.path, a.text)
+		}
+		for _, scope := range api.Scopes {
+			a := b.do(c.method, mine, as(scope), nil)
+			if (a.status == 403) != (scope != c.scope) || a.status == 403 && !strings.Contains(a.text, "lacks the scope "+c.scope) {
+				t.Errorf("%s %s with %s: %d %s", c.method, c.path, scope, a.status, a.text)
+			}
+		}
+	}
+	// Keys, cards and filters are an issuer's own.
+	b.do(http.MethodPost, "/v1/issuers/ISSUER0002/orders", as("other"), mustJSON(t, b.thales("one")))
+	a := b.do(http.MethodGet, "/v1/issuers/ISSUER0002/orders?cardId=card-one", as("other"), nil)
+	if len(a.view.Data) != 1 || strings.Contains(a.text, id) {
+		t.Errorf("the other issuer's order: %s", a.text)
+	}
+	if a := b.do(http.MethodGet, "/v1/issuers/ISSUER0002/orders?batchId="+campaign, as("other"), nil); a.status != 200 || len(a.view.Data) != 0 {
+		t.Errorf("by a batch of the other issuer: %s", a.text)
+	}
+	a = b.do(http.MethodPost, "/v1/issuers/ISSUER0002/orders", as("other"), mustJSON(t, b.thales("three").with(body{"replacesOrderId": id})))
+	if a.status != 400 || !strings.Contains(a.text, "unknown-order") {
+		t.Errorf("an order in place of another issuer's: %d %s", a.status, a.text)
+	}
+}
+
+// A caller that hangs up is not a fault of the service.
+func TestCallerHangsUp(t *testing.T) {
+	t.Parallel()
+	b := newBank(t, fast)
+	conn, err := pgx.Connect(t.Context(), b.env.Ready.DatabaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	tx, err := conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE orders IN ACCESS EXCLUSIVE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	ctx, hangUp := context.WithCancel(t.Context())
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, b.env.Ready.APIURL+orders, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+b.env.Ready.Token)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if res, err := http.DefaultClient.Do(r); err == nil {
+			_ = res.Body.Close()
+			t.Errorf("answered %d", res.StatusCode)
+		}
+	}()
+	b.eventually("the list waits", func() bool {
+		return query[bool](b, `SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)`)
+	})
+	hangUp()
+	<-ended
+	b.eventually("it is counted as the caller's", func() bool {
+		return strings.Contains(b.metrics(), `cardorder_http_requests_total{listener="api",method="GET",route="/v1/issuers/{issuerId}/orders",status="499"} 1`)
+	})
+	if strings.Contains(b.metrics(), `status="500"`) {
+		t.Error("it is counted as a fault of the service")
+	}
+	_ = tx.Rollback(t.Context())
 }
 
 func TestIdempotency(t *testing.T) {
@@ -345,7 +464,7 @@ func TestList(t *testing.T) {
 			t.Errorf("%s: %v, want %v", query, got, want)
 		}
 	}
-	for _, query := range []string{"limit=0", "limit=201", "limit=x", "status=LOST", "cursor=x", "colour=red", "attention=no", "cardId=", "cardId=a&cardId=b", "cardId=a%zz", "status=FAILED;x"} {
+	for _, query := range []string{"limit=0", "limit=201", "limit=x", "status=LOST", "cursor=x", "colour=red", "attention=no", "cardId=", "cardId=a&cardId=b", "cardId=a%zz", "status=FAILED;x", "batchId=00000000-0000-0000-0000-000000000000"} {
 		if a := b.do(http.MethodGet, orders+"?"+query, nil, nil); a.status != 400 {
 			t.Errorf("%s: %d", query, a.status)
 		}
@@ -364,7 +483,7 @@ func TestSensitiveDataRestsNowhere(t *testing.T) {
 	for _, secret := range []string{testPAN, "ADA EXAMPLE", "Rue de la Paix"} {
 		for _, table := range []string{
 			"orders", "order_state", "order_payload", "card_guard", "order_events", "outbox", "operations",
-			"attempts", "notifications", "shipments", "idempotency_keys",
+			"attempts", "notifications", "shipments", "idempotency_keys", "order_batches", "order_batch_rows",
 		} {
 			n := query[int](b, fmt.Sprintf(`SELECT count(*) FROM %s t WHERE t::text LIKE '%%' || $1 || '%%' OR t::text LIKE '%%' || encode($1::text::bytea, 'hex') || '%%'`, table), secret)
 			if n != 0 {

@@ -145,6 +145,19 @@ func TestWithoutPrograms(t *testing.T) {
 	}
 }
 
+// An issuer without a single program may order nothing.
+func TestEmptyProgramsAllowNothing(t *testing.T) {
+	t.Parallel()
+	const none = "issuers: [{issuerId: ISSUER0001, programs: []}]\n"
+	_, adjust := programsFile(t, none)
+	b := newBank(t, fast, adjust)
+	b.wantPrograms(none, "1")
+	a := b.post(b.thales("1"), nil)
+	if a.status != 400 || len(a.view.Errors) != 1 || !strings.Contains(a.text, `"pointer":"/cardProductId","code":"outside-program"`) || !strings.Contains(a.text, `"rule":"cardProducts"`) {
+		t.Errorf("%d %s", a.status, a.text)
+	}
+}
+
 // Kubernetes mounts a file behind two symbolic links and exchanges the upper one.
 func TestProgramsReloadByChange(t *testing.T) {
 	t.Parallel()

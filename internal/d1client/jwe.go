@@ -85,18 +85,18 @@ func (e *Encrypter) Encrypt(now time.Time, plaintext []byte) (string, error) {
 		}
 	}
 	if best == nil {
-		return "", errors.New("d1client: every encryption key has expired")
+		return "", errors.New("cannot be encrypted: every key of D1 that is configured here has expired")
 	}
 	sealed, err := best.encrypter.Encrypt(plaintext)
 	if err != nil {
-		return "", errors.New("d1client: encryption failed")
+		return "", errors.New("cannot be encrypted")
 	}
 	compact, err := sealed.CompactSerialize()
 	if err != nil {
-		return "", errors.New("d1client: encryption failed")
+		return "", errors.New("cannot be encrypted")
 	}
 	if len(compact) > maxJWE {
-		return "", fmt.Errorf("d1client: encrypted data is longer than %d characters", maxJWE)
+		return "", fmt.Errorf("is longer than %d characters when it is encrypted", maxJWE)
 	}
 	return compact, nil
 }

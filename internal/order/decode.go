@@ -87,7 +87,7 @@ func neverTaken(f Fault) bool {
 	case CodeUnknownMember, CodeWrongType, CodeTooMany, CodeCardNumber:
 		return true
 	}
-	return false
+	return f.Pointer == "/metadata" // its names
 }
 
 // cardData makes sure that card data comes once, and returns what came in clear.
@@ -262,8 +262,8 @@ func isCompared(name []byte) bool {
 	return true
 }
 
-// canonical writes the members that are compared as RFC 8785 JSON, if it is an order
-// that was taken: those hold no numbers, and their names are ASCII.
+// canonical writes the members that are compared as RFC 8785 JSON. An order that may
+// ever have been taken holds no numbers, and its names are ASCII without escapes.
 func (d *document) canonical(members []member) []byte {
 	first, size := len(d.members), len(d.text)
 	for _, m := range members {
@@ -273,7 +273,7 @@ func (d *document) canonical(members []member) []byte {
 			size -= m.value.to - m.value.from
 		}
 	}
-	return d.appendObject(make([]byte, 0, size), d.members[first:len(d.members):len(d.members)])
+	return d.appendObject(make([]byte, 0, min(size, maxKept)), d.members[first:len(d.members):len(d.members)])
 }
 
 func (d *document) appendObject(b []byte, members []member) []byte {
@@ -284,8 +284,9 @@ func (d *document) appendObject(b []byte, members []member) []byte {
 		if len(b) > first {
 			b = append(b, ',')
 		}
-		b, _ = jsontext.AppendQuote(b, m.name) // valid UTF-8
-		b = append(b, ':')
+		b = append(b, '"')
+		b = append(b, m.name...)
+		b = append(b, '"', ':')
 		b = d.appendValue(b, m.value)
 	}
 	return append(b, '}')

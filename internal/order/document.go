@@ -49,6 +49,10 @@ func (d *document) release() {
 	documents.Put(d)
 }
 
+// maxKept is what is made room for at once of what an order keeps, in bytes: more
+// than most keep, and little for one that is mostly spaces.
+const maxKept = 16 << 10
+
 // maxFaults is how many faults an answer tells: more than an order can have
 // that only its values are wrong with.
 const maxFaults = 200
@@ -78,7 +82,7 @@ func (d *document) root() (object, bool) {
 		d.grammarFault()
 		return object{}, false
 	}
-	d.kept.Grow(len(d.text))
+	d.kept.Grow(min(len(d.text), maxKept)) // spaces are not kept
 	from := d.space(0)
 	return d.object("", span{from, d.valueEnd(from)})
 }
@@ -414,20 +418,24 @@ func controlAt(raw []byte) int {
 // number, whatever stands between them.
 func PlainName(s string) bool {
 	code, _ := memberName.check(s)
-	digits := 0
+	return code == "" && digitsIn(s) < shortestPAN
+}
+
+func digitsIn(s string) (n int) {
 	for i := range len(s) {
 		if isDigit(s[i]) {
-			digits++
+			n++
 		}
 	}
-	return code == "" && digits < shortestPAN
+	return n
 }
 
 // maxPointer is the longest pointer into unknown ground that is repeated.
 const maxPointer = 256
 
+// Its parts together have too few digits for a card number, too.
 func isPlainPointer(p string) bool {
-	if len(p) > maxPointer {
+	if len(p) > maxPointer || digitsIn(p) >= shortestPAN {
 		return false
 	}
 	for part := range strings.SplitSeq(strings.TrimPrefix(p, "/"), "/") {

@@ -32,7 +32,8 @@ type Acceptance struct {
 // hopeless tells that the request is no order, and that none was ever accepted for
 // it.
 func (a *Acceptance) hopeless() bool {
-	return len(a.Faults) > 0 && (a.Request == nil || a.Request.Canonical == nil)
+	return len(a.Faults) > 0 && (a.Request == nil || a.Request.Canonical == nil ||
+		a.IdempotencyKey == "" && a.Request.Production.IssuerRequestID == "")
 }
 
 // Accepted is the order that an acceptance led to.

@@ -9,8 +9,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -173,15 +173,18 @@ func TestWaitingOrdersLeaveConnections(t *testing.T) {
 	}
 	ctx, giveUp := context.WithCancel(t.Context())
 	var waiting sync.WaitGroup
+	var answered atomic.Int32
 	for i := range 40 { // more than there are connections
-		waiting.Go(func() { _, _ = f.Accept(ctx, acceptance("blocked", fmt.Sprint("r-", i+1), "")) })
+		waiting.Go(func() {
+			_, _ = f.Accept(ctx, acceptance("blocked", fmt.Sprint("r-", i+1), ""))
+			answered.Add(1)
+		})
 	}
 	for i := range 200 {
-		begun := time.Now()
 		f.accept(fmt.Sprint("free-", i), fmt.Sprint("free-", i))
-		if took := time.Since(begun); took > 4*time.Second {
-			t.Fatalf("another order waited %s", took)
-		}
+	}
+	if n := answered.Load(); n > 0 {
+		t.Errorf("the others had to wait until %d of the waiting had given up", n)
 	}
 	giveUp()
 	waiting.Wait()

@@ -372,6 +372,7 @@ type BatchWriter struct {
 	renewed time.Time // when the lease of an upload that only compares was renewed
 	digest  *runningDigest
 	chunk   []batchRow
+	size    int        // of the chunk, about, in bytes
 	begun   time.Time  // when the chunk got its first row
 	writing chan error // of the chunk that is being stored
 	failed  error      // why a row was not stored: none after it may be
@@ -385,10 +386,21 @@ type batchRow struct {
 	faults order.Faults
 }
 
-// Chunks of rows. A row may wait for company only briefly: what is stored shows as
+// size is about what a row keeps in memory, in bytes.
+func (r batchRow) size() int {
+	const fault = 256
+	if r.entry == nil {
+		return fault * len(r.faults)
+	}
+	sealed := r.entry.sealed
+	return len(r.entry.Request.Canonical) + len(sealed.production) + len(sealed.encryptedData) + fault*len(r.entry.Faults)
+}
+
+// Chunks of rows, so many or so large. A row may wait for company only briefly: what is stored shows as
 // progress, and keeps the lease.
 const (
 	chunkRows = 500
+	chunkSize = 4 << 20
 	chunkAge  = 5 * time.Second
 )
 
@@ -418,7 +430,7 @@ func (s *Store) OpenBatch(ctx context.Context, up BatchUpload) (w *BatchWriter, 
 		switch b := &w.batch; {
 		case b.Status == BatchCancelled:
 			return ErrBatchCancelled
-		case b.Format != up.Format || b.Hold != up.Hold:
+		case (b.Rows.Read > 0 || b.Status == BatchCompleted) && (b.Format != up.Format || b.Hold != up.Hold):
 			return &BatchConflictError{b.ID}
 		case b.Status == BatchReceiving:
 			return ErrBatchBusy
@@ -426,9 +438,11 @@ func (s *Store) OpenBatch(ctx context.Context, up BatchUpload) (w *BatchWriter, 
 			replay = true
 			return nil
 		}
+		// What somebody did to the batch meanwhile stays: held differs from hold then.
 		_, err = tx.Exec(ctx, `
-			UPDATE order_batches SET status = 'RECEIVING', claim_token = $3, lease_until = now() + $4::interval, updated_at = now()
-			WHERE issuer_id = $1 AND id = $2`, w.batch.IssuerID, w.batch.ID, w.token, batchLease)
+			UPDATE order_batches SET status = 'RECEIVING', claim_token = $3, lease_until = now() + $4::interval, updated_at = now(),
+				format = $5, hold = $6, held = CASE WHEN held = hold THEN $6 ELSE held END
+			WHERE issuer_id = $1 AND id = $2`, w.batch.IssuerID, w.batch.ID, w.token, batchLease, up.Format, up.Hold)
 		w.batch.Status = BatchReceiving
 		return err
 	})
@@ -504,7 +518,8 @@ func (w *BatchWriter) add(ctx context.Context, row batchRow) error {
 		w.begun = time.Now()
 	}
 	w.chunk = append(w.chunk, row)
-	if len(w.chunk) < chunkRows && time.Since(w.begun) < chunkAge {
+	w.size += row.size()
+	if len(w.chunk) < chunkRows && w.size < chunkSize && time.Since(w.begun) < chunkAge {
 		return nil
 	}
 	return w.flush(ctx)
@@ -516,7 +531,7 @@ func (w *BatchWriter) flush(ctx context.Context) error {
 		return err
 	}
 	chunk, digest := w.chunk, w.digest.sum()
-	w.chunk = nil
+	w.chunk, w.size = nil, 0
 	w.writing = make(chan error, 1)
 	go func() { w.writing <- w.store.storeChunk(ctx, w, chunk, digest) }()
 	return nil
@@ -755,6 +770,10 @@ func (s *Store) Rehearse(ctx context.Context, lines []int64, acceptances []Accep
 	results := make([]BatchResult, len(rows))
 	for i, r := range rows {
 		results[i] = r.result()
+		isNew := func(e *entry) bool { return results[i].OrderID != nil && e.order.ID == *results[i].OrderID }
+		if slices.ContainsFunc(entries, isNew) {
+			results[i].OrderID = nil // nobody can look it up
+		}
 	}
 	return results, nil
 }

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -84,6 +85,25 @@ func (f *fixture) results(b uuid.UUID, outcome store.RowOutcome) []store.BatchRe
 		f.t.Fatal(err)
 	}
 	return list
+}
+
+// Large rows do not wait for many others: what waits is in memory.
+func TestLargeRowsAreStoredSooner(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	w := f.openBatch(upload)
+	for i := range 10 {
+		if _, err := w.Stored(t.Context(), int64(i+1), fmt.Append(nil, "row ", i)); err != nil {
+			t.Fatal(err)
+		}
+		a := acceptance(fmt.Sprint("large-", i), fmt.Sprint("large-", i), "")
+		a.Request.Canonical = bytes.Repeat([]byte("x"), 1<<20)
+		if err := w.Accept(t.Context(), int64(i+1), a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.untilRead(8)
+	w.Interrupt(t.Context())
 }
 
 // What was stored before an interruption is not stored again; the rest is.
