@@ -396,8 +396,8 @@ func (r batchRow) size() int {
 	return len(r.entry.Request.Canonical) + len(sealed.production) + len(sealed.encryptedData) + fault*len(r.entry.Faults)
 }
 
-// Chunks of rows, so many or so large. A row may wait for company only briefly: what is stored shows as
-// progress, and keeps the lease.
+// Chunks of rows, so many or so large. A row may wait for company only briefly: what is
+// stored shows as progress, and keeps the lease.
 const (
 	chunkRows = 500
 	chunkSize = 4 << 20
@@ -533,7 +533,9 @@ func (w *BatchWriter) flush(ctx context.Context) error {
 	chunk, digest := w.chunk, w.digest.sum()
 	w.chunk, w.size = nil, 0
 	w.writing = make(chan error, 1)
-	go func() { w.writing <- w.store.storeChunk(ctx, w, chunk, digest) }()
+	go func() {
+		w.writing <- w.store.contained(func() error { return w.store.storeChunk(ctx, w, chunk, digest) })
+	}()
 	return nil
 }
 

@@ -134,21 +134,28 @@ func (s *Store) storeAlone(e *entry) error {
 }
 
 // store stores entries in one transaction.
-func (s *Store) store(entries []*entry, options pgx.TxOptions) (err error) {
+func (s *Store) store(entries []*entry, options pgx.TxOptions) error {
+	return s.contained(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), groupTimeout)
+		defer cancel()
+		err := s.inTxWith(ctx, options, func(tx pgx.Tx) error { return s.insert(ctx, tx, entries) })
+		if err == nil {
+			s.announce(entries)
+		}
+		return err
+	})
+}
+
+// contained turns a panic of f, which is a bug, into an error: beside requests it would
+// end the process.
+func (s *Store) contained(f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.cfg.Log.Error("panic while storing orders", "panic", p, "stack", string(debug.Stack()))
 			err = errors.New("storing orders: panic")
 		}
 	}()
-	ctx, cancel := context.WithTimeout(context.Background(), groupTimeout)
-	defer cancel()
-	err = s.inTxWith(ctx, options, func(tx pgx.Tx) error { return s.insert(ctx, tx, entries) })
-	if err != nil {
-		return err
-	}
-	s.announce(entries)
-	return nil
+	return f()
 }
 
 // announce tells of what a commit made ready.
