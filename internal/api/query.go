@@ -176,8 +176,10 @@ func encodeCursor(id uuid.UUID) string {
 
 func decodeCursor(text string) (id uuid.UUID, ok bool) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	if err != nil || len(b) != 17 || b[0] != cursorVersion {
+	// The decoder skips line breaks, of which a cursor has none.
+	if err != nil || len(b) != 17 || b[0] != cursorVersion || len(text) != base64.RawURLEncoding.EncodedLen(17) {
 		return uuid.Nil, false
 	}
-	return uuid.UUID(b[1:]), true
+	id = uuid.UUID(b[1:])
+	return id, id != uuid.Nil // which would be the first page
 }
