@@ -117,12 +117,13 @@ func (s *smoke) configure(ctx context.Context) error {
 	}
 	ports := make(map[string]string)
 	for _, address := range []string{"127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:9090", "127.0.0.1:8180", "127.0.0.1:8181"} {
-		free, err := freeAddress(ctx)
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 		if err != nil {
 			return err
 		}
-		ports[address] = free
-		replace = append(replace, address, free)
+		defer func() { _ = l.Close() }() // not before all are chosen: a free port may be given out twice
+		ports[address] = l.Addr().String()
+		replace = append(replace, address, ports[address])
 	}
 	s.api = "http://" + ports["127.0.0.1:8080"]
 	s.management = d1sim.NewClient("http://"+ports["127.0.0.1:8181"], nil)
@@ -146,15 +147,6 @@ func (s *smoke) configure(ctx context.Context) error {
 		return fmt.Errorf("making keys: %w: %s", err, out)
 	}
 	return nil
-}
-
-func freeAddress(ctx context.Context) (string, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String(), nil
 }
 
 const simKey = "deploy/example/keys/d1sim-encryption-key.json"
