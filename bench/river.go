@@ -94,9 +94,11 @@ func (s *site) startRiver(ctx context.Context, d *database, rows *captured) (_ *
 		DatabaseURL: d.url(), MaxConns: int32(s.maxConns), //nolint:gosec // a small number
 		EncryptionKeyFile: filepath.Join(s.dir, encryptionKey), Statements: riverStatements(rows),
 	}
-	if c.Listen, err = freeAddress(ctx); err != nil {
+	addresses, err := freeAddresses(ctx, 1)
+	if err != nil {
 		return nil, err
 	}
+	c.Listen = addresses[0]
 	for name, value := range map[string]*string{
 		local.FileTokenHash: &c.TokenHash, local.FileSealing: &c.Keyset, local.FileContentHash: &c.ContentHash,
 	} {

@@ -94,14 +94,13 @@ func (s *site) startService(ctx context.Context, name, databaseURL string) (_ *s
 		"maxConns: 16", "maxConns: " + strconv.Itoa(s.maxConns), "127.0.0.1:8180", d1,
 	}
 	v := &service{token: s.token, stopD1: stopD1}
-	for _, l := range []struct {
-		inExample string
-		address   *string
-	}{{"127.0.0.1:8080", &v.api}, {"127.0.0.1:8081", new(string)}, {"127.0.0.1:9090", &v.admin}} {
-		if *l.address, err = freeAddress(ctx); err != nil {
-			return nil, err
-		}
-		replace = append(replace, l.inExample, *l.address)
+	addresses, err := freeAddresses(ctx, 3)
+	if err != nil {
+		return nil, err
+	}
+	v.api, v.admin = addresses[0], addresses[2]
+	for i, inExample := range []string{"127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:9090"} {
+		replace = append(replace, inExample, addresses[i])
 	}
 	config := filepath.Join(s.dir, name+".yaml")
 	if err := os.WriteFile(config, []byte(strings.NewReplacer(replace...).Replace(string(text))), 0o600); err != nil {
