@@ -117,53 +117,45 @@ func insertDistinct(ctx context.Context, tx pgx.Tx, entries []*entry) error {
 	var warnings []string
 	var passed bool
 	var parked []int64
-	var guarded []uuid.UUID
-	in := make(map[uuid.UUID]bool, len(entries))
+	var guarded []*entry
 	_, err = pgx.ForEachRow(rows, []any{&id, &createdAt, &warnings, &passed, &parked}, func() error {
+		e := byID[id]
 		if !passed {
-			guarded = append(guarded, id)
+			guarded = append(guarded, e)
 			return nil
 		}
-		e := byID[id]
 		e.verdict, e.parked = verdictAccepted, parked
 		e.order.CreatedAt, e.order.UpdatedAt, e.order.Warnings = createdAt, createdAt, warnings
-		in[id] = true
 		warnings, parked = nil, nil // the next row gets slices of its own
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("inserting orders: %w", err)
 	}
-	return undo(ctx, tx, entries, guarded, in)
+	return undo(ctx, tx, entries, guarded)
 }
 
-// undo removes what was written of orders that did not get through all steps.
-func undo(ctx context.Context, tx pgx.Tx, entries []*entry, guarded []uuid.UUID, in map[uuid.UUID]bool) error {
-	var issuers, keys []string
-	for _, e := range entries {
-		if !in[e.order.ID] && e.IdempotencyKey != "" {
-			issuers, keys = append(issuers, e.IssuerID), append(keys, e.IdempotencyKey)
-		}
-	}
+// undo removes what was written of orders that did not get through all steps: the rows
+// of those that the guard stopped, and the keys of all that are not in.
+func undo(ctx context.Context, tx pgx.Tx, entries, guarded []*entry) error {
 	var b pgx.Batch
 	if len(guarded) > 0 {
-		owners := make([]string, len(guarded))
-		for i, id := range guarded {
-			for _, e := range entries {
-				if e.order.ID == id {
-					owners[i] = e.IssuerID
-				}
-			}
+		issuers, ids := make([]string, len(guarded)), make([]uuid.UUID, len(guarded))
+		for i, e := range guarded {
+			issuers[i], ids[i] = e.IssuerID, e.order.ID
 		}
-		exec(&b, `DELETE FROM orders WHERE (issuer_id, id) IN (SELECT * FROM unnest($1::text[], $2::uuid[]))`, owners, guarded)
+		exec(&b, `DELETE FROM orders WHERE (issuer_id, id) IN (SELECT * FROM unnest($1::text[], $2::uuid[]))`, issuers, ids)
+	}
+	var issuers, keys []string
+	var ids []uuid.UUID
+	for _, e := range entries {
+		if e.verdict != verdictAccepted && e.IdempotencyKey != "" {
+			issuers, keys, ids = append(issuers, e.IssuerID), append(keys, e.IdempotencyKey), append(ids, e.order.ID)
+		}
 	}
 	if len(keys) > 0 {
-		ids := make([]uuid.UUID, 0, len(entries))
-		for _, e := range entries {
-			ids = append(ids, e.order.ID)
-		}
-		// Only those that this statement wrote: others lead to their orders.
-		exec(&b, `DELETE FROM idempotency_keys WHERE (issuer_id, key) IN (SELECT * FROM unnest($1::text[], $2::text[])) AND order_id = ANY ($3)`,
+		// Only those that were written for these orders: others lead to theirs.
+		exec(&b, `DELETE FROM idempotency_keys WHERE (issuer_id, key, order_id) IN (SELECT * FROM unnest($1::text[], $2::text[], $3::uuid[]))`,
 			issuers, keys, ids)
 	}
 	if err := send(ctx, tx, &b); err != nil {
