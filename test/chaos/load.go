@@ -47,9 +47,14 @@ type load struct {
 	waiting int // for an answer that says what became of an order
 }
 
-// run places orders until ctx ends; what it has begun then goes on until await.
-func (l *load) run(ctx, whole context.Context, seed uint64) {
-	l.working.Go(func() { l.upload(ctx, whole, random(seed, "batches")) })
+// run places orders for a while; what it has begun then goes on until settle.
+func (l *load) run(whole context.Context, seed uint64, during time.Duration) {
+	ctx, cancel := context.WithTimeout(whole, during)
+	defer cancel()
+	// A replica that dies leaves its upload closed to others for up to a minute.
+	early, end := context.WithTimeout(ctx, max(during/2, during-time.Minute))
+	defer end()
+	l.working.Go(func() { l.upload(early, whole, random(seed, "batches")) })
 	r := random(seed, "orders")
 	for n := 0; sleep(ctx, time.Duration(r.ExpFloat64()*float64(time.Second)/l.rate)); n++ {
 		o, err := l.newOrder(r, n)
@@ -149,6 +154,12 @@ func (l *load) wait(n int) {
 	l.waiting += n
 }
 
+func (l *load) stillWaiting() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.waiting
+}
+
 // insist calls random replicas until one of them says yes, or no for a reason that
 // will not pass.
 func (l *load) insist(ctx context.Context, call func(*client.Client) error) error {
@@ -169,8 +180,7 @@ func (l *load) insist(ctx context.Context, call func(*client.Client) error) erro
 	}
 }
 
-// upload uploads batches, one after another, in the first half of the run: a replica
-// that dies leaves its upload closed to others for up to a minute.
+// upload begins to upload a batch now and then, until ctx ends.
 func (l *load) upload(ctx, whole context.Context, r *rand.Rand) {
 	for n := 0; sleep(ctx, time.Second+time.Duration(r.Int64N(int64(4*time.Second)))); n++ {
 		var file bytes.Buffer

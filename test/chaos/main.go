@@ -136,7 +136,7 @@ func try(ctx context.Context, o options, v *verdict) error {
 	defer stop()
 	counts := &tally{counts: make(map[string]int)}
 	var parts sync.WaitGroup
-	parts.Go(func() { l.run(breaking, whole, o.seed) })
+	parts.Go(func() { l.run(whole, o.seed, o.duration) })
 	for i, t := range c.troubles(b, fail) {
 		parts.Go(func() { t.make(breaking, random(o.seed, fmt.Sprintf("trouble %d", i)), counts) })
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -46,32 +45,29 @@ func (v *verdict) add(count *int, format string, args ...any) {
 func (c *cluster) settle(ctx context.Context, l *load, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	answered := make(chan struct{})
-	go func() {
-		l.working.Wait()
-		close(answered)
-	}()
-	select {
-	case <-answered:
-	case <-ctx.Done():
-		return fmt.Errorf("%d callers have had no answer", l.waiting)
-	}
-	quiet := 0
-	for last := ""; ; {
+	quiet, told := 0, time.Now()
+	for {
 		what, err := c.underWay(ctx)
+		if waiting := l.stillWaiting(); err == nil && waiting > 0 {
+			what = fmt.Sprintf("%d callers without an answer, %s", waiting, what)
+		}
 		switch {
 		case err != nil:
-			last, quiet = err.Error(), 0
+			what, quiet = err.Error(), 0
 		case what != "":
-			last, quiet = what, 0
+			quiet = 0
 		default:
 			// Twice: between two steps nothing may seem to be under way.
 			if quiet++; quiet == 2 {
 				return nil
 			}
 		}
+		if time.Since(told) > 10*time.Second {
+			told = time.Now()
+			say("there are still %s", what)
+		}
 		if !sleep(ctx, 200*time.Millisecond) {
-			return fmt.Errorf("it did not settle within %v: %s", limit, last)
+			return fmt.Errorf("it did not settle within %v: %s", limit, what)
 		}
 	}
 }
@@ -311,5 +307,3 @@ func readLog(path string, v *verdict) error {
 	}
 	return lines.Err()
 }
-
-var _ = rand.N[int]
