@@ -171,7 +171,7 @@ func TestNotTakenIsTriedAgain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := newBank(t, unforgiving(), func(cfg *config.Config) { cfg.Issuers[0].Sending.RetryRefusedFor = time.Minute })
+			b := newBank(t, unforgiving(), func(cfg *config.Config) { cfg.Issuers[0].Sending.Retry404For = time.Minute })
 			b.script(s)
 			id := b.place(b.thales("again"))
 			b.await(id, "SHIPPED")
@@ -220,7 +220,7 @@ func deadWorker(t *testing.T, b *bank, send bool) {
 	var claimed []store.Message
 	b.eventually("the order is claimed", func() bool {
 		var err error
-		claimed, err = st.Claim(t.Context(), store.LaneOf(local.IssuerID), store.ClassSingle, 1, 300*time.Millisecond)
+		claimed, err = st.Claim(t.Context(), store.ClaimRequest{Lane: store.LaneOf(local.IssuerID), Class: store.ClassSingle, Limit: 1, Lease: 300 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
