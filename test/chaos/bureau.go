@@ -20,6 +20,7 @@ type bureau struct {
 	idempotent bool
 	ids        bool // notifications and answers name our requests
 	settings   map[string]any
+	noise      map[string]any // d1sim.Faults
 
 	callTimeout, resendAfter time.Duration
 	freeze                   [2]time.Duration // from, to
@@ -29,7 +30,7 @@ type bureau struct {
 
 func newBureau(r *rand.Rand) bureau {
 	b := bureau{
-		idempotent: r.IntN(2) == 0, ids: r.IntN(4) > 0,
+		idempotent: r.IntN(3) == 0, ids: r.IntN(4) > 0,
 		callTimeout: time.Second, resendAfter: 6 * time.Second,
 		freeze: [2]time.Duration{2200 * time.Millisecond, 3500 * time.Millisecond},
 		stall:  [2]time.Duration{300 * time.Millisecond, time.Second},
@@ -56,9 +57,19 @@ func newBureau(r *rand.Rand) bureau {
 		"paused":                  false,
 		"failAt":                  nil,
 		"stopAt":                  "",
+		"wrongUrl":                false,
+		"clockSkew":               between(r, [2]time.Duration{-time.Minute, time.Minute}).String(),
 		"holdNotifications":       false,
 		"duplicateNotifications":  false,
 		"reverseNotifications":    false,
+	}
+	// Noise that never ends, besides the trouble that comes and goes.
+	share := func() float64 { return float64(r.IntN(4)) / 100 }
+	b.noise = map[string]any{
+		"seed": r.Uint64N(1 << 32), "lostBefore": share(), "lostAfter": share(), "errorBefore": share(), "errorAfter": share(),
+		"rateLimited": share(), "retryAfter": "1s", "slow": share(), "slowBy": (b.callTimeout * 5 / 4).String(), "revoked": share() / 4,
+		"noOperationId": share(), "tokenErrors": 2 * share(),
+		"duplicateNotifications": 2 * share(), "lateNotifications": 2 * share(), "lateBy": between(r, [2]time.Duration{0, 2 * time.Second}).String(),
 	}
 	return b
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -108,7 +109,7 @@ func (c *cluster) stop() {
 		_ = c.simulator.Process.Signal(syscall.SIGTERM)
 		_ = c.simulator.Wait()
 	}
-	if c.database != nil && c.database.now != nil {
+	if c.database != nil && c.database.server != nil {
 		if err := c.database.stop(); err != nil {
 			say("stopping PostgreSQL: %v", err)
 		}
@@ -200,7 +201,7 @@ func (c *cluster) configure(ctx context.Context, count int, b bureau) error {
 			}
 		}
 		c.replicas = append(c.replicas, r)
-		database, err := url.Parse(c.database.now.URL(""))
+		database, err := url.Parse(c.database.server.URL(""))
 		if err != nil {
 			return errors.New("the database's URL cannot be read")
 		}
@@ -304,7 +305,9 @@ func (c *cluster) heal(ctx context.Context, b bureau) error {
 	for _, p := range proxies {
 		errs = append(errs, p.Heal())
 	}
-	_, err := c.management.PatchSettings(ctx, b.settings)
+	settings := maps.Clone(b.settings)
+	settings["faults"] = nil
+	_, err := c.management.PatchSettings(ctx, settings)
 	errs = append(errs, err, c.management.ClearScripts(ctx))
 	for _, r := range c.replicas {
 		errs = append(errs, r.awaitReady(ctx, time.Minute))

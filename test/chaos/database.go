@@ -1,15 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -21,8 +17,8 @@ import (
 type database struct {
 	cfg pgrun.Config
 
-	mu  sync.Mutex // held while it is restarted
-	now *pgrun.Server
+	mu     sync.Mutex // held while it is restarted
+	server *pgrun.Server
 }
 
 func startDatabase(ctx context.Context, dir string) (*database, error) {
@@ -35,62 +31,36 @@ func startDatabase(ctx context.Context, dir string) (*database, error) {
 		// Soon enough to happen in a run.
 		Settings: map[string]string{"checkpoint_timeout": "30s"},
 	}}
-	d.now, err = pgrun.Start(ctx, d.cfg)
+	d.server, err = pgrun.Start(ctx, d.cfg)
 	return d, err
 }
 
 func (d *database) address() string { return "127.0.0.1:" + strconv.Itoa(d.cfg.Port) }
 
 // restart ends the server, in order or as in a crash, and starts it again.
-func (d *database) restart(ctx context.Context, crash bool, away time.Duration) error {
+func (d *database) restart(ctx context.Context, how pgrun.Shutdown, away time.Duration) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if crash {
-		if err := d.quit(); err != nil {
-			return err
-		}
-		<-d.now.Done()
-	}
-	if err := d.now.Stop(); err != nil {
+	if err := d.server.Halt(how); err != nil {
 		return err
 	}
 	sleep(ctx, away)
 	// The run goes on, and ends, with a server.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	server, err := pgrun.Start(ctx, d.cfg)
-	if err != nil {
-		return err
-	}
-	d.now = server
-	return nil
-}
-
-// quit is an immediate shutdown: no checkpoint, so that the next start recovers
-// from the WAL as after a crash.
-func (d *database) quit() error {
-	text, err := os.ReadFile(filepath.Join(d.now.Dir(), "data", "postmaster.pid"))
-	if err != nil {
-		return err
-	}
-	first, _, _ := bytes.Cut(text, []byte("\n"))
-	pid, err := strconv.Atoi(string(bytes.TrimSpace(first)))
-	if err != nil {
-		return errors.New("postmaster.pid holds no process id")
-	}
-	return syscall.Kill(pid, syscall.SIGQUIT)
+	return d.server.Resume(ctx)
 }
 
 func (d *database) stop() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.now.Stop()
+	return d.server.Stop()
 }
 
 // count runs a query that counts, on a connection of its own.
 func (d *database) count(ctx context.Context, query string, args ...any) (n int, err error) {
 	d.mu.Lock()
-	url := d.now.SocketURL("")
+	url := d.server.SocketURL("")
 	d.mu.Unlock()
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"cardorder/internal/d1sim"
 	"cardorder/internal/netfault"
+	"cardorder/internal/pgrun"
 )
 
 // fault is one kind of trouble: do makes it, lets it last, and ends it. Whatever it
@@ -34,10 +35,10 @@ type tally struct {
 	counts map[string]int
 }
 
-func (t *tally) add(name string) {
+func (t *tally) add(name string, n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.counts[name]++
+	t.counts[name] += n
 }
 
 func (t *tally) each(f func(name string, count int)) (sum int) {
@@ -61,7 +62,7 @@ func (t trouble) make(ctx context.Context, r *rand.Rand, counts *tally) {
 		}
 		f := deck[0]
 		deck = deck[1:]
-		counts.add(f.name)
+		counts.add(f.name, 1)
 		f.do(ctx, r)
 	}
 }
@@ -109,14 +110,14 @@ func (c *cluster) replicaFaults(b bureau) []fault {
 }
 
 func (c *cluster) databaseFaults(fail func(string, ...any)) []fault {
-	restart := func(crash bool) func(context.Context, *rand.Rand) {
+	restart := func(how pgrun.Shutdown) func(context.Context, *rand.Rand) {
 		return func(ctx context.Context, r *rand.Rand) {
-			if err := c.database.restart(ctx, crash, between(r, [2]time.Duration{0, 1500 * time.Millisecond})); err != nil {
+			if err := c.database.restart(ctx, how, between(r, [2]time.Duration{0, 1500 * time.Millisecond})); err != nil {
 				fail("PostgreSQL could not be restarted: %v", err)
 			}
 		}
 	}
-	return []fault{{"PostgreSQL restarted", restart(false)}, {"PostgreSQL crashed", restart(true)}}
+	return []fault{{"PostgreSQL restarted", restart(pgrun.Fast)}, {"PostgreSQL crashed", restart(pgrun.Immediate)}}
 }
 
 // networkFaults are those of the connections between the replicas and somebody. Most
@@ -158,6 +159,10 @@ func networkFaults(peer string, of func(*replica) *netfault.Proxy, replicas []*r
 	}
 }
 
+// twoCards is the bureau's own fault, and the one that the service cannot prevent: it
+// has to see it.
+const twoCards = "two cards for one order"
+
 // answerFaults are wrong answers of D1 to the next few requests.
 func (c *cluster) answerFaults(b bureau) []fault {
 	html := map[string]string{"Content-Type": "text/html"}
@@ -181,6 +186,18 @@ func (c *cluster) answerFaults(b bureau) []fault {
 	add("500 after the order was accepted", 10, d1sim.Script{Kind: order, Action: d1sim.ActionErrorAfter})
 	add("accepted without an operation id", 10, d1sim.Script{Kind: order, Action: d1sim.ActionNoOperationID})
 	add("accepted, answered too late", 10, d1sim.Script{Kind: order, Action: d1sim.ActionDelay, Delay: tooSlow})
+	after := func(status int, body string, headers map[string]string) d1sim.Script {
+		return d1sim.Script{Kind: order, Action: d1sim.ActionAnswerAfter, Status: status, Body: body, Headers: headers}
+	}
+	add("502 with HTML after the order was accepted", 10, after(http.StatusBadGateway, "<html>bad gateway</html>", html))
+	add("redirect after the order was accepted", 5, after(http.StatusSeeOther, "", map[string]string{"Location": "/"}))
+	add("accepted, answer unreadable", 5, after(0, "<html>thank you</html>", html))
+	add("accepted, answer drips", 3, d1sim.Script{Kind: order, Action: d1sim.ActionAnswerAfter, Drip: d1sim.Duration(b.callTimeout / 2)})
+	add("accepted, answer of 10 MB", 2, d1sim.Script{Kind: order, Action: d1sim.ActionAnswerAfter, Size: 10 << 20})
+	add("token ends before its time", 2, d1sim.Script{Kind: order, Action: d1sim.ActionRevoke})
+	if b.ids {
+		add(twoCards, 2, d1sim.Script{Kind: order, Action: d1sim.ActionTwoOperations})
+	}
 	add("500 to an order", 10, answer(order, http.StatusInternalServerError, `{"errorCode":"X","error":"internal"}`, nil))
 	add("502 with HTML to an order", 10, answer(order, http.StatusBadGateway, "<html>bad gateway</html>", html))
 	add("503 to an order", 10, answer(order, http.StatusServiceUnavailable, "", soon))
@@ -208,6 +225,8 @@ func (c *cluster) bureauFaults(b bureau) []fault {
 			return map[string]any{"answerDelay": between(r, [2]time.Duration{b.callTimeout / 2, 2 * b.callTimeout}).String()}
 		})},
 		{"D1: tokens expire after a second", while([2]time.Duration{3 * time.Second, 6 * time.Second}, func(*rand.Rand) map[string]any { return map[string]any{"tokenLifetime": "1s"} })},
+		{"D1: all tokens end", func(ctx context.Context, _ *rand.Rand) { _ = c.management.RevokeTokens(ctx) }},
+		{"D1: wrong URL", while([2]time.Duration{200 * time.Millisecond, 800 * time.Millisecond}, func(*rand.Rand) map[string]any { return map[string]any{"wrongUrl": true} })},
 		{"D1: status lags", while([2]time.Duration{2 * time.Second, 4 * time.Second}, func(*rand.Rand) map[string]any { return map[string]any{"statusLag": b.lag.String()} })},
 		{"D1: production stands still", while([2]time.Duration{time.Second, 3 * time.Second}, func(r *rand.Rand) map[string]any {
 			return map[string]any{"stopAt": pick(r, d1sim.CardProdRequested, d1sim.CardProdReady, d1sim.CardProdDone)}

@@ -134,6 +134,9 @@ func try(ctx context.Context, o options, v *verdict) error {
 	defer cancel()
 	breaking, stop := context.WithTimeout(whole, o.duration)
 	defer stop()
+	if _, err := c.management.PatchSettings(ctx, map[string]any{"faults": b.noise}); err != nil {
+		return err
+	}
 	counts := &tally{counts: make(map[string]int)}
 	var parts sync.WaitGroup
 	parts.Go(func() { l.run(whole, o.seed, o.duration) })
@@ -158,8 +161,12 @@ func try(ctx context.Context, o options, v *verdict) error {
 	if err := c.verify(whole, l, v); err != nil {
 		return fmt.Errorf("looking at what came of it: %w", err)
 	}
+	noise, err := c.management.FaultCounts(whole)
+	for name, n := range noise {
+		counts.add("D1, now and then: "+string(name), n)
+	}
 	report(c, l, v, counts)
-	return nil
+	return err
 }
 
 // progress says now and then how far the run is.

@@ -20,7 +20,8 @@ import (
 
 // verdict is what is wrong after all.
 type verdict struct {
-	dir string
+	dir     string
+	twoByD1 map[string]bool // requests for which D1 made two cards on its own
 
 	mu                   sync.Mutex
 	lost, doubled, wrong int
@@ -103,6 +104,16 @@ func (c *cluster) verify(ctx context.Context, l *load, v *verdict) error {
 	cards := make(map[string][]d1sim.Card)
 	for _, card := range made {
 		cards[card.IssuerRequestID] = append(cards[card.IssuerRequestID], card)
+	}
+	asked, err := c.management.History(ctx, d1sim.Filter{Kind: d1sim.KindProduction})
+	if err != nil {
+		return err
+	}
+	v.twoByD1 = make(map[string]bool)
+	for _, r := range asked {
+		if r.Script == d1sim.ActionTwoOperations {
+			v.twoByD1[r.IssuerRequestID] = true
+		}
 	}
 	known := make(map[string]bool)
 	requests := make(map[string]bool)
@@ -196,7 +207,9 @@ func (c *cluster) check(ctx context.Context, l *load, v *verdict, p *placed, car
 	list := cards[o.IssuerRequestID]
 	switch {
 	case len(list) > 1:
-		fault(&v.doubled, "has %d cards", len(list))
+		if !v.twoByD1[o.IssuerRequestID] || len(list) > 2 {
+			fault(&v.doubled, "has %d cards", len(list))
+		}
 		if !flagged {
 			fault(&v.wrong, "has %d cards and is not marked", len(list))
 		}
@@ -234,7 +247,8 @@ func (c *cluster) check(ctx context.Context, l *load, v *verdict, p *placed, car
 		v.mu.Lock()
 		v.attention[flag]++
 		v.mu.Unlock()
-		if flag != "second-card" && !slices.Contains(expectedAttention, flag) {
+		stopped := p.batch != "" && flag == "stop-too-late"
+		if flag != "second-card" && !stopped && !slices.Contains(expectedAttention, flag) {
 			fault(&v.wrong, "calls for a human: %s", flag)
 		}
 	}
@@ -268,7 +282,7 @@ func (c *cluster) readLogs(v *verdict) error {
 	if err != nil {
 		return err
 	}
-	ofDatabase, err := filepath.Glob(filepath.Join(c.database.now.Dir(), "*.log*"))
+	ofDatabase, err := filepath.Glob(filepath.Join(c.database.server.Dir(), "*.log*"))
 	if err != nil {
 		return err
 	}
