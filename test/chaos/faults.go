@@ -68,7 +68,7 @@ func (t trouble) make(ctx context.Context, r *rand.Rand, counts *tally) {
 }
 
 // troubles is everything that goes wrong in a run.
-func (c *cluster) troubles(b bureau, fail func(string, ...any)) []trouble {
+func (c *cluster) troubles(b bureau, desk *desk, fail func(string, ...any)) []trouble {
 	return []trouble{
 		{2500 * time.Millisecond, c.replicaFaults(b)},
 		{10 * time.Second, c.databaseFaults(fail)},
@@ -78,6 +78,7 @@ func (c *cluster) troubles(b bureau, fail func(string, ...any)) []trouble {
 		{600 * time.Millisecond, c.answerFaults(b)},
 		{4 * time.Second, c.bureauFaults(b)},
 		{2 * time.Second, c.notificationFaults()},
+		{8 * time.Second, c.operatorFaults(desk, fail)},
 	}
 }
 
@@ -105,6 +106,20 @@ func (c *cluster) replicaFaults(b bureau) []fault {
 				}
 			}
 			_ = replica.awaitReady(ctx, 5*time.Second) // not while the database is away
+		}
+	}}}
+}
+
+// operatorFaults are what people do to a lane.
+func (c *cluster) operatorFaults(desk *desk, fail func(string, ...any)) []fault {
+	return []fault{{"lane paused", func(ctx context.Context, r *rand.Rand) {
+		d := between(r, [2]time.Duration{500 * time.Millisecond, 3 * time.Second})
+		if err := desk.pause(ctx); err != nil {
+			fail("pausing the lane: %v", err)
+		}
+		sleep(ctx, d)
+		if err := desk.resume(context.WithoutCancel(ctx)); err != nil {
+			fail("resuming the lane: %v", err)
 		}
 	}}}
 }
