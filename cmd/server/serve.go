@@ -48,7 +48,7 @@ func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	}
 	log.Info("starting", "config", summary)
 	if *migrateFirst {
-		if err := store.Migrate(ctx, cfg.Database.MigrateURL.Reveal()); err != nil {
+		if err := store.Migrate(ctx, cfg.Database.DirectURL.Reveal()); err != nil {
 			return err
 		}
 	}
@@ -127,7 +127,7 @@ func migrate(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if err != nil {
 		return err
 	}
-	url := cfg.Database.MigrateURL.Reveal()
+	url := cfg.Database.DirectURL.Reveal()
 	if args[0] == "up" {
 		if err := store.Migrate(ctx, url); err != nil {
 			return err

@@ -203,7 +203,7 @@ func (s *Service) addLanes(cfg *config.Config, metrics *outbox.Metrics) error {
 			IssuerID: in.ID, Concurrency: in.Sending.Concurrency, CallTimeout: in.Sending.CallTimeout, Poll: in.Sending.Poll,
 			Policy: outbox.Policy{
 				ResendAfter: in.Sending.ResendAfter, NeverResend: in.Sending.AfterUnknown == "wait",
-				RetryRefusedFor: in.Sending.RetryRefusedFor, OnHold: in.OnHoldStatuses,
+				RetryRefusedFor: in.Sending.Retry404For, OnHold: in.OnHoldStatuses,
 			},
 			Log: s.log,
 		}, s.store, client, metrics)

@@ -171,7 +171,7 @@ func TestNotTakenIsTriedAgain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := newBank(t, unforgiving(), func(cfg *config.Config) { cfg.Issuers[0].Sending.RetryRefusedFor = time.Minute })
+			b := newBank(t, unforgiving(), func(cfg *config.Config) { cfg.Issuers[0].Sending.Retry404For = time.Minute })
 			b.script(s)
 			id := b.place(b.thales("again"))
 			b.await(id, "SHIPPED")

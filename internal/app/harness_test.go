@@ -43,7 +43,7 @@ var fast = d1sim.Settings{StepInterval: d1sim.Duration(5 * time.Millisecond), Re
 func quick(cfg *config.Config) {
 	cfg.Issuers[0].Sending = config.Sending{
 		Concurrency: 8, CallTimeout: 2 * time.Second, Poll: 20 * time.Millisecond,
-		ResendAfter: 600 * time.Millisecond, AfterUnknown: "resend", RetryRefusedFor: 300 * time.Millisecond,
+		ResendAfter: 600 * time.Millisecond, AfterUnknown: "resend", Retry404For: 300 * time.Millisecond,
 	}
 }
 
