@@ -32,7 +32,7 @@ type Service struct {
 	store    *store.Store
 	programs *programs
 	servers  []*server
-	lanes    map[string]*outbox.Lane // by name
+	fleet    *outbox.Fleet
 	clients  []*d1client.Client
 	failed   chan error
 
@@ -45,8 +45,7 @@ type Service struct {
 // Start starts everything and returns once all listeners answer. Stop ends it.
 func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Service, err error) {
 	s := &Service{
-		log: log, lanes: make(map[string]*outbox.Lane),
-		failed: make(chan error, 3), stopping: make(chan struct{}),
+		log: log, failed: make(chan error, 3), stopping: make(chan struct{}),
 	}
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.stopSending = cancel
@@ -103,9 +102,8 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	}
 	s.background.Go(func() { notifications.Run(work) })
 	s.background.Go(func() { s.programs.watch(work) })
-	for _, lane := range s.lanes {
-		s.background.Go(func() { lane.Run(work) })
-	}
+	s.background.Go(func() { s.fleet.Run(work) })
+	s.background.Go(func() { s.store.Listen(work, cfg.Database.DirectURL.Reveal(), s.fleet.Wake) })
 	return s, nil
 }
 
@@ -187,7 +185,10 @@ func (s *Service) apiConfig(cfg *config.Config, metrics *api.Metrics) (api.Confi
 	return a, nil
 }
 
-func (s *Service) addLanes(cfg *config.Config, metrics *outbox.Metrics) error {
+func (s *Service) addLanes(cfg *config.Config, metrics *outbox.Metrics) (err error) {
+	if s.fleet, err = outbox.NewFleet(outbox.FleetConfig{Log: s.log}, s.store, metrics); err != nil {
+		return err
+	}
 	for i := range cfg.Issuers {
 		in := &cfg.Issuers[i]
 		clientConfig, err := in.ClientConfig(cfg.Environment)
@@ -199,21 +200,26 @@ func (s *Service) addLanes(cfg *config.Config, metrics *outbox.Metrics) error {
 			return fmt.Errorf("issuer %s: d1: %w", in.ID, err)
 		}
 		s.clients = append(s.clients, client)
-		s.lanes[store.LaneOf(in.ID)] = outbox.NewLane(outbox.Config{
-			IssuerID: in.ID, Concurrency: in.Sending.Concurrency, CallTimeout: in.Sending.CallTimeout, Poll: in.Sending.Poll,
+		sending := in.Sending
+		s.fleet.Add(outbox.Config{
+			IssuerID: in.ID, Concurrency: sending.Concurrency, RatePerSecond: sending.RatePerSecond,
+			CallTimeout: sending.CallTimeout, Poll: sending.Poll, BreakerThreshold: sending.BreakerThreshold,
 			Policy: outbox.Policy{
-				ResendAfter: in.Sending.ResendAfter, NeverResend: in.Sending.AfterUnknown == "wait",
-				RetryRefusedFor: in.Sending.Retry404For, OnHold: in.OnHoldStatuses,
+				ResendAfter: sending.ResendAfter, NeverResend: sending.AfterUnknown == "wait",
+				Retry404For: sending.Retry404For, StopAfterRefusals: sending.StopAfterRefusals,
+				GiveUpAfter: sending.GiveUpAfter, OnHold: in.OnHoldStatuses,
 			},
 			Log: s.log,
-		}, s.store, client, metrics)
+		}, client)
 	}
 	return nil
 }
 
+// wakeLane is told after each commit that left something to send.
 func (s *Service) wakeLane(name string) {
-	if lane := s.lanes[name]; lane != nil {
-		lane.Wake()
+	s.fleet.Wake(name)
+	if !s.fleet.Alone() {
+		s.store.Announce(name)
 	}
 }
 
