@@ -137,10 +137,6 @@ func (f *Fleet) tryBeat(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if changed {
-		f.cfg.Log.Warn("the database has another history than the one last seen, after a failover or a restore: " +
-			"D1 is asked about every unfinished order before anything is sent")
-	}
 	health, err := f.health()
 	if err != nil {
 		return err
