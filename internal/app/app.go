@@ -103,7 +103,11 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	s.background.Go(func() { notifications.Run(work) })
 	s.background.Go(func() { s.programs.watch(work) })
 	s.background.Go(func() { s.fleet.Run(work) })
-	s.background.Go(func() { s.store.Listen(work, cfg.Database.DirectURL.Reveal(), s.fleet.Wake) })
+	direct := cfg.Database.DirectURL
+	if !direct.IsSet() {
+		direct = cfg.Database.URL
+	}
+	s.background.Go(func() { s.store.Listen(work, direct.Reveal(), s.fleet.Wake) })
 	return s, nil
 }
 

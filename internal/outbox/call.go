@@ -83,7 +83,7 @@ func (l *lane) surroundings(ctx context.Context, m store.Message, answer d1clien
 	if answer.Finding == d1client.LookupFailed {
 		return around, nil
 	}
-	unknown := m.Kind == store.KindSubmit
+	unknown := m.Kind != store.KindAsk
 	around.proven = unknown && answer.Finding == d1client.CardNotFound && l.findsKnownCard(ctx)
 	var ids []string
 	for _, op := range answer.Operations {
