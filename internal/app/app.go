@@ -63,7 +63,11 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	}
 	registry.MustRegister(s.programs)
 	var notifications *api.Notifications
-	if s.store, err = openStore(ctx, cfg, log, s.programs.duplicateWindow, s.wakeLane, func(ids []int64) { notifications.Wake(ids) }); err != nil {
+	sending := outbox.NewMetrics(registry, issuers)
+	if s.store, err = openStore(ctx, cfg, log, store.Config{
+		DuplicateWindow: s.programs.duplicateWindow, OnReady: s.wakeLane, OnParked: func(ids []int64) { notifications.Wake(ids) },
+		OnAttention: sending.Attention, OnClaimLost: sending.ClaimLost,
+	}); err != nil {
 		return nil, err
 	}
 	current, err := s.store.SchemaCurrent(ctx)
@@ -84,7 +88,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 		return nil, err
 	}
 	notifications = api.NewNotifications(apiConfig)
-	if err := s.addLanes(cfg, outbox.NewMetrics(registry, issuers)); err != nil {
+	if err := s.addLanes(cfg, sending); err != nil {
 		return nil, err
 	}
 	for _, l := range []struct {
@@ -137,10 +141,8 @@ func issuerIDs(cfg *config.Config) []string {
 	return ids
 }
 
-func openStore(
-	ctx context.Context, cfg *config.Config, log *slog.Logger,
-	duplicateWindow func(string, string) time.Duration, onReady func(string), onParked func([]int64),
-) (*store.Store, error) {
+// openStore opens the database with what the configuration says, beside what is given.
+func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger, given store.Config) (*store.Store, error) {
 	sealer, err := store.NewSealer([]byte(cfg.Keys.Sealing.Reveal()))
 	if err != nil {
 		return nil, fmt.Errorf("keys.sealing: %w", err)
@@ -149,11 +151,9 @@ func openStore(
 	if err != nil {
 		return nil, fmt.Errorf("keys.contentHash: %w", err)
 	}
-	return store.Open(ctx, store.Config{
-		URL: cfg.Database.URL.Reveal(), MaxConns: cfg.Database.MaxConns,
-		Seal: sealer, HashKeys: store.HashKeys{Current: hashKey},
-		DuplicateWindow: duplicateWindow, OnReady: onReady, OnParked: onParked, Log: log,
-	})
+	given.URL, given.MaxConns, given.Log = cfg.Database.URL.Reveal(), cfg.Database.MaxConns, log
+	given.Seal, given.HashKeys = sealer, store.HashKeys{Current: hashKey}
+	return store.Open(ctx, given)
 }
 
 func (s *Service) apiConfig(cfg *config.Config, metrics *api.Metrics) (api.Config, error) {

@@ -311,6 +311,9 @@ func (l *lane) claim(ctx context.Context, c claimPlan) {
 	}
 	for _, m := range messages {
 		j := job{Message: m, claimedAt: claimedAt}
+		if m.MaybeSent && m.Class != store.ClassQuestion {
+			l.metrics.rescued.Inc()
+		}
 		// A lapsed lease of an order comes in the order's class, and is asked about.
 		b := l.breakerOf(j.asks())
 		switch allowed, _ := b.allows(now); allowed {
@@ -540,6 +543,7 @@ func (l *lane) allot(ctx context.Context, now time.Time, a allotment) {
 	}
 	l.metrics.share.Set(float64(a.share))
 	l.metrics.inFlight.Set(float64(l.slots.busy))
+	l.metrics.unstored.Set(float64(l.outcomes.unstored()))
 	l.metrics.breakers(l.sending.state, l.asking.state)
 	if !l.draining && ctx.Err() == nil {
 		l.employ(ctx)

@@ -1,7 +1,6 @@
 package outbox
 
 import (
-	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,8 +21,7 @@ type Metrics struct {
 	unstored *prometheus.GaugeVec
 	lost     *prometheus.CounterVec
 	rescued  *prometheus.CounterVec
-	second   *prometheus.CounterVec
-	givenUp  *prometheus.CounterVec
+	raised   *prometheus.CounterVec
 	probes   *prometheus.CounterVec
 	d1Skew   *prometheus.GaugeVec
 	skew     prometheus.Gauge
@@ -58,10 +56,9 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 		inFlight: gauge("cardorder_lane_in_flight", "Calls to D1 under way in this process."),
 		share:    gauge("cardorder_lane_share", "Calls to D1 that this process may have open: its share of sending.concurrency."),
 		unstored: gauge("cardorder_lane_unstored", "Calls of this process whose outcome is not stored yet."),
-		lost:     counter("cardorder_lane_leases_lost_total", "Calls that ended when their message was no longer this process's."),
+		lost:     counter("cardorder_lane_leases_lost_total", "Calls that ended when another worker had taken their message over."),
 		rescued:  counter("cardorder_lane_leases_rescued_total", "Messages taken over from a process whose lease ran out."),
-		second:   counter("cardorder_second_cards_total", "Orders for which a call showed a second operation of D1."),
-		givenUp:  counter("cardorder_orders_given_up_total", "Orders that are no longer tried, for they were for too long."),
+		raised:   counter("cardorder_attention_raised_total", "Orders that newly need a human, by code.", "code"),
 		probes:   counter("cardorder_lane_probes_total", "Orders tried while their lane was stopped."),
 		d1Skew:   gauge("cardorder_d1_clock_skew_seconds", "By how much this process's clock is behind D1's, to the second."),
 		skew: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -78,16 +75,24 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 	return m
 }
 
+// Attention counts an order that newly needs a human.
+func (m *Metrics) Attention(issuer string, a order.Attention) {
+	m.raised.WithLabelValues(issuer, string(a)).Inc()
+}
+
+// ClaimLost counts a call whose message another worker had taken over.
+func (m *Metrics) ClaimLost(issuer string) { m.lost.WithLabelValues(issuer).Inc() }
+
 // laneMetrics are those of one lane, looked up once.
 type laneMetrics struct {
 	all    *Metrics
 	issuer string
 
-	taken                                  map[store.Class]prometheus.Observer
-	duration                               map[store.AttemptKind]prometheus.Observer
-	breaker                                map[breakerLabel]prometheus.Gauge
-	inFlight, share, unstored, d1Skew      prometheus.Gauge
-	lost, rescued, second, givenUp, probes prometheus.Counter
+	taken                             map[store.Class]prometheus.Observer
+	duration                          map[store.AttemptKind]prometheus.Observer
+	breaker                           map[breakerLabel]prometheus.Gauge
+	inFlight, share, unstored, d1Skew prometheus.Gauge
+	rescued, probes                   prometheus.Counter
 }
 
 type breakerLabel struct {
@@ -103,8 +108,11 @@ func (m *Metrics) lane(issuer string) *laneMetrics {
 		breaker:  make(map[breakerLabel]prometheus.Gauge),
 		inFlight: m.inFlight.WithLabelValues(issuer), share: m.share.WithLabelValues(issuer),
 		unstored: m.unstored.WithLabelValues(issuer), d1Skew: m.d1Skew.WithLabelValues(issuer),
-		lost: m.lost.WithLabelValues(issuer), rescued: m.rescued.WithLabelValues(issuer),
-		second: m.second.WithLabelValues(issuer), givenUp: m.givenUp.WithLabelValues(issuer), probes: m.probes.WithLabelValues(issuer),
+		rescued: m.rescued.WithLabelValues(issuer), probes: m.probes.WithLabelValues(issuer),
+	}
+	m.lost.WithLabelValues(issuer)
+	for _, a := range order.Attentions() {
+		m.raised.WithLabelValues(issuer, string(a))
 	}
 	for _, kind := range []store.AttemptKind{store.AttemptSubmit, store.AttemptAsk} {
 		l.duration[kind] = m.duration.WithLabelValues(issuer, string(kind))
@@ -127,9 +135,6 @@ func (m *Metrics) lane(issuer string) *laneMetrics {
 func (l *laneMetrics) attempt(c store.Completion) {
 	l.all.attempts.WithLabelValues(l.issuer, string(c.Attempt.Kind), c.Attempt.Reason).Inc()
 	l.duration[c.Attempt.Kind].Observe(c.Attempt.Duration.Seconds())
-	if slices.Contains(c.Evidence, order.Evidence(order.Notice{Attention: order.AttentionGivenUp})) {
-		l.givenUp.Inc()
-	}
 }
 
 func (l *laneMetrics) accepted(c store.Class, took time.Duration) {

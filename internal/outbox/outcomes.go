@@ -57,12 +57,14 @@ func (o *outcomes) signal() {
 	}
 }
 
-// full tells that enough waits to be stored.
-func (o *outcomes) full() bool {
+// unstored is how many wait to be stored.
+func (o *outcomes) unstored() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return len(o.fresh)+len(o.kept)+o.storing >= maxUnstored
+	return len(o.fresh) + len(o.kept) + o.storing
 }
+
+func (o *outcomes) full() bool { return o.unstored() >= maxUnstored }
 
 // close lets run end when all is stored.
 func (o *outcomes) close() { close(o.done) }
@@ -140,13 +142,12 @@ func (o *outcomes) storeAll(ctx context.Context, taken []store.Completion) {
 	if len(taken) == 0 {
 		return
 	}
+	wasFull := o.full()
 	o.mu.Lock()
-	wasFull := len(o.fresh)+len(o.kept)+o.storing >= maxUnstored
 	o.storing -= len(taken)
 	o.kept = append(o.kept, again...)
-	isFull := len(o.fresh)+len(o.kept)+o.storing >= maxUnstored
 	o.mu.Unlock()
-	if wasFull && !isFull {
+	if wasFull && !o.full() {
 		o.lane.look()
 	}
 }
