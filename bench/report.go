@@ -102,6 +102,25 @@ func (b *bench) report() {
 		b.printf("peak memory of the service during a batch: %s\n", strings.Join(b.peaks, "; "))
 	}
 	b.ratios()
+	b.printFigures()
+}
+
+// printFigures prints what is no ratio.
+func (b *bench) printFigures() {
+	for _, f := range b.figures {
+		b.printf("  %-44s %s   wanted: %s\n", f.what, f.value, f.wanted)
+	}
+	var most int64
+	var list []string
+	for _, name := range slices.Sorted(maps.Keys(b.sendingPeaks)) {
+		peak := b.sendingPeaks[name]
+		most = max(most, peak)
+		list = append(list, fmt.Sprintf("%s %d", name, peak>>20))
+	}
+	if most > 0 {
+		b.printf("  %-44s %d MiB (%s)   wanted: below %d MiB\n", "peak memory while sending, GOMEMLIMIT="+memoryLimit,
+			most>>20, strings.Join(list, ", "), memoryWanted>>20)
+	}
 }
 
 func microseconds(d time.Duration) string {
@@ -141,6 +160,10 @@ func (b *bench) ratios() {
 		{"accepting / River service", b.best("accept"), b.best("River service"), "at least 3"},
 		{"batch / pgbench, a statement at a time", b.best("batch", "batch, gzip"), b.best(pgbenchName(false)), "at least 2.5"},
 		{"batch / pgbench, pipelined", b.best("batch", "batch, gzip"), b.best(pgbenchName(true)), "-"},
+		{"sending / bare HTTP client", b.best(nameDispatch), b.best(nameBare), "at least 0.3"},
+		{"sending / bare HTTP client, D1 100 ms", b.best(nameSlowDispatch), b.best(nameSlowBare), "at least 0.95"},
+		{"sending / River worker", b.best(nameDispatch), b.best(nameRiverWorker), "at least 3"},
+		{"sending from a long backlog / a short one", b.best(nameLong), b.best(nameShort), "at least 0.9"},
 	} {
 		if ratio.ours == nil || ratio.theirs == nil {
 			continue
