@@ -220,7 +220,7 @@ func deadWorker(t *testing.T, b *bank, send bool) {
 	var claimed []store.Message
 	b.eventually("the order is claimed", func() bool {
 		var err error
-		claimed, err = st.Claim(t.Context(), store.LaneOf(local.IssuerID), store.ClassSingle, 1, 300*time.Millisecond)
+		claimed, err = st.Claim(t.Context(), store.ClaimRequest{Lane: store.LaneOf(local.IssuerID), Class: store.ClassSingle, Limit: 1, Lease: 300*time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}

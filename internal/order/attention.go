@@ -11,6 +11,8 @@ const (
 	AttentionConflict         Attention = "conflict"
 	AttentionOutcomeUnknown   Attention = "outcome-unknown"
 	AttentionUnknownStatus    Attention = "unknown-status"
+	AttentionGivenUp          Attention = "given-up"
+	AttentionStopTooLate      Attention = "stop-too-late"
 	AttentionRejected         Attention = "rejected"
 	AttentionException        Attention = "exception"
 	AttentionFailed           Attention = "failed"
@@ -53,6 +55,12 @@ var advices = []struct {
 	{AttentionResending, Advice{
 		"The order was sent several times, and each time D1 gave no answer and does not show it.",
 		"operator", "Ask D1 why it does not answer this order; it is sent again and again until then."}},
+	{AttentionGivenUp, Advice{
+		"This order was tried for too long and is not tried any more.",
+		"operator", "Remove the reason that its last attempt names, then retry the order."}},
+	{AttentionStopTooLate, Advice{
+		"A hold or a cancel of this order came when D1 had it already: the card is being made.",
+		"support", "Ask D1 to stop the order, or let the card come."}},
 	{AttentionUnreadable, Advice{
 		"The sealed content of this order cannot be opened, so it cannot be sent.",
 		"operator", "Check the sealing keys in the configuration."}},
@@ -67,7 +75,7 @@ var advices = []struct {
 		"support", "Order the card again after the cause is removed."}},
 	{AttentionRejected, Advice{
 		"D1 refused this order.",
-		"core-banking", "Correct what the attempt's error code names and order again with a duplicateOverride: this order keeps its card until it is tried again."}},
+		"core-banking", "Remove the cause that the attempt's error code names and retry the order; when its content must change, order again with a duplicateOverride."}},
 	{AttentionException, Advice{
 		"D1 has trouble making this card.",
 		"support", "Wait for D1, or ask it for the reason."}},

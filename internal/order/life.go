@@ -158,6 +158,23 @@ func (Cancel) apply(s *State) {
 	}
 }
 
+// Retry starts the sending of an order anew: one that was rejected or given up is to
+// be sent, one whose outcome is unknown is to be asked about.
+type Retry struct{}
+
+func (Retry) apply(s *State) {
+	if s.Status == Rejected && s.Rank == 0 {
+		s.Status = Accepted
+	}
+	s.drop(AttentionGivenUp, AttentionConflict)
+	s.touched = true
+}
+
+// Retryable tells whether a person may have the sending of the order started anew.
+func (s State) Retryable() bool {
+	return s.Status == Rejected || s.Status == OutcomeUnknown || slices.Contains(s.Attention, AttentionGivenUp)
+}
+
 // Taken is D1's word that it took the order. OperationID may be empty: D1's
 // schema leaves it optional, and it is adopted later.
 type Taken struct{ OperationID string }
@@ -326,7 +343,7 @@ func (s *State) settleAttention() {
 		s.drop(AttentionOutcomeUnknown, AttentionAmbiguous, AttentionConflict)
 	}
 	if !s.Waiting() { // it needs no sending any more
-		s.drop(AttentionUnreadable, AttentionResending)
+		s.drop(AttentionUnreadable, AttentionResending, AttentionGivenUp)
 	}
 	slices.SortFunc(s.Attention, func(a, b Attention) int { return cmp.Compare(a.gravity(), b.gravity()) })
 }

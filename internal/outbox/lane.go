@@ -143,7 +143,7 @@ func (l *Lane) claim(ctx context.Context, n int) []store.Message {
 	defer cancel()
 	var messages []store.Message
 	for _, class := range l.classes() {
-		more, err := l.store.Claim(short, l.name, class, n-len(messages), l.lease)
+		more, err := l.store.Claim(short, store.ClaimRequest{Lane: l.name, Class: class, Limit: n - len(messages), Lease: l.lease})
 		if err != nil {
 			l.cfg.Log.Error("claiming messages failed", "lane", l.name, "error", err)
 			break

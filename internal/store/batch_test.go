@@ -274,7 +274,7 @@ func TestBatchActions(t *testing.T) {
 	}
 	claim := func(limit int) []store.Message {
 		t.Helper()
-		messages, err := f.Claim(t.Context(), lane, store.ClassBatch, limit, time.Minute)
+		messages, err := f.Claim(t.Context(), store.ClaimRequest{Lane: lane, Class: store.ClassBatch, Limit: limit, Lease: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -487,7 +487,7 @@ func TestHeldOrderThatD1Has(t *testing.T) {
 	}
 	claim := func(lease time.Duration) store.Message {
 		t.Helper()
-		m, err := f.Claim(t.Context(), lane, store.ClassBatch, 10, lease)
+		m, err := f.Claim(t.Context(), store.ClaimRequest{Lane: lane, Class: store.ClassBatch, Limit: 10, Lease: lease})
 		if err != nil || len(m) != 1 {
 			t.Fatal(m, err)
 		}

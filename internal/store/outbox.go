@@ -20,6 +20,8 @@ import (
 type Message struct {
 	ID       int64
 	Token    uuid.UUID // every result must match it
+	Kind     MessageKind
+	Class    Class
 	IssuerID string
 	OrderID  uuid.UUID
 	CardID   string
@@ -42,25 +44,50 @@ type Message struct {
 	Negatives int  // of them, answers that count as "not there"
 	ResendOff bool // never send again, only ask
 	Resends   int  // how often it was sent again after D1 did not show it
+
+	AcceptedAt time.Time     // when the order was accepted, by the database's clock
+	ClaimedAt  time.Time     // the same of this claim
+	TryingFor  time.Duration // waits between tries that count towards giving up
 }
+
+// MessageKind is what a message is for.
+type MessageKind string
+
+const (
+	KindSubmit MessageKind = "submit" // bring the order to D1
+	KindAsk    MessageKind = "ask"    // ask D1 how it stands
+)
 
 // Class keeps orders that come one by one from waiting behind those that come by the
 // million.
 type Class int16
 
 const (
-	ClassSingle Class = 0
-	ClassBatch  Class = 1
+	ClassSingle   Class = 0
+	ClassBatch    Class = 1
+	ClassQuestion Class = 2 // only asks: nothing of it is sent
 )
 
 // Classes lists them all.
-var Classes = []Class{ClassSingle, ClassBatch}
+var Classes = []Class{ClassSingle, ClassBatch, ClassQuestion}
 
 func (c Class) String() string {
-	if c == ClassBatch {
+	switch c {
+	case ClassBatch:
 		return "batch"
+	case ClassQuestion:
+		return "question"
+	default:
+		return "single"
 	}
-	return "single"
+}
+
+// ClaimRequest says what to claim.
+type ClaimRequest struct {
+	Lane  string
+	Class Class
+	Limit int           // messages at most
+	Lease time.Duration // until when they are the claimer's
 }
 
 // Claim takes up to limit messages of a lane and class that are due, until lease has
@@ -69,7 +96,7 @@ func (c Class) String() string {
 // the very end of that lease.
 //
 // One card at a time: a message waits while an earlier one of its card exists.
-func (s *Store) Claim(ctx context.Context, lane string, class Class, limit int, lease time.Duration) ([]Message, error) {
+func (s *Store) Claim(ctx context.Context, c ClaimRequest) ([]Message, error) {
 	token, err := uuid.NewV7()
 	if err != nil {
 		return nil, fmt.Errorf("making a claim token: %w", err)
@@ -96,7 +123,7 @@ func (s *Store) Claim(ctx context.Context, lane string, class Class, limit int, 
 		FROM claimed c JOIN orders o ON o.issuer_id = c.issuer_id AND o.id = c.order_id
 			LEFT JOIN order_payload p ON p.issuer_id = c.issuer_id AND p.order_id = c.order_id
 		ORDER BY c.id`,
-		lane, limit, token, lease, class)
+		c.Lane, c.Limit, token, c.Lease, c.Class)
 	if err != nil {
 		return nil, fmt.Errorf("claiming messages: %w", err)
 	}
@@ -114,6 +141,12 @@ func (s *Store) Claim(ctx context.Context, lane string, class Class, limit int, 
 		return nil, fmt.Errorf("claiming messages: %w", err)
 	}
 	return messages, nil
+}
+
+// ClaimProbe takes one message of a stopped lane, when its next probe is due, and
+// puts the probe after it off.
+func (s *Store) ClaimProbe(ctx context.Context, lane string, lease time.Duration) ([]Message, error) {
+	return nil, errTodo
 }
 
 // openProduction reads one message's content. A row that cannot be read is that
@@ -220,6 +253,13 @@ type Next struct {
 	ResendOff bool
 	Unsent    bool // D1 certainly did not take this call: as if it had not been made
 	Refused   bool // D1 refused, but perhaps not for the order's own fault
+	// RejectAfter is for how long, since the first refusal, such a refusal proves
+	// nothing: the card may be registered at D1 a moment later.
+	RejectAfter time.Duration
+	StopAfter   int  // so many different orders refused, with none accepted between, stop the lane
+	Burns       bool // RunIn counts towards giving up
+	GiveUp      bool // never try again by itself
+	Done        bool // a question that is over
 	// Maybe says whether D1 may have the order.
 	Maybe Maybe
 }

@@ -99,7 +99,7 @@ func (f *fixture) accept(card, requestID string) *store.Order {
 
 func (f *fixture) claim(limit int, lease time.Duration) []store.Message {
 	f.t.Helper()
-	messages, err := f.Claim(f.t.Context(), lane, store.ClassSingle, limit, lease)
+	messages, err := f.Claim(f.t.Context(), store.ClaimRequest{Lane: lane, Class: store.ClassSingle, Limit: limit, Lease: lease})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -186,7 +186,7 @@ func TestNoMessageIsClaimedTwice(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for {
-				messages, err := f.Claim(t.Context(), lane, store.ClassSingle, 7, time.Minute)
+				messages, err := f.Claim(t.Context(), store.ClaimRequest{Lane: lane, Class: store.ClassSingle, Limit: 7, Lease: time.Minute})
 				if err != nil {
 					t.Error(err)
 				}
@@ -693,7 +693,10 @@ func TestPlans(t *testing.T) {
 		return func() error { _, err := st.Orders(t.Context(), issuer, filter); return err }
 	}
 	for name, run := range map[string]func() error{
-		"claim":                           func() error { _, err := st.Claim(t.Context(), lane, store.ClassSingle, 50, time.Minute); return err },
+		"claim": func() error {
+			_, err := st.Claim(t.Context(), store.ClaimRequest{Lane: lane, Class: store.ClassSingle, Limit: 50, Lease: time.Minute})
+			return err
+		},
 		"list":                            list(store.Filter{}),
 		"list by card":                    list(store.Filter{CardID: "card-77"}),
 		"list by request":                 list(store.Filter{IssuerRequestID: "r-77"}),

@@ -140,7 +140,7 @@ func TestNothingIsLeftByHalf(t *testing.T) {
 			}
 		},
 		func(st *store.Store, r *rand.Rand) {
-			messages, err := st.Claim(t.Context(), lane, store.Class(r.IntN(2)), 10, time.Duration(r.IntN(100))*time.Millisecond)
+			messages, err := st.Claim(t.Context(), store.ClaimRequest{Lane: lane, Class: store.Class(r.IntN(2)), Limit: 10, Lease: time.Duration(r.IntN(100)) * time.Millisecond})
 			expected(err)
 			var done []store.Completion
 			for _, m := range messages {
