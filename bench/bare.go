@@ -36,14 +36,12 @@ func (c *bareClient) run(ctx context.Context, n, concurrency int) error {
 	var wg sync.WaitGroup
 	for range concurrency {
 		wg.Go(func() {
+			// The sample with other ids.
 			body := bytes.Clone(c.sample.Body)
-			// The sample's ids, wherever they stand, are overwritten.
-			ids := newOrderIDs()
-			old := cardOf(c.sample.Path)
-			prefix, suffix, _ := strings.Cut("http://"+c.stub.address+c.sample.Path, old)
 			request := bytes.Index(body, []byte(`"issuerRequestId":"`)) + len(`"issuerRequestId":"`)
+			prefix, suffix, _ := strings.Cut("http://"+c.stub.address+c.sample.Path, cardOf(c.sample.Path))
 			for left.Add(-1) >= 0 && ctx.Err() == nil {
-				ids = newOrderIDs()
+				ids := newOrderIDs()
 				copy(body[request:], ids.request[:])
 				if err := c.post(ctx, prefix+string(ids.card[:])+suffix, body); err != nil {
 					cancel(err)
@@ -57,11 +55,6 @@ func (c *bareClient) run(ctx context.Context, n, concurrency int) error {
 		return fmt.Errorf("the bare client: %w", context.Cause(ctx))
 	}
 	return nil
-}
-
-func cardOf(path string) string {
-	path = strings.TrimSuffix(path, "/operations:production")
-	return path[strings.LastIndexByte(path, '/')+1:]
 }
 
 func (c *bareClient) post(ctx context.Context, url string, body []byte) error {

@@ -115,17 +115,16 @@ func (d *d1Stub) call(ctx context.Context, method, path string, body io.Reader, 
 
 // await waits for a state.
 func (d *d1Stub) await(ctx context.Context, what string, reached func(stubState) bool) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Minute, errors.New("waiting at D1 in vain: "+what))
-	defer cancel()
-	for {
-		s, err := d.state(ctx)
-		if err != nil || reached(s) {
-			return err
-		}
-		if err := pause(ctx, 10*time.Millisecond); err != nil {
-			return fmt.Errorf("%w (%+v)", err, s)
-		}
+	var s stubState
+	err := until(ctx, 20*time.Millisecond, what+" did not reach D1", func() (bool, error) {
+		var err error
+		s, err = d.state(ctx)
+		return err == nil && reached(s), err
+	})
+	if err != nil {
+		return fmt.Errorf("%w (%+v)", err, s)
 	}
+	return nil
 }
 
 // stubServer is the process.
@@ -169,7 +168,7 @@ func newStubServer() *stubServer {
 
 func (s *stubServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch path := r.URL.Path; {
-	case strings.HasSuffix(path, "/operations:production"):
+	case strings.HasSuffix(path, production):
 		s.produce(w, r)
 	case strings.HasSuffix(path, "/token"):
 		w.Header().Set("Content-Type", "application/json")
@@ -215,9 +214,15 @@ func (s *stubServer) control(w http.ResponseWriter, r *http.Request) {
 	s.gate.raised = make(chan struct{})
 }
 
+const production = "/operations:production" // the end of an order's path
+
+func cardOf(path string) string {
+	path = strings.TrimSuffix(path, production)
+	return path[strings.LastIndexByte(path, '/')+1:]
+}
+
 func (s *stubServer) produce(w http.ResponseWriter, r *http.Request) {
-	card := strings.TrimSuffix(r.URL.Path, "/operations:production")
-	card = card[strings.LastIndexByte(card, '/')+1:]
+	card := cardOf(r.URL.Path)
 	now := time.Now()
 	s.mu.Lock()
 	gate := s.gate

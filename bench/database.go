@@ -330,8 +330,12 @@ func literal(s string) string {
 
 var variable = regexp.MustCompile(`:(\w)`)
 
-// costly are the statements that took most of PostgreSQL's time since forget.
+// costly are the statements that took most of PostgreSQL's time since they were
+// last forgotten.
 func (d *database) costly(ctx context.Context) ([]string, error) {
+	if !d.statements {
+		return nil, nil
+	}
 	rows, err := d.conn.Query(ctx, `
 		SELECT format('%s %% of the time, %s calls of %s ms, %s rows: %s', round(100 * s.total_exec_time / sum(s.total_exec_time) OVER ()), s.calls,
 			round(s.mean_exec_time::numeric, 3), s.rows, left(regexp_replace(trim(s.query), '\s+', ' ', 'g'), 160))
@@ -343,7 +347,10 @@ func (d *database) costly(ctx context.Context) ([]string, error) {
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
-func (d *database) forget(ctx context.Context) error {
+func (d *database) forgetStatements(ctx context.Context) error {
+	if !d.statements {
+		return nil
+	}
 	_, err := d.conn.Exec(ctx, "SELECT pg_stat_statements_reset()")
 	return err
 }

@@ -104,6 +104,24 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
+// patience is for how long anything is waited for.
+const patience = 3 * time.Minute
+
+// until asks again and again whether something is so.
+func until(ctx context.Context, every time.Duration, failure string, reached func() (bool, error)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New(failure))
+	defer cancel()
+	for {
+		ok, err := reached()
+		if err != nil || ok {
+			return err
+		}
+		if err := pause(ctx, every); err != nil {
+			return err
+		}
+	}
+}
+
 // client is one connection of core banking.
 type client struct {
 	conn     net.Conn

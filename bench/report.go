@@ -23,11 +23,20 @@ func (b *bench) describe(ctx context.Context) error {
 	}
 	b.printf("machine: %d CPUs (%s), %s, %s\n", runtime.NumCPU(), processor(), runtime.Version(), commit(ctx, b.root))
 	b.printf("PostgreSQL over TCP, for all: %s\n", settings)
-	b.printf("services: %d database connections each; auth on; D1 never answers\n", b.maxConns)
+	b.printf("services: %d database connections each; auth on; while accepting is measured, D1 never answers\n", b.maxConns)
 	b.printf("an order: %d bytes of JSON, %d rows of %d bytes (%s)\n", len(orderText)-len(markJWE)+len(b.site.encryption.jwes[0]),
 		len(b.rows.rows), b.rows.size(), b.rows)
 	b.printf("each run: %s, the best of %d\n\n", b.duration, b.rounds)
 	return nil
+}
+
+// printStatements prints what PostgreSQL was busy with, where that is counted.
+func (b *bench) printStatements(ctx context.Context) error {
+	list, err := b.db.costly(ctx)
+	for _, text := range list {
+		b.printf("         %s\n", text)
+	}
+	return err
 }
 
 func processor() string {

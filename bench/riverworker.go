@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -170,7 +169,7 @@ func (w *riverWorker) body(requestID string, production, encryptedData []byte) (
 }
 
 func (w *riverWorker) post(ctx context.Context, card string, body []byte) (operationID string, err error) {
-	url := "http://" + w.D1 + "/banking/v1/issuers/" + issuerID + "/physicalCards/" + card + "/operations:production"
+	url := "http://" + w.D1 + "/banking/v1/issuers/" + issuerID + "/physicalCards/" + card + production
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return "", err
@@ -324,82 +323,4 @@ func (b *bench) measureRiverSending(ctx context.Context, d dispatch) (_ *result,
 		}
 		return err
 	})
-}
-
-// release lets D1 answer, once all calls that svc makes at once wait there, and
-// measures until all is stored.
-func (b *bench) release(ctx context.Context, svc *service, d dispatch, stored func(context.Context) (bool, error), check func(context.Context) error) (*result, error) {
-	atOnce := int64(min(d.concurrency, d.orders))
-	err := b.stub.await(ctx, "the first calls", func(s stubState) bool { return s.Waiting >= atOnce || svc.hasEnded() })
-	if err != nil {
-		return nil, err
-	}
-	if svc.hasEnded() {
-		return nil, errors.New(svc.name + " ended, see " + svc.log)
-	}
-	var sent atomic.Int64
-	from, err := b.snapshotSending(ctx, svc, &sent)
-	if err != nil {
-		return nil, err
-	}
-	if b.statements {
-		if err := b.db.forget(ctx); err != nil {
-			return nil, err
-		}
-	}
-	started := time.Now()
-	if err := b.stub.control(ctx, stubControl{Limit: int64(d.orders), Delay: d.delay}); err != nil {
-		return nil, err
-	}
-	if b.onRelease != nil {
-		b.onRelease(svc)
-		defer b.beforeEnd()
-	}
-	err = b.stub.await(ctx, "all orders", func(s stubState) bool { return s.Answered >= int64(d.orders) || svc.hasEnded() })
-	if err != nil {
-		return nil, err
-	}
-	if err := b.awaitStored(ctx, stored); err != nil {
-		return nil, fmt.Errorf("%s: %w", d.name, err)
-	}
-	took := time.Since(started)
-	sent.Store(int64(d.orders))
-	to, err := b.snapshotSending(ctx, svc, &sent)
-	if err != nil {
-		return nil, err
-	}
-	if b.statements {
-		list, err := b.db.costly(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for _, text := range list {
-			b.printf("         %s\n", text)
-		}
-	}
-	s, err := b.stub.state(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if s.Answered != int64(d.orders) || s.Repeats > 0 || s.Others > 0 {
-		return nil, fmt.Errorf("%s: %d orders were to be sent, and D1 got %+v", d.name, d.orders, s)
-	}
-	if err := check(ctx); err != nil {
-		return nil, err
-	}
-	return &result{name: d.name, clients: d.concurrency, orders: d.orders, rate: float64(d.orders) / took.Seconds(), cost: from.perOrder(to)}, nil
-}
-
-func (b *bench) awaitStored(ctx context.Context, stored func(context.Context) (bool, error)) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("what was sent is not stored"))
-	defer cancel()
-	for {
-		done, err := stored(ctx)
-		if err != nil || done {
-			return err
-		}
-		if err := pause(ctx, 2*time.Millisecond); err != nil {
-			return err
-		}
-	}
 }

@@ -7,8 +7,11 @@ import (
 	randv2 "math/rand/v2"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // Sending is measured with D1 as a stub that takes all, and the service with the
@@ -135,8 +138,12 @@ func (b *bench) findBody(ctx context.Context) error {
 	return err
 }
 
-// startSender runs the service as it is by default, towards the stub.
+// startSender runs the service as it is by default, towards the stub. The one before
+// it may have been killed, and would seem to be alive for some time.
 func (b *bench) startSender(ctx context.Context, concurrency int) (*service, error) {
+	if _, err := b.db.conn.Exec(ctx, "DELETE FROM replicas"); err != nil {
+		return nil, fmt.Errorf("forgetting replicas: %w", err)
+	}
 	return b.site.start(ctx, "sender", b.db.url(), b.stub.address, []string{"GOMEMLIMIT=" + memoryLimit},
 		map[string]string{fmt.Sprintf("concurrency: %d", defaultConcurrency): "concurrency: " + strconv.Itoa(concurrency)})
 }
@@ -162,7 +169,7 @@ func (b *bench) seed(ctx context.Context, n int) error {
 }
 
 // freshen makes a message that a killed service had claimed one that nobody ever
-// claimed, and forgets the service: D1 had been made to keep its answer back.
+// claimed. Its D1 kept its answer back, so nothing is lost.
 func (b *bench) freshen(ctx context.Context) error {
 	_, err := b.db.conn.Exec(ctx, `
 		WITH claimed AS (DELETE FROM outbox WHERE claim_token IS NOT NULL OR tries > 0
@@ -170,11 +177,6 @@ func (b *bench) freshen(ctx context.Context) error {
 		INSERT INTO outbox (lane, kind, class, issuer_id, order_id, card_id) SELECT * FROM claimed`)
 	if err != nil {
 		return fmt.Errorf("giving messages back: %w", err)
-	}
-	if slices.Contains(b.db.tables, "replicas") {
-		if _, err := b.db.conn.Exec(ctx, "DELETE FROM replicas"); err != nil {
-			return fmt.Errorf("forgetting replicas: %w", err)
-		}
 	}
 	return b.settle(ctx)
 }
@@ -198,6 +200,66 @@ func (b *bench) snapshotSending(ctx context.Context, svc *service, sent *atomic.
 	stub, err := cpuOfTree(b.stub.cmd.Process.Pid)
 	s.generator += stub
 	return s, err
+}
+
+// release lets D1 answer, once all calls that svc makes at once wait there, and
+// measures until all is stored.
+func (b *bench) release(ctx context.Context, svc *service, d dispatch, stored func(context.Context) (bool, error), check func(context.Context) error) (*result, error) {
+	await := func(what string, reached func(stubState) bool) error {
+		err := b.stub.await(ctx, what, func(s stubState) bool { return reached(s) || svc.hasEnded() })
+		if err == nil && svc.hasEnded() {
+			err = errors.New(svc.name + " ended, see " + svc.log)
+		}
+		return err
+	}
+	err := await("the first calls", func(s stubState) bool { return s.Waiting >= int64(min(d.concurrency, d.orders)) })
+	if err != nil {
+		return nil, err
+	}
+	var sent atomic.Int64
+	from, err := b.snapshotSending(ctx, svc, &sent)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.db.forgetStatements(ctx); err != nil {
+		return nil, err
+	}
+	started := time.Now()
+	if err := b.stub.control(ctx, stubControl{Limit: int64(d.orders), Delay: d.delay}); err != nil {
+		return nil, err
+	}
+	if b.onRelease != nil {
+		b.onRelease(svc)
+		defer b.beforeEnd()
+	}
+	err = await("all orders", func(s stubState) bool { return s.Answered >= int64(d.orders) })
+	if err != nil {
+		return nil, err
+	}
+	err = until(ctx, 2*time.Millisecond, d.name+": what was sent is not stored", func() (bool, error) { return stored(ctx) })
+	if err != nil {
+		return nil, err
+	}
+	took := time.Since(started)
+	sent.Store(int64(d.orders))
+	to, err := b.snapshotSending(ctx, svc, &sent)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.printStatements(ctx); err != nil {
+		return nil, err
+	}
+	s, err := b.stub.state(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if s.Answered != int64(d.orders) || s.Repeats > 0 || s.Others > 0 {
+		return nil, fmt.Errorf("%s: %d orders were to be sent, and D1 got %+v", d.name, d.orders, s)
+	}
+	if err := check(ctx); err != nil {
+		return nil, err
+	}
+	return &result{name: d.name, clients: d.concurrency, orders: d.orders, rate: float64(d.orders) / took.Seconds(), cost: from.perOrder(to)}, nil
 }
 
 // measureDispatch puts orders into the outbox and measures how fast they are sent.
@@ -235,20 +297,21 @@ func (b *bench) measureSeeded(ctx context.Context, d dispatch, sentBefore int) (
 	return r, b.notePeak(svc, d.name)
 }
 
-// checkSent counts what is stored when so many were sent and others were left.
+// checkSent counts what is stored when so many were sent and others were left. It
+// takes a moment until all of it is.
 func (b *bench) checkSent(ctx context.Context, name string, sent, left int) error {
-	var submitted, operations, attempts, waiting int
-	err := b.db.conn.QueryRow(ctx, `
-		SELECT (SELECT count(*) FROM order_state s JOIN operations p ON p.issuer_id = s.issuer_id AND p.operation_id = s.operation_id
-				AND p.order_id = s.order_id WHERE s.status = 'SUBMITTED'),
-			(SELECT count(*) FROM operations), (SELECT count(*) FROM attempts), (SELECT count(*) FROM outbox)`).
-		Scan(&submitted, &operations, &attempts, &waiting)
+	var got, want struct{ submitted, operations, attempts, waiting int }
+	want.submitted, want.operations, want.attempts, want.waiting = sent, sent, sent, left
+	err := until(ctx, 50*time.Millisecond, name+": not all is stored as it should", func() (bool, error) {
+		err := b.db.conn.QueryRow(ctx, `
+			SELECT (SELECT count(*) FROM order_state s JOIN operations p ON p.issuer_id = s.issuer_id AND p.operation_id = s.operation_id
+					AND p.order_id = s.order_id WHERE s.status = 'SUBMITTED'),
+				(SELECT count(*) FROM operations), (SELECT count(*) FROM attempts), (SELECT count(*) FROM outbox)`).
+			Scan(&got.submitted, &got.operations, &got.attempts, &got.waiting)
+		return got == want, err
+	})
 	if err != nil {
-		return err
-	}
-	if submitted != sent || operations != sent || attempts != sent || waiting != left {
-		return fmt.Errorf("%s: %d sent and %d left, but %d orders are submitted, with %d operations and %d attempts, and %d messages wait",
-			name, sent, left, submitted, operations, attempts, waiting)
+		return fmt.Errorf("%w: %+v, wanted %+v", err, got, want)
 	}
 	return nil
 }
@@ -274,12 +337,14 @@ func (b *bench) measureBacklog(ctx context.Context) error {
 	if err := short(); err != nil {
 		return err
 	}
-	long := max(b.backlog, 2*n*b.rounds)
-	started := time.Now()
-	if err := b.seed(ctx, long); err != nil {
+	real := n*b.rounds + overtaken
+	long := max(b.backlog, real)
+	if err := b.seed(ctx, real); err != nil {
 		return err
 	}
-	b.printf("a backlog of %d made in %s\n", long, time.Since(started).Round(time.Second))
+	if err := b.fillBacklog(ctx, long-real); err != nil {
+		return err
+	}
 	for round := range b.rounds {
 		r, err := b.measureSeeded(ctx, dispatch{nameLong, n, defaultConcurrency, 0}, round*n)
 		if err := b.keep(round, r, err); err != nil {
@@ -298,6 +363,54 @@ func (b *bench) measureBacklog(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// overtaken is more than what is sent while single orders overtake.
+const overtaken = 3000
+
+// fillBacklog adds n orders of a batch behind those that wait: rows like those of an
+// order, whose content cannot be opened, since it is bound to that order. They are
+// never sent, or what is stored does not add up.
+func (b *bench) fillBacklog(ctx context.Context, n int) error {
+	const chunk, sessions = 50_000, 2
+	e := manyOrders
+	other := map[string]string{"outbox.class": "1", "orders.batch_id": "gen_random_uuid()"}
+	started := time.Now()
+	var from atomic.Int64
+	fill := func() error {
+		conn, err := pgx.Connect(ctx, b.db.url())
+		if err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+		if _, err := conn.Exec(ctx, "SET synchronous_commit = off"); err != nil {
+			return err
+		}
+		for {
+			to := int(from.Add(chunk))
+			first := to - chunk + 1
+			if first > n {
+				return nil
+			}
+			series := fmt.Sprintf("generate_series(%d, %d) n", first, min(to, n))
+			for _, r := range b.rows.rows {
+				if _, err := conn.Exec(ctx, b.rows.insertMany(r, e, series, other)); err != nil {
+					return fmt.Errorf("filling %s: %w", r.table, err)
+				}
+			}
+		}
+	}
+	failed := make([]error, sessions)
+	var wg sync.WaitGroup
+	for i := range failed {
+		wg.Go(func() { failed[i] = fill() })
+	}
+	wg.Wait()
+	if err := errors.Join(failed...); err != nil {
+		return err
+	}
+	b.printf("%d more orders in the backlog, made in %s\n", n, time.Since(started).Round(time.Second))
+	return b.settle(ctx)
 }
 
 // measureOvertaking places single orders behind those of a batch.
@@ -320,7 +433,7 @@ func (b *bench) measureOvertaking(ctx context.Context, backlog int) error {
 	if err := b.notePeak(svc, "overtaking"); err != nil {
 		return err
 	}
-	b.figure(fmt.Sprintf("single order behind %d of a batch, 201 to D1, D1 100 ms", backlog), "within 1 s",
+	b.figure(fmt.Sprintf("201 to D1 (100 ms), %d of a batch waiting", backlog), "within 1 s",
 		"median %s, slowest %s of %d", milliseconds(took[len(took)/2]), milliseconds(took[len(took)-1]), len(took))
 	return nil
 }
@@ -341,7 +454,7 @@ func (b *bench) placeSingles(ctx context.Context, svc *service, n int, pauses ti
 		}
 	}
 	var arrivals map[string]time.Time
-	err := b.poll(ctx, "not all single orders reached D1", func() (bool, error) {
+	err := until(ctx, 50*time.Millisecond, "not all single orders reached D1", func() (bool, error) {
 		var err error
 		if arrivals, err = b.stub.arrivals(ctx); err != nil {
 			return false, err
@@ -365,20 +478,6 @@ func (b *bench) placeSingles(ctx context.Context, svc *service, n int, pauses ti
 	return took, nil
 }
 
-func (b *bench) poll(ctx context.Context, failure string, done func() (bool, error)) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New(failure))
-	defer cancel()
-	for {
-		ok, err := done()
-		if err != nil || ok {
-			return err
-		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
-			return err
-		}
-	}
-}
-
 // measureIdle measures single orders, what waiting for them costs, and how long
 // orders under way take while others are accepted.
 func (b *bench) measureIdle(ctx context.Context) error {
@@ -400,7 +499,7 @@ func (b *bench) measureIdle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.figure(fmt.Sprintf("idle: 201 to D1, %d orders", len(took)), "median at most 10 ms", "median %s, p90 %s, p99 %s",
+	b.figure(fmt.Sprintf("201 to D1, idle, %d orders", len(took)), "median at most 10 ms", "median %s, p90 %s, p99 %s",
 		milliseconds(took[len(took)/2]), milliseconds(took[len(took)*9/10]), milliseconds(took[len(took)*99/100]))
 	total := len(took) + 3
 	if err := b.printAcceptTo202(ctx, "idle", total); err != nil {
@@ -445,7 +544,7 @@ func (b *bench) measureRest(ctx context.Context, svc *service) error {
 	if err != nil {
 		return err
 	}
-	b.figure(fmt.Sprintf("idle: CPU over %s", b.rest), "service below 1 % of a core", "service %.2f %%, PostgreSQL %.2f %%",
+	b.figure(fmt.Sprintf("CPU of a core, idle, over %s", b.rest), "service below 1 %", "service %.2f %%, PostgreSQL %.2f %%",
 		100*(to[0]-from[0]).Seconds()/b.rest.Seconds(), 100*(to[1]-from[1]).Seconds()/b.rest.Seconds())
 	return nil
 }
@@ -472,7 +571,7 @@ func (b *bench) placeSteadily(ctx context.Context, svc *service) (int, error) {
 // printAcceptTo202 prints how long after they were accepted the answers to all n
 // orders were stored, as the rows tell.
 func (b *bench) printAcceptTo202(ctx context.Context, name string, n int) error {
-	err := b.poll(ctx, "not all orders were sent", func() (bool, error) {
+	err := until(ctx, 50*time.Millisecond, "not all orders were sent", func() (bool, error) {
 		var sent int
 		err := b.db.conn.QueryRow(ctx, `SELECT count(*) FROM operations`).Scan(&sent)
 		return sent >= n, err
