@@ -136,11 +136,7 @@ func (in *Issuer) protectCardData(request *order.Request, faults order.Faults) o
 		faults = append(faults, order.Fault{Pointer: pointer, Code: code, Detail: detail})
 	}
 	now := time.Now()
-	if jwe := request.Production.EncryptedData; jwe != "" {
-		if err := in.Encrypter.Check(now, jwe); err != nil {
-			add("/encryptedData", order.CodeInvalidFormat, err.Error())
-		}
-	}
+	faults = in.checkJWE(request.Production.EncryptedData, now, faults)
 	switch {
 	case request.SensitiveData == nil:
 	case !in.SensitiveData:
@@ -151,6 +147,18 @@ func (in *Issuer) protectCardData(request *order.Request, faults order.Faults) o
 			add("/sensitiveData", order.CodeInvalidValue, err.Error())
 		}
 		request.Production.EncryptedData = jwe
+	}
+	return faults
+}
+
+// checkJWE returns the faults and what is wrong with a JWE, if there is one: D1 would
+// refuse it hours later.
+func (in *Issuer) checkJWE(jwe string, now time.Time, faults order.Faults) order.Faults {
+	if jwe == "" {
+		return faults
+	}
+	if err := in.Encrypter.Check(now, jwe); err != nil {
+		faults = append(faults, order.Fault{Pointer: "/encryptedData", Code: order.CodeInvalidFormat, Detail: err.Error()})
 	}
 	return faults
 }

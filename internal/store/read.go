@@ -38,6 +38,7 @@ type Order struct {
 	UpdatedAt         time.Time
 	EndedAt           *time.Time
 	Shipments         []Shipment
+	Asking            bool // D1 is being asked about it, or will be
 }
 
 // Shipment is what the carrier says of a parcel.
@@ -75,7 +76,9 @@ const selectOrders = `
 				'trackingNumber', p.tracking_number, 'carrier', p.carrier, 'status', p.status,
 				'trackingUrl', p.tracking_url, 'createdAt', p.created_at, 'updatedAt', p.updated_at)
 				ORDER BY p.created_at), '[]')
-			FROM shipments p WHERE p.issuer_id = o.issuer_id AND p.order_id = o.id)
+			FROM shipments p WHERE p.issuer_id = o.issuer_id AND p.order_id = o.id),
+		coalesce((SELECT true FROM outbox m WHERE m.issuer_id = o.issuer_id AND m.order_id = o.id
+			AND (m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL) LIMIT 1), false)
 	FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id `
 
 func scanOrder(row pgx.CollectableRow) (*Order, error) {
@@ -85,7 +88,7 @@ func scanOrder(row pgx.CollectableRow) (*Order, error) {
 		&o.Channel, &o.Terms, &o.Metadata, &o.Urgent, &o.DuplicateOverride, &o.Warnings,
 		&o.CreatedAt, &o.CreatedBy, &o.UpdatedAt, &o.EndedAt, &o.ReplacesOrderID, &o.BatchID, &o.ReplacedBy,
 	}, stateFields(&o.State)...)
-	return &o, row.Scan(append(fields, &o.Shipments)...)
+	return &o, row.Scan(append(fields, &o.Shipments, &o.Asking)...)
 }
 
 // Order reads one order. The error is ErrNotFound when the issuer has no such order.
