@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // Backlog is what waits in one lane.
@@ -31,27 +29,33 @@ const MaxBacklog = 100_000
 // Backlog counts what waits in a lane. Each count reads the entries of one index that
 // it counts, and no more of them than MaxBacklog.
 func (s *Store) Backlog(ctx context.Context, lane string) (*Backlog, error) {
-	view := &Backlog{Classes: make([]ClassBacklog, len(Classes))}
-	var b pgx.Batch
-	for i, class := range Classes {
-		c := &view.Classes[i]
-		c.Class = class
-		b.Queue(`
-			SELECT (SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = $2 LIMIT $3) m),
-				(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = $2 AND run_at <= now() LIMIT $3) m),
-				coalesce((SELECT now() - run_at FROM outbox WHERE lane = $1 AND class = $2 AND run_at <= now() ORDER BY run_at LIMIT 1), '0')`,
-			lane, class, MaxBacklog).QueryRow(func(row pgx.Row) error {
-			return row.Scan(&c.Messages, &c.Due, &c.OldestDue)
+	view := &Backlog{}
+	rows, err := s.pool.Query(ctx, `
+		SELECT c.class,
+			(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = c.class LIMIT $3) m),
+			(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = c.class AND run_at <= now() LIMIT $3) m),
+			coalesce((SELECT now() - run_at FROM outbox WHERE lane = $1 AND class = c.class AND run_at <= now() ORDER BY run_at LIMIT 1), '0'),
+			(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = c.class AND run_at = 'infinity' LIMIT $3) m)
+		FROM unnest($2::smallint[]) c (class) ORDER BY c.class`, lane, Classes, MaxBacklog)
+	if err == nil {
+		err = each(rows, func() error {
+			var c ClassBacklog
+			var givenUp int
+			err := rows.Scan(&c.Class, &c.Messages, &c.Due, &c.OldestDue, &givenUp)
+			view.Classes = append(view.Classes, c)
+			view.GivenUp = min(view.GivenUp+givenUp, MaxBacklog)
+			return err
 		})
 	}
-	b.Queue(`
-		SELECT (SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = $2 AND maybe_sent_at IS NOT NULL LIMIT $4) m),
-			(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND refused_at IS NOT NULL LIMIT $4) m),
-			(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = ANY($3) AND run_at = 'infinity' LIMIT $4) m)`,
-		lane, ClassQuestion, Classes, MaxBacklog).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&view.Unknown, &view.Refused, &view.GivenUp)
-	})
-	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
+	if err == nil {
+		// Only questions are looked through for what is unknown: what was sent before
+		// and is to be sent again is known not to be there.
+		err = s.pool.QueryRow(ctx, `
+			SELECT (SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = $2 AND maybe_sent_at IS NOT NULL LIMIT $3) m),
+				(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND refused_at IS NOT NULL LIMIT $3) m)`,
+			lane, ClassQuestion, MaxBacklog).Scan(&view.Unknown, &view.Refused)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("reading the backlog of a lane: %w", err)
 	}
 	return view, nil

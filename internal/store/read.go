@@ -78,7 +78,7 @@ const selectOrders = `
 				ORDER BY p.created_at), '[]')
 			FROM shipments p WHERE p.issuer_id = o.issuer_id AND p.order_id = o.id),
 		coalesce((SELECT true FROM outbox m WHERE m.issuer_id = o.issuer_id AND m.order_id = o.id
-			AND (m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL) LIMIT 1), false)
+			AND (m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL) AND m.run_at < 'infinity' LIMIT 1), false)
 	FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id `
 
 func scanOrder(row pgx.CollectableRow) (*Order, error) {
