@@ -21,6 +21,7 @@ type lockedOrder struct {
 	cardProductID string
 	issuance      order.Issuance
 	operations    []string // every PRODUCE operation seen for it
+	doubted       bool     // it did not change since the database's history did: what was sent in the other one is unknown
 	changes       []change // made in this transaction, to be logged after it
 }
 
@@ -66,7 +67,8 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 	var b pgx.Batch
 	issuers, ids := columns(keys)
 	b.Queue(`
-		SELECT s.issuer_id, s.order_id, o.card_id, o.card_product_id, o.terms -> 'services' ->> 'issuance', `+stateColumns+`
+		SELECT s.issuer_id, s.order_id, o.card_id, o.card_product_id, o.terms -> 'services' ->> 'issuance',
+			coalesce(s.updated_at < (SELECT seen_at FROM database_history), false), `+stateColumns+`
 		FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
 		WHERE (s.issuer_id, s.order_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[]))
 		ORDER BY s.issuer_id, s.order_id
@@ -74,7 +76,7 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 		issuers, ids).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			o := &lockedOrder{}
-			fields := []any{&o.issuer, &o.id, &o.cardID, &o.cardProductID, &o.issuance}
+			fields := []any{&o.issuer, &o.id, &o.cardID, &o.cardProductID, &o.issuance, &o.doubted}
 			if err := rows.Scan(append(fields, stateFields(&o.state)...)...); err != nil {
 				return err
 			}
@@ -158,21 +160,22 @@ func (s *Store) queueAdvance(b *pgx.Batch, o *lockedOrder, cause Cause, evidence
 		optional(next.OperationID), attentions(next), optional(next.DueDate.Value), next.DueDate.Rank,
 		optional(next.ProductionSite.Value), next.ProductionSite.Rank, ended)
 	queueEvent(b, o.orderKey, event{
-		seq: next.Version, kind: eventType(before, next), state: next, previous: before.Status, Cause: cause,
+		seq: next.Version, kind: cmp.Or(cause.Action, eventType(before, next)), state: next, previous: before.Status, Cause: cause,
 	})
 	switch sent, sends := before.ToBeSent(), next.ToBeSent(); {
 	case sent && !sends:
 		exec(b, `DELETE FROM outbox WHERE issuer_id = $1 AND order_id = $2 AND kind = 'submit'`, o.issuer, o.id)
 	case sends && !sent:
-		// D1 has the order already when it told of it meanwhile: it is then asked first.
+		// D1 has the order already when it told of it meanwhile, and may have it when the
+		// database has forgotten: it is then asked first.
 		exec(b, `
 			INSERT INTO outbox (lane, kind, class, issuer_id, order_id, card_id, first_sent_at, maybe_sent_at)
 			SELECT $3, 'submit', CASE WHEN o.batch_id IS NULL OR o.urgent THEN $4::smallint ELSE $5 END, o.issuer_id, o.id, o.card_id,
-				coalesce(s.first_sent_at, p.since), CASE WHEN $6 OR p.since IS NOT NULL THEN now() END
+				coalesce(s.first_sent_at, p.since, CASE WHEN $7 THEN o.created_at END), CASE WHEN $6 OR $7 OR p.since IS NOT NULL THEN now() END
 			FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
 				CROSS JOIN LATERAL (SELECT min(n.created_at) AS since FROM notifications n
 					WHERE n.issuer_id = o.issuer_id AND n.issuer_request_id = o.issuer_request_id AND n.outcome = 'parked') p
-			WHERE o.issuer_id = $1 AND o.id = $2`, o.issuer, o.id, LaneOf(o.issuer), ClassSingle, ClassBatch, len(o.operations) > 0)
+			WHERE o.issuer_id = $1 AND o.id = $2`, o.issuer, o.id, LaneOf(o.issuer), ClassSingle, ClassBatch, len(o.operations) > 0, o.doubted)
 	}
 	switch {
 	case next.Ended() && (ended != nil || next.Made() != before.Made()):

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -142,6 +143,8 @@ func (s *Store) Claim(ctx context.Context, c ClaimRequest) ([]Message, error) {
 	}
 	return messages, nil
 }
+
+var errTodo = errors.New("not yet")
 
 // ClaimProbe takes one message of a stopped lane, when its next probe is due, and
 // puts the probe after it off.

@@ -54,6 +54,10 @@ type Store struct {
 	cfg    Config
 	groups groups
 	lists  chan struct{} // lists being read: they may take long, and leave half of the connections
+
+	announcer announcer
+	wal       walMemory
+	stats     statsMemory
 }
 
 // Open connects to the database. The schema is not looked at: see Migrated.
@@ -92,12 +96,14 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	s := &Store{pool: pool, cfg: cfg, lists: make(chan struct{}, max(1, pc.MaxConns/2))}
 	s.startCommitters()
+	s.startAnnouncer()
 	return s, nil
 }
 
 // Close closes every connection; it waits for those in use.
 func (s *Store) Close() {
 	s.stopCommitters()
+	s.stopAnnouncer()
 	s.pool.Close()
 }
 
