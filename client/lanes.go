@@ -75,7 +75,7 @@ type Replica struct {
 	Asking      *Breaker  `json:"asking"`
 	InFlight    int       `json:"inFlight"`    // calls to D1
 	Concurrency int       `json:"concurrency"` // its share of the limit
-	ClockSkewMS int64     `json:"clockSkewMs"` // ahead of the database
+	ClockSkewMS int64     `json:"clockSkewMs"` // its clock is behind the database's
 }
 
 // Breaker is whether a replica calls D1.
