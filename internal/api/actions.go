@@ -82,15 +82,14 @@ func (s *server) action(r *http.Request, decode func([]byte, *order.Rules) order
 func readAction(r *http.Request, rules *order.Rules, decode func([]byte, *order.Rules) order.Faults) ([]fault, error) {
 	buffer := orderBodies.Get().(*orderBody) //nolint:errcheck // the pool holds nothing else
 	defer buffer.release()
-	text := []byte("{}")
-	if r.ContentLength != 0 {
-		body, err := readJSON(r, buffer)
-		if err != nil {
-			return nil, err
-		}
-		if len(body) > 0 {
-			text = body
-		}
+	text, err := readBody(r, buffer)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(text) == 0: // also of a length that was not told before
+		text = []byte("{}")
+	case !isJSON(r):
+		return nil, errContentType
 	}
 	return bodyFaults(decode(text, rules)), nil
 }

@@ -184,11 +184,20 @@ func idempotencyKey(r *http.Request, guard order.PANGuard) (string, []fault) {
 
 // readJSON reads a body of JSON into buffer.
 func readJSON(r *http.Request, buffer *orderBody) ([]byte, error) {
-	media, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	charset := params["charset"]
-	if err != nil || r.Header.Get("Content-Encoding") != "" || media != "application/json" || charset != "" && !strings.EqualFold(charset, "utf-8") {
+	if !isJSON(r) {
 		return nil, errContentType
 	}
+	return readBody(r, buffer)
+}
+
+func isJSON(r *http.Request) bool {
+	media, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	charset := params["charset"]
+	return err == nil && r.Header.Get("Content-Encoding") == "" && media == "application/json" && (charset == "" || strings.EqualFold(charset, "utf-8"))
+}
+
+// readBody reads a body of bounded length into buffer.
+func readBody(r *http.Request, buffer *orderBody) ([]byte, error) {
 	for buffer.used < len(buffer.bytes) {
 		n, err := r.Body.Read(buffer.bytes[buffer.used:])
 		buffer.used += n
