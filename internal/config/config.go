@@ -240,6 +240,9 @@ func Parse(text []byte) (*Config, error) {
 	}
 	overrideFromEnvironment(&cfg)
 	cfg.setDefaults()
+	if _, ok := os.LookupEnv("CARDORDER_DATABASE_MIGRATE_URL"); ok {
+		faults = append(faults, errors.New("the variable CARDORDER_DATABASE_MIGRATE_URL is now called CARDORDER_DATABASE_DIRECT_URL"))
+	}
 	if err := errors.Join(append(faults, cfg.Check())...); err != nil {
 		return nil, err
 	}
