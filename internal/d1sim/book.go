@@ -21,15 +21,23 @@ type book struct {
 	stopped []*card // under way, but at Settings.StopAt
 
 	queued     map[string][]*notification // by issuer, oldest first
+	late       []lateNotification         // held back, the oldest first
 	inFlight   int                        // notifications in a call right now
 	deliveries []Delivery
 
 	scripts []*Script
 	history []Request
+
+	drawn  map[drawKey]int // requests for which a fault was drawn
+	faults map[Fault]int   // met so far
 }
 
 type requestKey struct{ issuerID, issuerRequestID string }
 type cardKey struct{ issuerID, cardID string }
+type drawKey struct {
+	kind         Kind
+	issuerID, id string
+}
 
 // card is one made card: one order that was accepted.
 type card struct {
@@ -41,11 +49,20 @@ type card struct {
 	movedAt    time.Time
 }
 
+// lateNotification is a notification that Settings.Faults hold back.
+type lateNotification struct {
+	issuerID string
+	due      time.Time
+	*notification
+}
+
 func newBook() *book {
 	return &book{
 		byRequest: make(map[requestKey]*card),
 		byCard:    make(map[cardKey][]*card),
 		queued:    make(map[string][]*notification),
+		drawn:     make(map[drawKey]int),
+		faults:    make(map[Fault]int),
 	}
 }
 
@@ -59,11 +76,11 @@ func (b *book) make(issuerID, cardID string, o order, now time.Time, set Setting
 		op: Operation{
 			OperationID:     uuid.NewString(),
 			Operation:       "PRODUCE",
-			StartTime:       now.UTC().Truncate(time.Millisecond),
+			StartTime:       told(now, set),
 			CardID:          cardID,
 			IssuerRequestID: o.issuerRequestID,
 			Details: Details{
-				DueDate:        now.UTC().AddDate(0, 0, 1).Format(time.DateOnly),
+				DueDate:        told(now, set).AddDate(0, 0, 1).Format(time.DateOnly),
 				ProductionSite: "SIMULATED-CENTRE",
 			},
 		},
@@ -125,11 +142,11 @@ func (b *book) reach(c *card, status string, now time.Time, set Settings) {
 		op.Details.Shipment = newShipment()
 	}
 	if op.Status != OperationPending {
-		end := now.UTC().Truncate(time.Millisecond)
+		end := told(now, set)
 		op.EndTime = &end
 	}
 
-	b.queued[c.issuerID] = append(b.queued[c.issuerID], &notification{op: *op})
+	b.tell(c, now, set)
 	b.lineUp(c, set.StopAt)
 }
 
@@ -154,6 +171,11 @@ func (b *book) lineUpAgain(stopAt string) {
 	}
 }
 
+// told is a time as the bureau's own clock shows it.
+func told(now time.Time, set Settings) time.Time {
+	return now.Add(time.Duration(set.ClockSkew)).UTC().Truncate(time.Millisecond)
+}
+
 func newShipment() *Shipment {
 	number := "SIM" + uuid.NewString()[:8]
 	return &Shipment{
@@ -175,10 +197,12 @@ type Card struct {
 	Status              string    `json:"status"`          // of the card: CARD_PROD_READY, ...
 	OperationStatus     string    `json:"operationStatus"` // PENDING, SUCCESSFUL, FAILED
 	StartTime           time.Time `json:"startTime"`
+	Reason              string    `json:"reason,omitempty"`         // of an exception
+	TrackingNumber      string    `json:"trackingNumber,omitempty"` // once shipped
 }
 
 func (c *card) view() Card {
-	return Card{
+	view := Card{
 		IssuerID:            c.issuerID,
 		CardID:              c.op.CardID,
 		IssuerRequestID:     c.op.IssuerRequestID,
@@ -187,16 +211,31 @@ func (c *card) view() Card {
 		Status:              c.op.Details.Status,
 		OperationStatus:     c.op.Status,
 		StartTime:           c.op.StartTime,
+		Reason:              c.op.Details.Reason,
 	}
+	if c.op.Details.Shipment != nil {
+		view.TrackingNumber = c.op.Details.Shipment.TrackingNumber
+	}
+	return view
 }
 
-// Cards lists the cards made since the last reset, oldest first.
-func (s *Sim) Cards() []Card {
+// Cards lists the cards made since the last reset, oldest first: one for each operation, so a request that made two
+// cards is there twice.
+func (s *Sim) Cards() []Card { return s.cardsThat(func(*card) bool { return true }) }
+
+// CardsOf lists the cards made for an issuer.
+func (s *Sim) CardsOf(issuerID string) []Card {
+	return s.cardsThat(func(c *card) bool { return c.issuerID == issuerID })
+}
+
+func (s *Sim) cardsThat(fit func(*card) bool) []Card {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	views := make([]Card, 0, len(s.book.cards))
 	for _, c := range s.book.cards {
-		views = append(views, c.view())
+		if fit(c) {
+			views = append(views, c.view())
+		}
 	}
 	return views
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,6 +48,12 @@ func TestManagementPort(t *testing.T) {
 	if len(cards) != 1 || cards[0].OperationID != operationID || cards[0].IssuerRequestID != "request-1" || cards[0].CardID != "card-1" ||
 		cards[0].DistributionChannel != "THALES" || cards[0].Status != d1sim.CardShipped || cards[0].StartTime.IsZero() {
 		t.Errorf("cards %+v", cards)
+	}
+	if of, err := m.CardsOf(ctx, issuerID); err != nil || !slices.Equal(of, cards) || cards[0].TrackingNumber == "" {
+		t.Errorf("cards of the issuer %+v %v", of, err)
+	}
+	if none, err := m.CardsOf(ctx, lowercaseID); err != nil || none == nil || len(none) != 0 {
+		t.Errorf("cards of another issuer %+v %v", none, err)
 	}
 	counts, err := m.CardCounts(ctx)
 	must(err)
@@ -124,6 +131,8 @@ func TestSettingsArePatched(t *testing.T) {
 	for _, patch := range []map[string]any{
 		{"stepIntervall": "1s"}, {"stepInterval": 5}, {"stepInterval": "-1s"}, {"repeat": "twice"}, {"requestIdPlace": "x"},
 		{"unknownCard": "x"}, {"maxPerCall": -1}, {"stopAt": "x"}, {"failAt": map[string]any{"status": "CARD_SHIPPED"}},
+		{"faults": map[string]any{"lostBefore": 0.6, "lostAfter": 0.6}}, {"faults": map[string]any{"tokenErrors": -0.1}},
+		{"faults": map[string]any{"lostNotifications": 1.1}}, {"faults": map[string]any{"lateBy": "-1s"}}, {"faults": map[string]any{"x": 1}},
 		{"tokenLifetime": "1ms"}, {"answerDelay": "-1s"}, {"failAt": map[string]any{"status": "DATA_EXCEPTION", "operationStatus": "x"}},
 	} {
 		if _, err := m.PatchSettings(ctx, patch); err == nil {
