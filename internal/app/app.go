@@ -183,6 +183,7 @@ func (s *Service) apiConfig(cfg *config.Config, metrics *api.Metrics) (api.Confi
 		}
 		a.Issuers = append(a.Issuers, api.Issuer{
 			ID: in.ID, Encrypter: encrypter, SensitiveData: in.SensitiveData, OnHoldStatuses: in.OnHoldStatuses,
+			Concurrency: in.Sending.Concurrency, RatePerSecond: in.Sending.RatePerSecond,
 			ClientID: in.Notifications.ClientID, ClientSecret: in.Notifications.ClientSecret.Reveal(),
 		})
 	}
