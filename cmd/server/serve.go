@@ -147,6 +147,24 @@ func migrate(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	return nil
 }
 
+// restored is for a database that was set back in a way that it may not show.
+func restored(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("restored", flag.ContinueOnError)
+	path := flags.String("config", "", "the configuration `file` (required)")
+	if err := parse(flags, args, stderr, "config"); err != nil {
+		return err
+	}
+	cfg, err := config.Load(*path)
+	if err != nil {
+		return err
+	}
+	if err := app.Restored(ctx, cfg, slog.New(slog.NewTextHandler(stderr, nil))); err != nil {
+		return err
+	}
+	_, _ = fmt.Fprintln(stdout, "every message is marked: D1 is asked before anything is sent")
+	return nil
+}
+
 func healthcheck(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("healthcheck", flag.ContinueOnError)
 	url := flags.String("url", "http://127.0.0.1:8080/readyz", "the `URL` to ask")
