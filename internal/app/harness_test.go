@@ -232,7 +232,13 @@ func (b *bank) get(id string) answer {
 // eventually waits until f is true.
 func (b *bank) eventually(what string, f func() bool) {
 	b.t.Helper()
-	deadline := time.NewTimer(patience)
+	b.within(patience, what, f)
+}
+
+// within is eventually for what takes longer.
+func (b *bank) within(d time.Duration, what string, f func() bool) {
+	b.t.Helper()
+	deadline := time.NewTimer(d)
 	defer deadline.Stop()
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()
