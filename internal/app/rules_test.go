@@ -253,30 +253,6 @@ func TestTokenThatEndsEarly(t *testing.T) {
 // lanePath is the issuer's D1 in the API.
 const lanePath = "/v1/issuers/" + local.IssuerID + "/lanes"
 
-// lane is what the API says of the issuer's D1.
-type lane struct {
-	Lane, State               string
-	Pause                     *struct{ By, Reason string }
-	Stop                      *struct{ Reason string }
-	Unknown, Refused, GivenUp int
-	Replicas                  []struct {
-		Sending, Asking struct{ State, Reason string }
-	}
-}
-
-func (b *bank) lane() lane {
-	b.t.Helper()
-	a := b.do(http.MethodGet, lanePath, nil, nil)
-	if a.status != http.StatusOK || len(a.view.Data) != 1 {
-		b.t.Fatalf("the lanes: %d %s", a.status, a.text)
-	}
-	var l lane
-	if err := json.Unmarshal(a.view.Data[0], &l); err != nil {
-		b.t.Fatal(err)
-	}
-	return l
-}
-
 // pause and resume are what an operator does.
 func (b *bank) pause() {
 	b.t.Helper()
