@@ -58,6 +58,7 @@ func newBureau(r *rand.Rand) bureau {
 		"failAt":                  nil,
 		"stopAt":                  "",
 		"wrongUrl":                false,
+		"wrongKey":                false,
 		"clockSkew":               between(r, [2]time.Duration{-time.Minute, time.Minute}).String(),
 		"holdNotifications":       false,
 		"duplicateNotifications":  false,
@@ -71,8 +72,14 @@ func newBureau(r *rand.Rand) bureau {
 		"noOperationId": share(), "tokenErrors": 2 * share(),
 		"duplicateNotifications": 2 * share(), "lateNotifications": 2 * share(), "lateBy": between(r, [2]time.Duration{0, 2 * time.Second}).String(),
 	}
+	// What only a question can tell then must not be hidden behind a later order.
+	if !b.latestOnly() {
+		b.noise["lostNotifications"] = pick(r, 0.02, 0.2, 1)
+	}
 	return b
 }
+
+func (b bureau) latestOnly() bool { return b.settings["statusLatestOnly"] == true }
 
 func (b bureau) String() string {
 	words := []string{"a repeated request makes a second card"}
@@ -82,8 +89,11 @@ func (b bureau) String() string {
 	if !b.ids {
 		words = append(words, "notifications name no request")
 	}
-	if b.settings["statusLatestOnly"] == true {
+	if b.latestOnly() {
 		words = append(words, "it shows only the latest order of a card")
+	}
+	if share, ok := b.noise["lostNotifications"]; ok {
+		words = append(words, fmt.Sprintf("a share of %v of the notifications gets lost", share))
 	}
 	words = append(words, fmt.Sprintf("status answers lag %v", b.settings["statusLag"]), fmt.Sprintf("resendAfter %v", b.resendAfter))
 	return strings.Join(words, ", ")

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"cardorder/client"
 	"cardorder/internal/d1sim"
 	"cardorder/internal/netfault"
 	"cardorder/internal/pgrun"
@@ -68,7 +69,7 @@ func (t trouble) make(ctx context.Context, r *rand.Rand, counts *tally) {
 }
 
 // troubles is everything that goes wrong in a run.
-func (c *cluster) troubles(b bureau, desk *desk, fail func(string, ...any)) []trouble {
+func (c *cluster) troubles(b bureau, l *load, fail func(string, ...any)) []trouble {
 	return []trouble{
 		{2500 * time.Millisecond, c.replicaFaults(b)},
 		{10 * time.Second, c.databaseFaults(fail)},
@@ -78,7 +79,7 @@ func (c *cluster) troubles(b bureau, desk *desk, fail func(string, ...any)) []tr
 		{600 * time.Millisecond, c.answerFaults(b)},
 		{4 * time.Second, c.bureauFaults(b)},
 		{2 * time.Second, c.notificationFaults()},
-		{8 * time.Second, c.operatorFaults(desk, fail)},
+		{8 * time.Second, operatorFaults(l, fail)},
 	}
 }
 
@@ -111,15 +112,20 @@ func (c *cluster) replicaFaults(b bureau) []fault {
 }
 
 // operatorFaults are what people do to a lane.
-func (c *cluster) operatorFaults(desk *desk, fail func(string, ...any)) []fault {
+func operatorFaults(l *load, fail func(string, ...any)) []fault {
 	return []fault{{"lane paused", func(ctx context.Context, r *rand.Rand) {
 		d := between(r, [2]time.Duration{500 * time.Millisecond, 3 * time.Second})
-		if err := desk.pause(ctx); err != nil {
+		err := l.insist(ctx, func(c *client.Client) error {
+			_, err := c.PauseLane(ctx, client.LaneD1, "chaos")
+			return err
+		})
+		if err != nil && ctx.Err() == nil {
 			fail("pausing the lane: %v", err)
 		}
-		sleep(ctx, d)
-		if err := desk.resume(context.WithoutCancel(ctx)); err != nil {
-			fail("resuming the lane: %v", err)
+		if sleep(ctx, d) { // the end of a run resumes it too
+			if err := l.resume(ctx); err != nil && ctx.Err() == nil {
+				fail("resuming the lane: %v", err)
+			}
 		}
 	}}}
 }
@@ -221,6 +227,7 @@ func (c *cluster) answerFaults(b bureau) []fault {
 	add("408 to an order", 5, answer(order, http.StatusRequestTimeout, "", nil))
 	add("redirect to an order", 5, answer(order, http.StatusTemporaryRedirect, "", map[string]string{"Location": "/"}))
 	add("404 to an order", 3, answer(order, http.StatusNotFound, "", nil))
+	add("403 to an order", 3, answer(order, http.StatusForbidden, "", nil))
 	add("status request lost", 10, d1sim.Script{Kind: status, Action: d1sim.ActionLostBefore})
 	add("status answer too late", 5, d1sim.Script{Kind: status, Action: d1sim.ActionDelay, Delay: tooSlow})
 	add("500 to a status request", 10, answer(status, http.StatusInternalServerError, "", nil))
@@ -242,6 +249,7 @@ func (c *cluster) bureauFaults(b bureau) []fault {
 		{"D1: tokens expire after a second", while([2]time.Duration{3 * time.Second, 6 * time.Second}, func(*rand.Rand) map[string]any { return map[string]any{"tokenLifetime": "1s"} })},
 		{"D1: all tokens end", func(ctx context.Context, _ *rand.Rand) { _ = c.management.RevokeTokens(ctx) }},
 		{"D1: wrong URL", while([2]time.Duration{200 * time.Millisecond, 800 * time.Millisecond}, func(*rand.Rand) map[string]any { return map[string]any{"wrongUrl": true} })},
+		{"D1: wrong key", while([2]time.Duration{200 * time.Millisecond, 800 * time.Millisecond}, func(*rand.Rand) map[string]any { return map[string]any{"wrongKey": true} })},
 		{"D1: status lags", while([2]time.Duration{2 * time.Second, 4 * time.Second}, func(*rand.Rand) map[string]any { return map[string]any{"statusLag": b.lag.String()} })},
 		{"D1: production stands still", while([2]time.Duration{time.Second, 3 * time.Second}, func(r *rand.Rand) map[string]any {
 			return map[string]any{"stopAt": pick(r, d1sim.CardProdRequested, d1sim.CardProdReady, d1sim.CardProdDone)}

@@ -180,6 +180,74 @@ func (l *load) insist(ctx context.Context, call func(*client.Client) error) erro
 	}
 }
 
+// resume ends a pause, and has breakers and a stopped lane tried at once.
+func (l *load) resume(ctx context.Context) error {
+	return l.insist(ctx, func(c *client.Client) error {
+		_, err := c.ResumeLane(ctx, client.LaneD1)
+		return err
+	})
+}
+
+// retryRejected has orders tried again that D1 refused when it refused everything,
+// and returns how many there were.
+func (l *load) retryRejected(ctx context.Context) (n int, err error) {
+	list, err := l.list(ctx, client.OrderFilter{Statuses: []client.Status{client.StatusRejected}, Limit: 200})
+	if err != nil {
+		return 0, err
+	}
+	for _, o := range list {
+		err := l.insist(ctx, func(c *client.Client) error {
+			_, err := c.Retry(ctx, o.ID, client.Retry{})
+			if p, ok := errors.AsType[*client.Problem](err); ok && p.Type == client.ProblemNotRetryable {
+				return nil // an answer that was lost had done it
+			}
+			return err
+		})
+		if err != nil {
+			return n, fmt.Errorf("retrying %s: %w", o.ID, err)
+		}
+		n++
+	}
+	return n, nil
+}
+
+// refreshOpen has D1 asked about every order that has not ended, and returns how many
+// there were.
+func (l *load) refreshOpen(ctx context.Context) (n int, err error) {
+	list, err := l.list(ctx, client.OrderFilter{Limit: 200})
+	if err != nil {
+		return 0, err
+	}
+	for _, o := range list {
+		if o.EndedAt != nil {
+			continue
+		}
+		err := l.insist(ctx, func(c *client.Client) error {
+			_, err := c.Refresh(ctx, o.ID)
+			return err
+		})
+		if err != nil {
+			return n, fmt.Errorf("refreshing %s: %w", o.ID, err)
+		}
+		n++
+	}
+	return n, nil
+}
+
+func (l *load) list(ctx context.Context, f client.OrderFilter) (list []*client.Order, err error) {
+	err = l.insist(ctx, func(c *client.Client) error {
+		list = nil
+		for o, err := range c.AllOrders(ctx, f) {
+			if err != nil {
+				return err
+			}
+			list = append(list, o)
+		}
+		return nil
+	})
+	return list, err
+}
+
 // upload begins to upload a batch now and then, until ctx ends.
 func (l *load) upload(ctx, whole context.Context, r *rand.Rand) {
 	for n := 0; sleep(ctx, time.Second+time.Duration(r.Int64N(int64(4*time.Second)))); n++ {

@@ -44,6 +44,8 @@ func (o options) String() string {
 	return fmt.Sprintf("go run ./test/chaos -seed %d -duration %v -replicas %d -rate %v", o.seed, o.duration, o.replicas, o.rate)
 }
 
+// settleLimit is how long anything may still be under way after the faults: above the
+// minute for which an upload of a dead replica is closed.
 const settleLimit = 150 * time.Second
 
 func main() {
@@ -130,7 +132,7 @@ func try(ctx context.Context, o options, v *verdict) error {
 	l := &load{cluster: c, clients: clients, bureau: b, rate: o.rate, fail: fail}
 
 	// whole outlasts the faults: what was begun has to come to an end.
-	whole, cancel := context.WithTimeout(ctx, o.duration+settleLimit+2*time.Minute)
+	whole, cancel := context.WithTimeout(ctx, o.duration+2*settleLimit+2*time.Minute)
 	defer cancel()
 	breaking, stop := context.WithTimeout(whole, o.duration)
 	defer stop()
@@ -140,7 +142,7 @@ func try(ctx context.Context, o options, v *verdict) error {
 	counts := &tally{counts: make(map[string]int)}
 	var parts sync.WaitGroup
 	parts.Go(func() { l.run(whole, o.seed, o.duration) })
-	for i, t := range c.troubles(b, fail) {
+	for i, t := range c.troubles(b, l, fail) {
 		parts.Go(func() { t.make(breaking, random(o.seed, fmt.Sprintf("trouble %d", i)), counts) })
 	}
 	parts.Go(func() { l.progress(breaking) })
@@ -154,7 +156,7 @@ func try(ctx context.Context, o options, v *verdict) error {
 	if err := c.heal(whole, b); err != nil {
 		return fmt.Errorf("healing: %w", err)
 	}
-	if err := c.settle(whole, l, settleLimit); err != nil {
+	if err := c.settle(whole, l); err != nil {
 		fail("%v", err)
 	}
 	say("settled in %v", time.Since(began).Round(100*time.Millisecond))
