@@ -9,7 +9,7 @@ import (
 	"cardorder/internal/d1sim"
 )
 
-// bureau is the D1 of a run, chosen by the seed, and the times that go with it.
+// bureau is the D1 of a run, chosen by the seed, and how the service is set up for it.
 //
 // Where a repeat makes a second card, a run keeps to what the promise needs: D1
 // shows an accepted order within resendAfter of the last moment at which a byte of
@@ -22,10 +22,12 @@ type bureau struct {
 	settings   map[string]any
 	noise      map[string]any // d1sim.Faults
 
-	callTimeout, resendAfter time.Duration
-	freeze                   [2]time.Duration // from, to
-	stall                    [2]time.Duration // of the network to D1
-	lag                      time.Duration    // of status answers, at most
+	// Of the service's configuration.
+	callTimeout, resendAfter                               time.Duration
+	concurrency, rate, breakerThreshold, stopAfterRefusals int
+	freeze                                                 [2]time.Duration // from, to
+	stall                                                  [2]time.Duration // of the network to D1
+	lag                                                    time.Duration    // of status answers, at most
 }
 
 func newBureau(r *rand.Rand) bureau {
@@ -41,6 +43,8 @@ func newBureau(r *rand.Rand) bureau {
 		repeat, b.resendAfter = d1sim.RepeatSame, 3*time.Second
 		b.freeze[1], b.stall[1], b.lag = 6*time.Second, 4*time.Second, 5*time.Second
 	}
+	b.concurrency, b.rate = pick(r, 4, 16, 64), pick(r, 0, 0, 80)
+	b.breakerThreshold, b.stopAfterRefusals = pick(r, 2, 5), pick(r, 2, 5)
 	b.settings = map[string]any{
 		"repeat":                  repeat,
 		"stepInterval":            between(r, [2]time.Duration{50 * time.Millisecond, 400 * time.Millisecond}).String(),
@@ -95,7 +99,11 @@ func (b bureau) String() string {
 	if share, ok := b.noise["lostNotifications"]; ok {
 		words = append(words, fmt.Sprintf("a share of %v of the notifications gets lost", share))
 	}
-	words = append(words, fmt.Sprintf("status answers lag %v", b.settings["statusLag"]), fmt.Sprintf("resendAfter %v", b.resendAfter))
+	words = append(words, fmt.Sprintf("status answers lag %v", b.settings["statusLag"]), fmt.Sprintf("resendAfter %v", b.resendAfter),
+		fmt.Sprintf("%d calls at once", b.concurrency))
+	if b.rate > 0 {
+		words = append(words, fmt.Sprintf("%d a second", b.rate))
+	}
 	return strings.Join(words, ", ")
 }
 

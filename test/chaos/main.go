@@ -26,9 +26,9 @@ import (
 	"time"
 )
 
-// regressions are seeds that once found something.
+// regressions are runs that once found something.
 var regressions = []struct {
-	seed  uint64
+	options
 	found string
 }{}
 
@@ -54,7 +54,7 @@ func main() {
 	flag.DurationVar(&o.duration, "duration", time.Minute, "for how long things go wrong; settling comes on top")
 	flag.IntVar(&o.replicas, "replicas", 2, "processes of the service, 1 to 4")
 	flag.Float64Var(&o.rate, "rate", 20, "orders a second, batches not counted")
-	again := flag.Bool("regressions", false, "run the seeds that once found something, one after another")
+	again := flag.Bool("regressions", false, "make the runs that once found something, one after another")
 	flag.Parse()
 	if flag.NArg() > 0 || o.replicas < 1 || o.replicas > 4 || o.rate <= 0 || o.duration <= 0 {
 		flag.Usage()
@@ -64,9 +64,8 @@ func main() {
 	ok := true
 	if *again {
 		for _, r := range regressions {
-			o.seed = r.seed
 			say("once found: %s", r.found)
-			ok = run(ctx, o) && ok
+			ok = run(ctx, r.options) && ok
 		}
 	} else {
 		for o.seed == 0 {

@@ -78,7 +78,7 @@ func (c *cluster) quiet(ctx context.Context, l *load) error {
 	for {
 		what, err := c.underWay(ctx)
 		if waiting := l.stillWaiting(); err == nil && waiting > 0 {
-			what = fmt.Sprintf("%d callers without an answer, %s", waiting, what)
+			what = strings.TrimSuffix(fmt.Sprintf("%d callers without an answer, %s", waiting, what), ", ")
 		}
 		switch {
 		case err != nil:
