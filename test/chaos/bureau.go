@@ -78,7 +78,7 @@ func newBureau(r *rand.Rand) bureau {
 	}
 	// What only a question can tell then must not be hidden behind a later order.
 	if !b.latestOnly() {
-		b.noise["lostNotifications"] = pick(r, 0.02, 0.2, 1)
+		b.noise["lostNotifications"] = pick(r, 0.02, 0.2, 0.85)
 	}
 	return b
 }
