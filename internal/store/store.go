@@ -2,8 +2,8 @@
 // transactions that matter. Nothing is answered, sent or acknowledged before
 // the row that makes it survive a crash is committed here.
 //
-// Locks are taken in one order everywhere: the batch; of new orders, the keys by which
-// they are recognised; notifications by digest, order_state rows by (issuer_id,
+// Locks are taken in one order everywhere: the batch, the lane; of new orders, the keys by
+// which they are recognised; notifications by digest, order_state rows by (issuer_id,
 // order_id), operations, messages, card_guard by card. A deadlock (orders of one group
 // that want the same card are inserted one after the other) or a serialization failure
 // repeats the whole transaction.
@@ -54,6 +54,7 @@ type Store struct {
 	cfg    Config
 	groups groups
 	lists  chan struct{} // lists being read: they may take long, and leave half of the connections
+	floors floors
 
 	announcer announcer
 	wal       walMemory
@@ -141,8 +142,50 @@ func (s *Store) inTx(ctx context.Context, f func(pgx.Tx) error) error {
 }
 
 func (s *Store) inTxWith(ctx context.Context, options pgx.TxOptions, f func(pgx.Tx) error) error {
+	return repeat(ctx, func() error { return pgx.BeginTxFunc(ctx, s.pool, options, f) })
+}
+
+// inTwoTrips runs a transaction in two round trips: what ask queues is sent with the
+// BEGIN, and what answer queues, when the results of that are there, with the COMMIT.
+// It repeats both as inTx does.
+func (s *Store) inTwoTrips(ctx context.Context, ask, answer func(*pgx.Batch)) error {
+	return repeat(ctx, func() error {
+		conn, err := s.pool.Acquire(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Release() // which closes one that is still in a transaction
+		var first, second pgx.Batch
+		exec(&first, "BEGIN")
+		ask(&first)
+		if err := conn.SendBatch(ctx, &first).Close(); err != nil {
+			rollBack(ctx, conn)
+			return err
+		}
+		answer(&second)
+		exec(&second, "COMMIT")
+		err = conn.SendBatch(ctx, &second).Close()
+		if err != nil {
+			rollBack(ctx, conn)
+		}
+		return err
+	})
+}
+
+// rollBack ends a failed transaction, if its connection is still of use.
+func rollBack(ctx context.Context, conn *pgxpool.Conn) {
+	if conn.Conn().IsClosed() || conn.Conn().PgConn().TxStatus() == 'I' {
+		return
+	}
+	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_, _ = conn.Exec(short, "ROLLBACK") // or the connection is closed when it is released
+}
+
+// repeat runs f until it succeeds, or fails in a way that trying again does not change.
+func repeat(ctx context.Context, f func() error) error {
 	for try := 1; ; try++ {
-		err := pgx.BeginTxFunc(ctx, s.pool, options, f)
+		err := f()
 		if err == nil || try == 10 || !repeatable(err) {
 			return err
 		}
