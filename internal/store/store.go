@@ -24,6 +24,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"cardorder/internal/order"
 )
 
 // Config says which database to use and with which keys.
@@ -44,6 +46,11 @@ type Config struct {
 	// OnParked is called after a commit that lets the given parked notifications
 	// find their orders. It must not block.
 	OnParked func(ids []int64)
+	// OnAttention is called after a commit that raised an attention of an order, and
+	// OnClaimLost after one that stored what came of a call whose claim was lost. They
+	// must not block.
+	OnAttention func(issuerID string, a order.Attention)
+	OnClaimLost func(issuerID string)
 	// Log gets what callers are not told; nil means nothing.
 	Log *slog.Logger
 }
@@ -54,11 +61,11 @@ type Store struct {
 	cfg    Config
 	groups groups
 	lists  chan struct{} // lists being read: they may take long, and leave half of the connections
-	floors floors
 
 	announcer announcer
 	wal       walMemory
 	stats     statsMemory
+	floors    floors
 }
 
 // Open connects to the database. The schema is not looked at: see Migrated.
@@ -87,6 +94,12 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	if cfg.OnParked == nil {
 		cfg.OnParked = func([]int64) {}
+	}
+	if cfg.OnAttention == nil {
+		cfg.OnAttention = func(string, order.Attention) {}
+	}
+	if cfg.OnClaimLost == nil {
+		cfg.OnClaimLost = func(string) {}
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
