@@ -41,8 +41,11 @@ func (s *Store) logChanges(ctx context.Context, locked map[orderKey]*lockedOrder
 	for _, o := range locked {
 		for _, c := range o.changes {
 			level := slog.LevelInfo
-			if slices.ContainsFunc(c.after.Attention, func(a order.Attention) bool { return !slices.Contains(c.before.Attention, a) }) {
-				level = slog.LevelWarn // somebody should look
+			for _, a := range c.after.Attention {
+				if !slices.Contains(c.before.Attention, a) {
+					level = slog.LevelWarn // somebody should look
+					s.cfg.OnAttention(o.issuer, a)
+				}
 			}
 			s.cfg.Log.Log(ctx, level, "order changed", "issuerId", o.issuer, "orderId", o.id, "version", c.after.Version,
 				"from", c.before.Status, "status", c.after.Status, "attention", attentions(c.after),
