@@ -121,7 +121,6 @@ func (s *Store) Claim(ctx context.Context, c ClaimRequest) ([]Message, error) {
 	return messages, nil
 }
 
-
 // ClaimProbe takes one message of a stopped lane, when its next probe is due, and
 // puts the probe after it off. Messages of both classes take turns: those that were
 // refused wait a while. When there is nothing to send, a question may be the probe.
