@@ -501,12 +501,15 @@ func (l *lane) tell(j job, c store.Completion) {
 	if c.Attempt.Kind == store.AttemptSubmit && c.Attempt.Outcome == d1client.Taken.String() {
 		l.metrics.accepted(j.Class, j.ClaimedAt.Sub(j.AcceptedAt)+time.Since(j.claimedAt))
 	}
-	l.log.Info("attempt",
-		"orderId", j.OrderID, "issuerRequestId", j.IssuerRequestID,
-		"attemptId", c.Attempt.ID, "kind", c.Attempt.Kind, "outcome", c.Attempt.Outcome, "reason", c.Attempt.Reason,
-		"httpStatus", c.Attempt.HTTPStatus, "errorCode", c.Attempt.ErrorCode, "operationId", c.Attempt.OperationID,
-		"correlationId", c.Attempt.CorrelationID, "durationMs", c.Attempt.Duration.Milliseconds(),
-		"try", j.Tries+1, "nextInMs", c.Next.RunIn.Milliseconds())
+	// Strings only: it is written for every call, and what is not costs reflection.
+	l.log.LogAttrs(context.Background(), slog.LevelInfo, "attempt",
+		slog.String("orderId", j.OrderID.String()), slog.String("issuerRequestId", j.IssuerRequestID),
+		slog.String("attemptId", c.Attempt.ID.String()), slog.String("kind", string(c.Attempt.Kind)),
+		slog.String("outcome", c.Attempt.Outcome), slog.String("reason", c.Attempt.Reason),
+		slog.Int("httpStatus", c.Attempt.HTTPStatus), slog.String("errorCode", c.Attempt.ErrorCode),
+		slog.String("operationId", c.Attempt.OperationID), slog.String("correlationId", c.Attempt.CorrelationID),
+		slog.Int64("durationMs", c.Attempt.Duration.Milliseconds()), slog.Int("try", j.Tries+1),
+		slog.Int64("nextInMs", c.Next.RunIn.Milliseconds()))
 }
 
 // allotment is what the fleet allots a lane of this process.
