@@ -198,7 +198,7 @@ type Sending struct {
 	// Default resend.
 	AfterUnknown string `yaml:"afterUnknown"`
 	// Retry404For is for how long a 404 to an order may mean that the card is about
-	// to be registered: the order is tried again until then. Default 15m.
+	// to be registered: the order is not rejected before. Default 15m.
 	Retry404For time.Duration `yaml:"retry404For"`
 	// StopAfterRefusals is how many different orders in a row D1 must refuse as if
 	// the set-up were wrong for the lane to stop. Default 5.
@@ -240,6 +240,9 @@ func Parse(text []byte) (*Config, error) {
 	}
 	overrideFromEnvironment(&cfg)
 	cfg.setDefaults()
+	if _, ok := os.LookupEnv("CARDORDER_DATABASE_MIGRATE_URL"); ok {
+		faults = append(faults, errors.New("the variable CARDORDER_DATABASE_MIGRATE_URL is now called CARDORDER_DATABASE_DIRECT_URL"))
+	}
 	if err := errors.Join(append(faults, cfg.Check())...); err != nil {
 		return nil, err
 	}

@@ -378,6 +378,9 @@ func TestEnvironmentOverrides(t *testing.T) {
 	}
 	t.Setenv("CARDORDER_DATABASE_URL", "") // set is set: an empty one must not fall back silently
 	wantFaults(t, f.minimal(), "database.url: is required")
+	t.Setenv("CARDORDER_DATABASE_URL", "postgres://from-env/a")
+	t.Setenv("CARDORDER_DATABASE_MIGRATE_URL", "postgres://from-env/c") // its name of before
+	wantFaults(t, f.minimal(), "the variable CARDORDER_DATABASE_MIGRATE_URL is now called CARDORDER_DATABASE_DIRECT_URL")
 }
 
 func TestEnvironmentFitsHosts(t *testing.T) {
