@@ -85,6 +85,16 @@ func (c *statsCollector) Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
+// ping tells whether the database answers: too much to count is no outage.
+func (c *statsCollector) ping() (up float64) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if c.store.Ping(ctx) == nil {
+		up = 1
+	}
+	return up
+}
+
 func (c *statsCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
@@ -94,7 +104,7 @@ func (c *statsCollector) Collect(ch chan<- prometheus.Metric) {
 	stats, err := c.store.Stats(ctx)
 	if err != nil {
 		c.log.Warn("reading statistics failed", "error", err)
-		gauge(c.up, 0)
+		gauge(c.up, c.ping())
 		return
 	}
 	gauge(c.up, 1)

@@ -6,12 +6,13 @@ import (
 	"time"
 
 	"cardorder/internal/config"
+	"cardorder/internal/store"
 )
 
 // Restored marks every message of a database that was restored, so that D1 is asked
 // before anything is sent. The service need not run.
 func Restored(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
-	st, err := openStore(ctx, cfg, log, nil, nil, nil)
+	st, err := openStore(ctx, cfg, log, store.Config{})
 	if err != nil {
 		return err
 	}

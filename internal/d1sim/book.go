@@ -1,6 +1,7 @@
 package d1sim
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -47,6 +48,7 @@ type card struct {
 	op         Operation
 	acceptedAt time.Time
 	movedAt    time.Time
+	step       string // of productionPath, the last one reached: a Move may lead elsewhere
 }
 
 // lateNotification is a notification that Settings.Faults hold back.
@@ -111,20 +113,20 @@ func (b *book) walkDue(now time.Time, set Settings) (moved int, next time.Time) 
 
 // next is the status after the present one.
 func (c *card) next(fail *FailAt) string {
-	reached := slices.Index(productionPath, c.op.Details.Status)
+	reached := slices.Index(productionPath, c.step)
 	for _, status := range productionPath[reached+1:] {
 		exception := status == DataException || status == CardProdException
 		if !exception || fail.hits(status, &c.op) {
 			return status
 		}
 	}
-	return c.op.Details.Status
+	return c.step
 }
 
 // reach puts a card into a status, queues the notification, and lines the card up for its next step.
 func (b *book) reach(c *card, status string, now time.Time, set Settings) {
 	op := &c.op
-	c.movedAt = now
+	c.movedAt, c.step = now, status
 	op.Status = OperationPending
 	op.Details.Status = status
 	op.Details.Reason, op.ErrorCode, op.Error = "", "", ""
@@ -150,11 +152,61 @@ func (b *book) reach(c *card, status string, now time.Time, set Settings) {
 	b.lineUp(c, set.StopAt)
 }
 
+// Move is a status that production does not lead to by itself, as one of D1's on-hold states or CARD_PROD_CANCELED, or
+// leads to later.
+type Move struct {
+	// OperationID names the card. Required.
+	OperationID string `json:"operationId"`
+	// Status is details.status from now on: any text. Required.
+	Status string `json:"status"`
+	// OperationStatus is the operation's. Default PENDING: production goes on from where it was after
+	// Settings.StepInterval; any other ends it.
+	OperationStatus string `json:"operationStatus,omitempty"`
+	// Reason is told in details.reason. Default none.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Move puts a card into a status and queues the notification of it.
+func (s *Sim) Move(m Move) error {
+	defaultTo(&m.OperationStatus, OperationPending)
+	if m.Status == "" {
+		return errors.New("status: is required")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.IndexFunc(s.book.cards, func(c *card) bool { return c.op.OperationID == m.OperationID })
+	if i < 0 {
+		return errors.New("operationId: no card was made by it")
+	}
+	c, now := s.book.cards[i], time.Now()
+	c.movedAt = now
+	c.op.Status, c.op.EndTime = m.OperationStatus, nil
+	c.op.Details.Status, c.op.Details.Reason = m.Status, m.Reason
+	if m.Status == CardShipped && c.op.Details.Shipment == nil {
+		c.op.Details.Shipment = newShipment()
+	}
+	if m.OperationStatus != OperationPending {
+		end := told(now, s.settings)
+		c.op.EndTime = &end
+	}
+	s.book.tell(c, now, s.settings)
+	s.book.takeOut(c)
+	s.book.lineUp(c, s.settings.StopAt)
+	s.announce()
+	return nil
+}
+
+// takeOut takes a card out of its line.
+func (b *book) takeOut(c *card) {
+	isIt := func(other *card) bool { return other == c }
+	b.walking, b.stopped = slices.DeleteFunc(b.walking, isIt), slices.DeleteFunc(b.stopped, isIt)
+}
+
 // lineUp gives a card its place: walking, stopped, or at its end and in no line.
 func (b *book) lineUp(c *card, stopAt string) {
 	switch {
 	case c.op.Status != OperationPending:
-	case c.op.Details.Status == stopAt:
+	case c.step == stopAt:
 		b.stopped = append(b.stopped, c)
 	default:
 		b.walking = append(b.walking, c)

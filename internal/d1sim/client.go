@@ -81,6 +81,11 @@ func (c *Client) CardsOf(ctx context.Context, issuerID string) ([]Card, error) {
 	return cards, err
 }
 
+// Move puts a card into a status and queues the notification of it.
+func (c *Client) Move(ctx context.Context, m Move) error {
+	return c.do(ctx, http.MethodPost, "/cards/move", m, nil)
+}
+
 // FaultCounts tells how many requests and notifications met each fault of Settings.Faults since the last reset.
 func (c *Client) FaultCounts(ctx context.Context) (map[Fault]int, error) {
 	var counts map[Fault]int

@@ -27,6 +27,7 @@ func (s *Sim) ManagementHandler() http.Handler {
 	r.Get("/encryption-key", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.EncryptionKey()) })
 	r.Get("/history", s.serveHistory)
 	r.Get("/cards", s.serveCards)
+	r.Post("/cards/move", s.serveMove)
 	r.Get("/cards/counts", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.CardCounts()) })
 	r.Get("/script", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.Scripts()) })
 	r.Post("/script", s.serveScript)
@@ -81,15 +82,20 @@ func (s *Sim) serveCards(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, s.Cards())
 }
 
-func (s *Sim) serveScript(w http.ResponseWriter, r *http.Request) {
+func (s *Sim) serveScript(w http.ResponseWriter, r *http.Request) { serveCommand(w, r, s.Script) }
+
+func (s *Sim) serveMove(w http.ResponseWriter, r *http.Request) { serveCommand(w, r, s.Move) }
+
+// serveCommand does what the body says.
+func serveCommand[T any](w http.ResponseWriter, r *http.Request, do func(T) error) {
 	body, ok := readBody(w, r)
 	if !ok {
 		return
 	}
-	var script Script
-	err := decodeStrict(body, &script)
+	var command T
+	err := decodeStrict(body, &command)
 	if err == nil {
-		err = s.Script(script)
+		err = do(command)
 	}
 	if err != nil {
 		replyError(w, http.StatusBadRequest, err)

@@ -82,6 +82,42 @@ func TestManagementPort(t *testing.T) {
 	}
 }
 
+// A card can be put where production does not lead to by itself, and goes on from where it was.
+func TestMove(t *testing.T) {
+	t.Parallel()
+	b := newBureau(t, still)
+	ctx, m := t.Context(), b.management
+	op := b.accepted("card-1", b.thales("request-1"))
+	if err := m.Move(ctx, d1sim.Move{OperationID: op, Status: "CARD_PROD_ON_HOLD", Reason: "a test"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.operations("card-1")[0]; got.Details.Status != "CARD_PROD_ON_HOLD" || got.Details.Reason != "a test" || got.Status != d1sim.OperationPending {
+		t.Errorf("moved to %+v", got)
+	}
+	b.wait(d1sim.Condition{Idle: true})
+	if got := b.bank.statuses(); !slices.Equal(got, []string{d1sim.CardProdRequested, "CARD_PROD_ON_HOLD"}) {
+		t.Errorf("notified of %v", got)
+	}
+	b.set(func(s *d1sim.Settings) {
+		s.StopAt, s.StepInterval = d1sim.DataPrepared, d1sim.Duration(time.Millisecond)
+	})
+	b.wait(d1sim.Condition{Cards: 1, Status: d1sim.DataPrepared, Idle: true})
+
+	if err := m.Move(ctx, d1sim.Move{OperationID: op, Status: "CARD_PROD_CANCELED", OperationStatus: d1sim.OperationFailed}); err != nil {
+		t.Fatal(err)
+	}
+	b.set(func(s *d1sim.Settings) { s.StopAt = "" })
+	b.wait(d1sim.Condition{Idle: true})
+	if got := b.operations("card-1")[0]; got.Details.Status != "CARD_PROD_CANCELED" || got.Status != d1sim.OperationFailed || got.EndTime == nil {
+		t.Errorf("a cancelled card went on to %+v", got)
+	}
+	for _, wrong := range []d1sim.Move{{OperationID: op}, {OperationID: "x", Status: "x"}} {
+		if err := m.Move(ctx, wrong); err == nil {
+			t.Errorf("%+v: accepted", wrong)
+		}
+	}
+}
+
 func TestWaitEnds(t *testing.T) {
 	t.Parallel()
 	b := newBureau(t, still)

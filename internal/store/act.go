@@ -118,7 +118,9 @@ func (s *Store) Refresh(ctx context.Context, a Action) (*Order, error) {
 				ON CONFLICT (issuer_id, order_id, kind) DO UPDATE SET run_at = least(m.run_at, now()) WHERE m.claim_token IS NULL`,
 				o.issuer, o.id, LaneOf(o.issuer), KindAsk, ClassQuestion)
 		}
-		s.queueAdvance(b, o, Cause{Kind: CauseRequest, Actor: a.Actor, Action: EventRefreshRequested}, order.Details{})
+		w := advances{store: s}
+		w.advance(o, Cause{Kind: CauseRequest, Actor: a.Actor, Action: EventRefreshRequested}, order.Details{})
+		w.queue(b)
 		return nil
 	})
 	if err != nil {
@@ -196,7 +198,9 @@ func (s *Store) Retry(ctx context.Context, r Retry) (*Order, error) {
 		if sealed != nil {
 			exec(b, `UPDATE order_payload SET encrypted_data = $3 WHERE issuer_id = $1 AND order_id = $2`, o.issuer, o.id, sealed)
 		}
-		s.queueAdvance(b, o, cause, order.Retry{})
+		w := advances{store: s}
+		w.advance(o, cause, order.Retry{})
+		w.queue(b)
 		return nil
 	})
 	if err != nil {

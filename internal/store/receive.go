@@ -209,7 +209,7 @@ func (s *Store) applyTo(ctx context.Context, tx pgx.Tx, o *lockedOrder, n *store
 		return OutcomeParked, nil // the order has got its operation since it was matched: this one is another's
 	}
 	trouble := order.AttentionUnapplied
-	before, changes := o.state, len(o.changes)
+	before := *o
 	if n.OperationID != "" && !n.byCard && owners[n.OperationID] != o.orderKey {
 		trouble = order.AttentionForeignOperation // one operation, two orders: this one is not its first
 	} else {
@@ -221,11 +221,9 @@ func (s *Store) applyTo(ctx context.Context, tx pgx.Tx, o *lockedOrder, n *store
 			return "", err
 		}
 		s.cfg.Log.Error("a notification could not be applied", "notificationId", n.id, "orderId", o.id, "error", err)
-		o.state, o.changes = before, o.changes[:changes]
+		*o = before
 	}
-	var b pgx.Batch
-	s.queueAdvance(&b, o, n.cause(), order.Notice{Attention: trouble})
-	return OutcomeUnapplied, send(ctx, tx, &b)
+	return OutcomeUnapplied, s.advanceOne(ctx, tx, o, n.cause(), order.Notice{Attention: trouble})
 }
 
 func (n *stored) cause() Cause {
@@ -253,8 +251,10 @@ func (s *Store) applyOne(ctx context.Context, tx pgx.Tx, o *lockedOrder, n *stor
 		queueShipment(&b, o.orderKey, n.Shipment)
 		evidence = append(evidence, order.Details{})
 	}
-	s.queueAdvance(&b, o, n.cause(), evidence...)
-	return send(ctx, tx, &b)
+	if err := send(ctx, tx, &b); err != nil {
+		return err
+	}
+	return s.advanceOne(ctx, tx, o, n.cause(), evidence...)
 }
 
 // settle writes what became of a notification. A parked or unapplied one is
@@ -349,29 +349,17 @@ func (s *Store) Sweep(ctx context.Context, ids []int64, parse func(issuer string
 	var failed []error
 	for _, w := range list {
 		n := &stored{Notification: parse(w.issuer, w.raw, w.correlationID), id: w.id}
-		var locked map[orderKey]*lockedOrder
-		err := s.inTx(ctx, func(tx pgx.Tx) error {
-			var still bool
-			err := tx.QueryRow(ctx, `SELECT outcome IN ('parked', 'unapplied') FROM notifications WHERE id = $1 FOR UPDATE SKIP LOCKED`, w.id).Scan(&still)
-			if errors.Is(err, pgx.ErrNoRows) || err == nil && !still {
-				return nil // another replica has it
-			}
-			if err != nil {
-				return fmt.Errorf("locking a waiting notification: %w", err)
-			}
-			locked, err = s.apply(ctx, tx, w.issuer, []*stored{n}, func(_ *stored, outcome Outcome) {
-				if outcome == OutcomeApplied {
-					applied++
-				}
-			})
-			return err
-		})
+		outcome, err := s.sweepOne(ctx, w.issuer, n)
+		if Away(err) { // it is not this one that makes trouble
+			return applied, false, fmt.Errorf("applying waiting notifications: %w", err)
+		}
 		if err != nil {
 			failed = append(failed, err)
 			s.postpone(ctx, w.id)
-			continue
 		}
-		s.logChanges(ctx, locked)
+		if outcome == OutcomeApplied {
+			applied++
+		}
 	}
 	if len(failed) > 0 {
 		return applied, false, fmt.Errorf("applying waiting notifications: %w", errors.Join(failed...))
@@ -379,8 +367,34 @@ func (s *Store) Sweep(ctx context.Context, ids []int64, parse func(issuer string
 	return applied, len(ids) == 0 && len(list) == sweepBatch, nil
 }
 
+// sweepOne applies one waiting notification, unless another replica does.
+func (s *Store) sweepOne(ctx context.Context, issuer string, n *stored) (outcome Outcome, err error) {
+	ctx, cancel := context.WithTimeout(ctx, groupTimeout) // a network that swallows everything must not end the sweeping
+	defer cancel()
+	var locked map[orderKey]*lockedOrder
+	err = s.inTx(ctx, func(tx pgx.Tx) error {
+		var still bool
+		err := tx.QueryRow(ctx, `SELECT outcome IN ('parked', 'unapplied') FROM notifications WHERE id = $1 FOR UPDATE SKIP LOCKED`, n.id).Scan(&still)
+		if errors.Is(err, pgx.ErrNoRows) || err == nil && !still {
+			return nil // another replica has it
+		}
+		if err != nil {
+			return fmt.Errorf("locking a waiting notification: %w", err)
+		}
+		locked, err = s.apply(ctx, tx, issuer, []*stored{n}, func(_ *stored, o Outcome) { outcome = o })
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	s.logChanges(ctx, locked)
+	return outcome, nil
+}
+
 // postpone keeps a notification that makes trouble from being the first again.
 func (s *Store) postpone(ctx context.Context, id int64) {
+	ctx, cancel := context.WithTimeout(ctx, groupTimeout)
+	defer cancel()
 	_, err := s.pool.Exec(ctx, `UPDATE notifications SET tries = tries + 1, next_try_at = now() + interval '1 min'
 		WHERE id = $1 AND outcome IN ('parked', 'unapplied')`, id)
 	if err != nil {
@@ -389,6 +403,8 @@ func (s *Store) postpone(ctx context.Context, id int64) {
 }
 
 func (s *Store) due(ctx context.Context, ids []int64) ([]waiting, error) {
+	ctx, cancel := context.WithTimeout(ctx, groupTimeout)
+	defer cancel()
 	condition, arg := `n.next_try_at <= now() AND $1::bigint[] IS NULL ORDER BY n.next_try_at LIMIT `+strconv.Itoa(sweepBatch), ids
 	if len(ids) > 0 {
 		condition = `n.id = ANY($1) ORDER BY n.id`
