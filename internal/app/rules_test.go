@@ -1,7 +1,6 @@
 package app_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -50,41 +49,20 @@ func sendings(calls []string) int {
 	return n
 }
 
-// entry is a line of an order's timeline.
-type entry struct {
-	Event   *struct{ Status, Actor string }
-	Attempt *struct{ Kind, Outcome, Reason, ErrorCode string }
-}
-
-func (b *bank) timeline(id string) []entry {
-	b.t.Helper()
-	var list []entry
-	for _, raw := range b.do(http.MethodGet, orders+"/"+id+"/timeline", nil, nil).view.Data {
-		var e entry
-		if err := json.Unmarshal(raw, &e); err != nil {
-			b.t.Fatal(err)
-		}
-		list = append(list, e)
-	}
-	return list
-}
-
 // attempts lists what was made of D1's answers about an order: "submit unknown timeout".
 func (b *bank) attempts(id string) []string {
 	b.t.Helper()
+	timeline, err := b.client().Timeline(b.t.Context(), id)
+	if err != nil {
+		b.t.Fatal(err)
+	}
 	var list []string
-	for _, e := range b.timeline(id) {
+	for _, e := range timeline {
 		if a := e.Attempt; a != nil {
 			list = append(list, a.Kind+" "+a.Outcome+" "+a.Reason)
 		}
 	}
 	return list
-}
-
-// wasEver tells whether an order ever had a status.
-func (b *bank) wasEver(id, status string) bool {
-	b.t.Helper()
-	return slices.ContainsFunc(b.timeline(id), func(e entry) bool { return e.Event != nil && e.Event.Status == status })
 }
 
 // needs tells whether a human is called to an order for a reason.
@@ -286,19 +264,25 @@ func (b *bank) crowd(name string, n int) (ids []string) {
 	return ids
 }
 
-// allShipped waits until a crowd has its cards: one each, and no human is called.
+// allShipped waits until a crowd has its cards: one each, no human is called, and none
+// was rejected on its way.
 func (b *bank) allShipped(name string, ids []string) {
 	b.t.Helper()
 	for i, id := range ids {
 		if a := b.await(id, "SHIPPED"); len(a.view.Attention) > 0 {
 			b.t.Errorf("%s-%d needs %v", name, i, a.view.Attention)
 		}
-		b.oneCard(fmt.Sprintf("request-%s-%d", name, i))
-		if b.wasEver(id, "REJECTED") {
-			b.t.Errorf("%s-%d was rejected in between", name, i)
-		}
-		b.noGaps(id)
 	}
+	made := b.made()
+	for i := range ids {
+		if n := made[fmt.Sprintf("request-%s-%d", name, i)]; n != 1 {
+			b.t.Errorf("%s-%d: %d cards", name, i, n)
+		}
+	}
+	if n := query[int](b, `SELECT count(*) FROM order_events WHERE status = 'REJECTED' AND order_id = ANY ($1)`, ids); n != 0 {
+		b.t.Errorf("%d of %s were rejected in between", n, name)
+	}
+	b.noGaps(ids[0])
 }
 
 // Rule 3: Retry-After is obeyed in both of its forms, and by the whole lane: other
@@ -307,13 +291,16 @@ func (b *bank) allShipped(name string, ids []string) {
 func TestRetryAfterHoldsTheLaneBack(t *testing.T) {
 	t.Parallel()
 	const skew = 90 * time.Second
-	until := time.Now().Add(skew + 4*time.Second).Truncate(time.Second)
-	for form, header := range map[string]string{"seconds": "2", "date": until.UTC().Format(http.TimeFormat)} {
+	for _, form := range []string{"seconds", "date"} {
 		t.Run(form, func(t *testing.T) {
 			t.Parallel()
 			sim := unforgiving()
 			sim.ClockSkew = d1sim.Duration(skew)
 			b := newBank(t, sim)
+			header, until := "2", time.Now().Add(skew+3*time.Second).Truncate(time.Second)
+			if form == "date" {
+				header = until.UTC().Format(http.TimeFormat)
+			}
 			b.script(d1sim.Script{
 				Kind: d1sim.KindProduction, Action: d1sim.ActionAnswer, Status: http.StatusTooManyRequests,
 				Headers: map[string]string{"Retry-After": header}, IssuerRequestID: "request-first",
@@ -446,26 +433,22 @@ func TestRefusedOrdersAreRejectedBesideAcceptedOnes(t *testing.T) {
 			t.Errorf("%s is %s, with nothing that D1 accepted to compare it with", name, a.view.Status)
 		}
 	}
-	good := b.crowd("good", 1)
-	for _, name := range []string{"403", "key", "wall"} {
-		if a := b.await(bad[name], "REJECTED"); !a.needs("rejected") {
-			t.Errorf("%s: attention %v", name, a.view.Attention)
-		}
-	}
-	// The 404 may have been too young then: accepted orders go on coming.
-	for b.get(bad["404"]).view.Status != "REJECTED" && len(good) < 50 {
-		i := len(good)
-		good = append(good, b.place(b.thales(fmt.Sprintf("good-%d", i))))
-		b.await(good[i], "SHIPPED")
-	}
-	b.await(bad["404"], "REJECTED")
-	b.allShipped("good", good)
+	// Accepted orders go on coming: one that is on its way itself when another is accepted
+	// is judged by the next, and the 404 may be too young at first.
+	var good []string
 	for name, id := range bad {
-		if n := b.cards("request-" + name); n != 0 {
-			t.Errorf("%s: %d cards", name, n)
+		b.eventually(name+" is rejected", func() bool {
+			i := len(good)
+			good = append(good, b.place(b.thales(fmt.Sprintf("good-%d", i))))
+			b.await(good[i], "SHIPPED")
+			return b.get(id).view.Status == "REJECTED"
+		})
+		if a := b.get(id); !a.needs("rejected") || b.cards("request-"+name) != 0 {
+			t.Errorf("%s: attention %v, %d cards", name, a.view.Attention, b.cards("request-"+name))
 		}
 		b.noGaps(id)
 	}
+	b.allShipped("good", good)
 	b.nothingLeft()
 }
 
@@ -543,8 +526,6 @@ func TestTroubleOpensTheBreaker(t *testing.T) {
 	}{
 		"second 401":          {d1sim.Script{Kind: d1sim.KindProduction, Action: d1sim.ActionAnswer, Status: 401}, "unauthorized"},
 		"token endpoint down": {d1sim.Script{Kind: d1sim.KindToken, Action: d1sim.ActionAnswer, Status: 503}, "token"},
-		"token cut":           {d1sim.Script{Kind: d1sim.KindToken, Action: d1sim.ActionLostBefore}, "token"},
-		"token not JSON":      {d1sim.Script{Kind: d1sim.KindToken, Action: d1sim.ActionAnswer, Status: 200, Body: "<html>"}, "token"},
 		"assertion refused":   {d1sim.Script{Kind: d1sim.KindToken, Action: d1sim.ActionAnswer, Status: 400, Body: `{"error":"invalid_grant"}`}, "token-refused"},
 		"D1 down":             {d1sim.Script{Kind: d1sim.KindProduction, Action: d1sim.ActionAnswer, Status: 503}, "unavailable"},
 	} {
@@ -554,7 +535,7 @@ func TestTroubleOpensTheBreaker(t *testing.T) {
 			script := c.script
 			script.Times = 1_000_000
 			b.script(script)
-			const n = 40
+			const n = 16
 			ids := b.crowd("waiting", n)
 			b.eventually("the breaker opens", func() bool {
 				sending := b.breaker()
