@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"io"
 	"log/slog"
 	"maps"
 	"net/http"
 	"os"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +26,14 @@ import (
 	"cardorder/internal/store"
 )
 
-func TestMain(m *testing.M) { os.Exit(pgtest.Main(m, store.Migrate)) }
+func TestMain(m *testing.M) {
+	// Most of the time these tests wait, for back-offs and leases, so more of them than
+	// there are processors may be under way. A -parallel of the command line wins.
+	if err := flag.Set("test.parallel", strconv.Itoa(3*runtime.GOMAXPROCS(0))); err != nil {
+		panic(err)
+	}
+	os.Exit(pgtest.Main(m, store.Migrate))
+}
 
 // bank is a core banking system in front of a whole environment: the service
 // in-process, the simulator over HTTP, a database of its own.
@@ -240,11 +250,9 @@ func (b *bank) within(d time.Duration, what string, f func() bool) {
 	b.t.Helper()
 	deadline := time.NewTimer(d)
 	defer deadline.Stop()
-	again := time.NewTicker(10 * time.Millisecond)
-	defer again.Stop()
-	for !f() {
+	for wait := 5 * time.Millisecond; !f(); wait = min(2*wait, 40*time.Millisecond) {
 		select {
-		case <-again.C:
+		case <-time.After(wait):
 		case <-deadline.C:
 			b.t.Fatalf("did not happen: %s", what)
 		}
