@@ -115,7 +115,15 @@ func (s *Store) inTx(ctx context.Context, f func(pgx.Tx) error) error {
 
 func (s *Store) inTxWith(ctx context.Context, options pgx.TxOptions, f func(pgx.Tx) error) error {
 	for try := 1; ; try++ {
-		err := pgx.BeginTxFunc(ctx, s.pool, options, f)
+		committing := false
+		err := pgx.BeginTxFunc(ctx, s.pool, options, func(tx pgx.Tx) error {
+			err := f(tx)
+			committing = err == nil
+			return err
+		})
+		if committing && pgconn.Timeout(err) {
+			s.trouble.set(errCommit)
+		}
 		if err == nil || try == 10 || !repeatable(err) {
 			return err
 		}
