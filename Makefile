@@ -54,7 +54,7 @@ smoke: ## Kill and restart the real binaries and see that no order is lost or ma
 	go run ./test/smoke
 
 .PHONY: bench
-bench: ## Print how fast orders are accepted, against what PostgreSQL can do (BENCHFLAGS=-h)
+bench: ## Print how fast orders are accepted and sent, against what is possible (BENCHFLAGS=-h)
 	cd bench && go run . $(BENCHFLAGS)
 
 .PHONY: vet
