@@ -58,7 +58,7 @@ chaos: ## Break everything around the service for a minute, by a seed, and count
 	go run ./test/chaos $(CHAOSFLAGS)
 
 .PHONY: bench
-bench: ## Print how fast orders are accepted, against what PostgreSQL can do (BENCHFLAGS=-h)
+bench: ## Print how fast orders are accepted and sent, against what is possible (BENCHFLAGS=-h)
 	cd bench && go run . $(BENCHFLAGS)
 
 .PHONY: vet
