@@ -54,7 +54,7 @@ func newBureau(r *rand.Rand) bureau {
 		"notifyWithoutRequestIds": !b.ids,
 		"requestIdPlace":          pick(r, d1sim.PlaceTop, d1sim.PlaceDetails, d1sim.PlaceBoth),
 		"unknownCard":             pick(r, d1sim.UnknownCardNotFound, d1sim.UnknownCardEmpty),
-		"maxPerCall":              1 + r.IntN(20),
+		"maxPerCall":              5 + r.IntN(40),
 		"retryBackoff":            "50ms",
 		"answerDelay":             between(r, [2]time.Duration{0, 60 * time.Millisecond}).String(),
 		"tokenLifetime":           "15m",
