@@ -38,6 +38,7 @@ type options struct {
 	duration time.Duration
 	replicas int
 	rate     float64
+	keep     bool
 }
 
 func (o options) String() string {
@@ -54,6 +55,7 @@ func main() {
 	flag.DurationVar(&o.duration, "duration", time.Minute, "for how long things go wrong; settling comes on top")
 	flag.IntVar(&o.replicas, "replicas", 2, "processes of the service, 1 to 4")
 	flag.Float64Var(&o.rate, "rate", 20, "orders a second, batches not counted")
+	flag.BoolVar(&o.keep, "keep", false, "keep logs and database also when all is well")
 	again := flag.Bool("regressions", false, "make the runs that once found something, one after another")
 	flag.Parse()
 	if flag.NArg() > 0 || o.replicas < 1 || o.replicas > 4 || o.rate <= 0 || o.duration <= 0 {
@@ -106,7 +108,11 @@ func run(ctx context.Context, o options) bool {
 		say("FAILED: %v", err)
 	}
 	if err == nil && v.lost+v.doubled+v.wrong == 0 {
-		_ = os.RemoveAll(dir)
+		if o.keep {
+			say("logs and the database are in %s", dir)
+		} else {
+			_ = os.RemoveAll(dir)
+		}
 		say("passed")
 		return true
 	}
