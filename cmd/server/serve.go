@@ -48,7 +48,8 @@ func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	}
 	log.Info("starting", "config", summary)
 	if *migrateFirst {
-		if err := store.Migrate(ctx, cfg.Database.DirectURL.Reveal()); err != nil {
+		err := app.UntilDatabase(ctx, log, func(ctx context.Context) error { return store.Migrate(ctx, cfg.Database.DirectURL.Reveal()) })
+		if err != nil {
 			return err
 		}
 	}

@@ -39,13 +39,14 @@ type Service struct {
 	stopSending context.CancelFunc
 	background  sync.WaitGroup
 	stopOnce    sync.Once
+	started     chan struct{}
 	stopping    chan struct{}
 }
 
 // Start starts everything and returns once all listeners answer. Stop ends it.
 func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Service, err error) {
 	s := &Service{
-		log: log, failed: make(chan error, 3), stopping: make(chan struct{}),
+		log: log, failed: make(chan error, 3), started: make(chan struct{}), stopping: make(chan struct{}),
 	}
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.stopSending = cancel
@@ -70,14 +71,11 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	}); err != nil {
 		return nil, err
 	}
-	current, err := s.store.SchemaCurrent(ctx)
-	if err != nil {
+	// First, so that it can be asked why the rest takes so long.
+	if err := s.listen(ctx, "admin", cfg.Admin, adminHandler(registry, s.ready, s.programs.digest)); err != nil {
 		return nil, err
 	}
-	if !current {
-		return nil, ErrSchema
-	}
-	if err := s.checkDurability(ctx, cfg.Environment); err != nil {
+	if err := UntilDatabase(ctx, log, s.checkDatabase(cfg.Environment)); err != nil {
 		return nil, err
 	}
 	warnAboutBINs(cfg, log)
@@ -96,7 +94,6 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 		listen  config.Listener
 		handler http.Handler
 	}{
-		{"admin", cfg.Admin, adminHandler(registry, s.ready, s.programs.digest)},
 		{"notifications", cfg.Notifications, notifications.Handler()},
 		{"api", cfg.API, api.NewHandler(apiConfig)},
 	} {
@@ -112,7 +109,61 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 		direct = cfg.Database.URL
 	}
 	s.background.Go(func() { s.store.Listen(work, direct.Reveal(), s.fleet.Wake) })
+	close(s.started)
 	return s, nil
+}
+
+// databaseRetry is how often a database that is away is looked for at the start, and
+// databaseReport how often the log tells.
+const (
+	databaseRetry  = time.Second
+	databaseReport = 30 * time.Second
+)
+
+// UntilDatabase repeats f until it does not fail for want of a database, or ctx ends.
+// To exit instead would leave the waiting to a supervisor, whose pauses grow to
+// minutes and go on when the database is back. One that turns us away (wrong password,
+// no such database) is no reason to wait.
+func UntilDatabase(ctx context.Context, log *slog.Logger, f func(context.Context) error) error {
+	var told time.Time
+	for {
+		err := f(ctx)
+		if err == nil || !store.Away(err) || store.Denied(err) || ctx.Err() != nil {
+			return err
+		}
+		if time.Since(told) >= databaseReport {
+			log.Warn("the database is away: waiting for it", "error", err)
+			told = time.Now()
+		}
+		select {
+		case <-time.After(databaseRetry):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// checkDatabase tells whether the service can start on its database.
+func (s *Service) checkDatabase(environment string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		current, err := s.store.SchemaCurrent(ctx)
+		if err != nil {
+			return err
+		}
+		if !current {
+			return ErrSchema
+		}
+		if err := s.checkDurability(ctx, environment); err != nil {
+			return err
+		}
+		unsafe, err := s.store.UnsafeFailover(ctx)
+		if unsafe {
+			s.log.Warn("the database URL names several hosts, but commits wait for no standby: an order that was answered 201 can be lost in a failover; set synchronous_standby_names")
+		}
+		return err
+	}
 }
 
 // checkDurability refuses a database that forgets commits when it crashes: a
@@ -242,7 +293,15 @@ func (s *Service) ready(ctx context.Context) error {
 	if err == nil && !current {
 		err = ErrSchema
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	select {
+	case <-s.started:
+		return nil
+	default:
+		return errors.New("starting")
+	}
 }
 
 // server is one listener and what serves it.

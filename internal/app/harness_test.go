@@ -59,9 +59,15 @@ func quick(cfg *config.Config) {
 
 func newBank(t *testing.T, sim d1sim.Settings, adjust ...func(*config.Config)) *bank {
 	t.Helper()
+	return newBankOn(t, pgtest.New(t), sim, adjust...)
+}
+
+// newBankOn is newBank with a given database.
+func newBankOn(t *testing.T, databaseURL string, sim d1sim.Settings, adjust ...func(*config.Config)) *bank {
+	t.Helper()
 	logs := &bytes.Buffer{}
 	env, err := local.Start(t.Context(), local.Config{
-		DatabaseURL: pgtest.New(t), Simulator: sim,
+		DatabaseURL: databaseURL, Simulator: sim,
 		Adjust: func(cfg *config.Config) {
 			quick(cfg)
 			for _, f := range adjust {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -121,8 +120,6 @@ func (s *Store) Claim(ctx context.Context, c ClaimRequest) ([]Message, error) {
 	s.floors.learn(c, floor, messages)
 	return messages, nil
 }
-
-var errTodo = errors.New("not yet")
 
 // ClaimProbe takes one message of a stopped lane, when its next probe is due, and
 // puts the probe after it off. Messages of both classes take turns: those that were

@@ -57,10 +57,11 @@ type Config struct {
 
 // Store is the service's database.
 type Store struct {
-	pool   *pgxpool.Pool
-	cfg    Config
-	groups groups
-	lists  chan struct{} // lists being read: they may take long, and leave half of the connections
+	pool    *pgxpool.Pool
+	cfg     Config
+	trouble *trouble
+	groups  groups
+	lists   chan struct{} // lists being read: they may take long, and leave half of the connections
 
 	announcer announcer
 	wal       walMemory
@@ -70,25 +71,11 @@ type Store struct {
 
 // Open connects to the database. The schema is not looked at: see Migrated.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
-	pc, err := pgxpool.ParseConfig(cfg.URL)
+	var t trouble
+	pc, err := poolConfig(cfg, &t)
 	if err != nil {
-		// The error of pgx masks the password, but not every other part.
-		return nil, errors.New("parsing the database URL: it is not a PostgreSQL URL")
+		return nil, err
 	}
-	pc.MaxConns = cfg.MaxConns
-	if pc.MaxConns == 0 {
-		pc.MaxConns = 16
-	}
-	pc.ConnConfig.Tracer = cfg.Tracer
-	params := pc.ConnConfig.RuntimeParams
-	params["application_name"] = "cardorder"
-	params["timezone"] = "UTC"
-	params["default_transaction_isolation"] = "read committed" // what every lock here was thought out for
-	// No statement of the service is slow, and no transaction waits for anything
-	// outside the database; what does, is broken and must not hold locks.
-	params["statement_timeout"] = "10s"
-	params["lock_timeout"] = "5s"
-	params["idle_in_transaction_session_timeout"] = "10s"
 	if cfg.OnReady == nil {
 		cfg.OnReady = func(string) {}
 	}
@@ -108,7 +95,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the database pool: %w", err)
 	}
-	s := &Store{pool: pool, cfg: cfg, lists: make(chan struct{}, max(1, pc.MaxConns/2))}
+	s := &Store{pool: pool, cfg: cfg, trouble: &t, lists: make(chan struct{}, max(1, pc.MaxConns/2))}
 	s.startCommitters()
 	s.startAnnouncer()
 	return s, nil
@@ -119,14 +106,6 @@ func (s *Store) Close() {
 	s.stopCommitters()
 	s.stopAnnouncer()
 	s.pool.Close()
-}
-
-// Ping checks that the database answers.
-func (s *Store) Ping(ctx context.Context) error {
-	if err := s.pool.Ping(ctx); err != nil {
-		return fmt.Errorf("asking the database: %w", err)
-	}
-	return nil
 }
 
 // Durable tells whether a commit survives a crash of the database: whether an
@@ -242,9 +221,9 @@ func Away(err error) bool {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		// A connection that was ended, a server that is stopping, a standby, a
 		// session that was idle in a transaction for too long.
-		return pg.Code[:2] == "08" || strings.HasPrefix(pg.Code, "57P") || pg.Code == "25006" || pg.Code == "25P03"
+		return pg.Code[:2] == "08" || strings.HasPrefix(pg.Code, "57P") || pg.Code == codeReadOnly || pg.Code == "25P03"
 	}
-	return pgconn.Timeout(err) || errors.Is(err, context.DeadlineExceeded) ||
+	return pgconn.Timeout(err) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, pgconn.ErrConnClosed) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || isNetError(err)
 }
 
