@@ -34,8 +34,8 @@ CREATE TABLE replicas (
 CREATE TABLE database_history (
     only_row          boolean     PRIMARY KEY DEFAULT true CHECK (only_row),
     system_identifier bigint      NOT NULL,
-    timeline          integer     NOT NULL,
-    seen_at           timestamptz NOT NULL DEFAULT now()
+    timeline          integer     NOT NULL, -- 0 while messages are being marked: none has this number
+    seen_at           timestamptz NOT NULL DEFAULT now() -- orders untouched since before may have been sent in another history
 );
 
 ALTER TABLE outbox
@@ -44,6 +44,7 @@ ALTER TABLE outbox
     ADD COLUMN trying_for   interval NOT NULL DEFAULT '0', -- waits between tries that count towards giving up
     ADD COLUMN halt         text;        -- hold or cancel, which came when D1 may have had it
 
+ALTER TABLE order_state SET (fillfactor = 50);
 ALTER TABLE order_state
     ADD COLUMN next_check_at timestamptz, -- when D1 is to be asked about the order
     ADD COLUMN checks        smallint NOT NULL DEFAULT 0; -- since the last news

@@ -32,7 +32,7 @@ type Service struct {
 	store    *store.Store
 	programs *programs
 	servers  []*server
-	lanes    map[string]*outbox.Lane // by name
+	fleet    *outbox.Fleet
 	clients  []*d1client.Client
 	failed   chan error
 
@@ -46,8 +46,7 @@ type Service struct {
 // Start starts everything and returns once all listeners answer. Stop ends it.
 func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Service, err error) {
 	s := &Service{
-		log: log, lanes: make(map[string]*outbox.Lane),
-		failed: make(chan error, 3), started: make(chan struct{}), stopping: make(chan struct{}),
+		log: log, failed: make(chan error, 3), started: make(chan struct{}), stopping: make(chan struct{}),
 	}
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.stopSending = cancel
@@ -65,7 +64,11 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	}
 	registry.MustRegister(s.programs)
 	var notifications *api.Notifications
-	if s.store, err = openStore(ctx, cfg, log, s.programs.duplicateWindow, s.wakeLane, func(ids []int64) { notifications.Wake(ids) }); err != nil {
+	sending := outbox.NewMetrics(registry, issuers)
+	if s.store, err = openStore(ctx, cfg, log, store.Config{
+		DuplicateWindow: s.programs.duplicateWindow, OnReady: s.wakeLane, OnParked: func(ids []int64) { notifications.Wake(ids) },
+		OnAttention: sending.Attention, OnClaimLost: sending.ClaimLost,
+	}); err != nil {
 		return nil, err
 	}
 	// First, so that it can be asked why the rest takes so long.
@@ -83,7 +86,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 		return nil, err
 	}
 	notifications = api.NewNotifications(apiConfig)
-	if err := s.addLanes(cfg, outbox.NewMetrics(registry, issuers)); err != nil {
+	if err := s.addLanes(cfg, sending); err != nil {
 		return nil, err
 	}
 	for _, l := range []struct {
@@ -100,9 +103,12 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	}
 	s.background.Go(func() { notifications.Run(work) })
 	s.background.Go(func() { s.programs.watch(work) })
-	for _, lane := range s.lanes {
-		s.background.Go(func() { lane.Run(work) })
+	s.background.Go(func() { s.fleet.Run(work) })
+	direct := cfg.Database.DirectURL
+	if !direct.IsSet() {
+		direct = cfg.Database.URL
 	}
+	s.background.Go(func() { s.store.Listen(work, direct.Reveal(), s.fleet.Wake) })
 	close(s.started)
 	return s, nil
 }
@@ -186,10 +192,8 @@ func issuerIDs(cfg *config.Config) []string {
 	return ids
 }
 
-func openStore(
-	ctx context.Context, cfg *config.Config, log *slog.Logger,
-	duplicateWindow func(string, string) time.Duration, onReady func(string), onParked func([]int64),
-) (*store.Store, error) {
+// openStore opens the database with what the configuration says, beside what is given.
+func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger, given store.Config) (*store.Store, error) {
 	sealer, err := store.NewSealer([]byte(cfg.Keys.Sealing.Reveal()))
 	if err != nil {
 		return nil, fmt.Errorf("keys.sealing: %w", err)
@@ -198,11 +202,9 @@ func openStore(
 	if err != nil {
 		return nil, fmt.Errorf("keys.contentHash: %w", err)
 	}
-	return store.Open(ctx, store.Config{
-		URL: cfg.Database.URL.Reveal(), MaxConns: cfg.Database.MaxConns,
-		Seal: sealer, HashKeys: store.HashKeys{Current: hashKey},
-		DuplicateWindow: duplicateWindow, OnReady: onReady, OnParked: onParked, Log: log,
-	})
+	given.URL, given.MaxConns, given.Log = cfg.Database.URL.Reveal(), cfg.Database.MaxConns, log
+	given.Seal, given.HashKeys = sealer, store.HashKeys{Current: hashKey}
+	return store.Open(ctx, given)
 }
 
 func (s *Service) apiConfig(cfg *config.Config, metrics *api.Metrics) (api.Config, error) {
@@ -232,13 +234,17 @@ func (s *Service) apiConfig(cfg *config.Config, metrics *api.Metrics) (api.Confi
 		}
 		a.Issuers = append(a.Issuers, api.Issuer{
 			ID: in.ID, Encrypter: encrypter, SensitiveData: in.SensitiveData, OnHoldStatuses: in.OnHoldStatuses,
+			Concurrency: in.Sending.Concurrency, RatePerSecond: in.Sending.RatePerSecond,
 			ClientID: in.Notifications.ClientID, ClientSecret: in.Notifications.ClientSecret.Reveal(),
 		})
 	}
 	return a, nil
 }
 
-func (s *Service) addLanes(cfg *config.Config, metrics *outbox.Metrics) error {
+func (s *Service) addLanes(cfg *config.Config, metrics *outbox.Metrics) (err error) {
+	if s.fleet, err = outbox.NewFleet(outbox.FleetConfig{Log: s.log}, s.store, metrics); err != nil {
+		return err
+	}
 	for i := range cfg.Issuers {
 		in := &cfg.Issuers[i]
 		clientConfig, err := in.ClientConfig(cfg.Environment)
@@ -250,21 +256,26 @@ func (s *Service) addLanes(cfg *config.Config, metrics *outbox.Metrics) error {
 			return fmt.Errorf("issuer %s: d1: %w", in.ID, err)
 		}
 		s.clients = append(s.clients, client)
-		s.lanes[store.LaneOf(in.ID)] = outbox.NewLane(outbox.Config{
-			IssuerID: in.ID, Concurrency: in.Sending.Concurrency, CallTimeout: in.Sending.CallTimeout, Poll: in.Sending.Poll,
+		sending := in.Sending
+		s.fleet.Add(outbox.Config{
+			IssuerID: in.ID, Concurrency: sending.Concurrency, RatePerSecond: sending.RatePerSecond,
+			CallTimeout: sending.CallTimeout, Poll: sending.Poll, BreakerThreshold: sending.BreakerThreshold,
 			Policy: outbox.Policy{
-				ResendAfter: in.Sending.ResendAfter, NeverResend: in.Sending.AfterUnknown == "wait",
-				RetryRefusedFor: in.Sending.RetryRefusedFor, OnHold: in.OnHoldStatuses,
+				ResendAfter: sending.ResendAfter, NeverResend: sending.AfterUnknown == "wait",
+				Retry404For: sending.Retry404For, StopAfterRefusals: sending.StopAfterRefusals,
+				GiveUpAfter: sending.GiveUpAfter, OnHold: in.OnHoldStatuses,
 			},
 			Log: s.log,
-		}, s.store, client, metrics)
+		}, client)
 	}
 	return nil
 }
 
+// wakeLane is told after each commit that left something to send.
 func (s *Service) wakeLane(name string) {
-	if lane := s.lanes[name]; lane != nil {
-		lane.Wake()
+	s.fleet.Wake(name)
+	if !s.fleet.Alone() {
+		s.store.Announce(name)
 	}
 }
 

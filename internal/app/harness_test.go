@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"io"
 	"log/slog"
 	"maps"
 	"net/http"
 	"os"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -24,7 +27,14 @@ import (
 	"cardorder/internal/store"
 )
 
-func TestMain(m *testing.M) { os.Exit(pgtest.Main(m, store.Migrate)) }
+func TestMain(m *testing.M) {
+	// Most of the time these tests wait, for back-offs and leases, so more of them than
+	// there are processors may be under way. A -parallel of the command line wins.
+	if err := flag.Set("test.parallel", strconv.Itoa(3*runtime.GOMAXPROCS(0))); err != nil {
+		panic(err)
+	}
+	os.Exit(pgtest.Main(m, store.Migrate))
+}
 
 // bank is a core banking system in front of a whole environment: the service
 // in-process, the simulator over HTTP, a database of its own.
@@ -73,7 +83,7 @@ var fast = d1sim.Settings{StepInterval: d1sim.Duration(5 * time.Millisecond), Re
 func quick(cfg *config.Config) {
 	cfg.Issuers[0].Sending = config.Sending{
 		Concurrency: 8, CallTimeout: 2 * time.Second, Poll: 20 * time.Millisecond,
-		ResendAfter: 600 * time.Millisecond, AfterUnknown: "resend", RetryRefusedFor: 300 * time.Millisecond,
+		ResendAfter: 600 * time.Millisecond, AfterUnknown: "resend", Retry404For: 300 * time.Millisecond,
 	}
 }
 
@@ -262,13 +272,17 @@ func (b *bank) get(id string) answer {
 // eventually waits until f is true.
 func (b *bank) eventually(what string, f func() bool) {
 	b.t.Helper()
-	deadline := time.NewTimer(patience)
+	b.within(patience, what, f)
+}
+
+// within is eventually for what takes longer.
+func (b *bank) within(d time.Duration, what string, f func() bool) {
+	b.t.Helper()
+	deadline := time.NewTimer(d)
 	defer deadline.Stop()
-	again := time.NewTicker(10 * time.Millisecond)
-	defer again.Stop()
-	for !f() {
+	for wait := 5 * time.Millisecond; !f(); wait = min(2*wait, 40*time.Millisecond) {
 		select {
-		case <-again.C:
+		case <-time.After(wait):
 		case <-deadline.C:
 			b.t.Fatalf("did not happen: %s", what)
 		}

@@ -535,30 +535,3 @@ func (s *Store) duplicateWindow(issuer, cardProductID string) time.Duration {
 	}
 	return 30 * 24 * time.Hour
 }
-
-// releaseGuard queues what an order's end means for its card: the order holds
-// it no longer, and a CREATION that was produced bars another for a while.
-func releaseGuard(b *pgx.Batch, o *lockedOrder, window time.Duration) {
-	var until *time.Duration
-	if o.issuance == order.IssuanceCreation && o.state.Made() {
-		until = &window
-	}
-	exec(b, `
-		UPDATE card_guard SET order_ids = array_remove(order_ids, $3),
-			creation_order_id = CASE WHEN $4::interval IS NULL THEN creation_order_id ELSE $3 END,
-			creation_until = CASE WHEN $4::interval IS NULL THEN creation_until ELSE now() + $4 END
-		WHERE issuer_id = $1 AND card_id = $2`,
-		o.issuer, o.cardID, o.id, until)
-	exec(b, `
-		DELETE FROM card_guard WHERE issuer_id = $1 AND card_id = $2
-			AND order_ids = '{}' AND (creation_until IS NULL OR creation_until <= now())`,
-		o.issuer, o.cardID)
-}
-
-// holdGuard queues the opposite, for an order that turned out not to have ended.
-func holdGuard(b *pgx.Batch, o *lockedOrder) {
-	exec(b, `
-		INSERT INTO card_guard AS g (issuer_id, card_id, order_ids) VALUES ($1, $2, ARRAY[$3::uuid])
-		ON CONFLICT (issuer_id, card_id) DO UPDATE SET order_ids = array_remove(g.order_ids, $3) || EXCLUDED.order_ids`,
-		o.issuer, o.cardID, o.id)
-}

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
+	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"cardorder/internal/order"
 )
@@ -16,12 +18,16 @@ import (
 // lockedOrder is an order whose state this transaction has locked.
 type lockedOrder struct {
 	orderKey
-	state         order.State
+	stored        order.State // as the table has it
+	state         order.State // as it is with what is still to be written
+	firstSentAt   *time.Time
 	cardID        string
 	cardProductID string
 	issuance      order.Issuance
-	operations    []string // every PRODUCE operation seen for it
-	changes       []change // made in this transaction, to be logged after it
+	operations    []string    // every PRODUCE operation seen for it
+	doubted       bool        // it did not change since the database's history did: D1 may have it
+	halt          BatchAction // hold or cancel, when one came while D1 may have had it
+	changes       []change    // made in this transaction, to be logged after it
 }
 
 // change is one version of an order.
@@ -35,8 +41,11 @@ func (s *Store) logChanges(ctx context.Context, locked map[orderKey]*lockedOrder
 	for _, o := range locked {
 		for _, c := range o.changes {
 			level := slog.LevelInfo
-			if slices.ContainsFunc(c.after.Attention, func(a order.Attention) bool { return !slices.Contains(c.before.Attention, a) }) {
-				level = slog.LevelWarn // somebody should look
+			for _, a := range c.after.Attention {
+				if !slices.Contains(c.before.Attention, a) {
+					level = slog.LevelWarn // somebody should look
+					s.cfg.OnAttention(o.issuer, a)
+				}
 			}
 			s.cfg.Log.Log(ctx, level, "order changed", "issuerId", o.issuer, "orderId", o.id, "version", c.after.Version,
 				"from", c.before.Status, "status", c.after.Status, "attention", attentions(c.after),
@@ -55,37 +64,61 @@ type operation struct {
 // lockOrders locks orders, in the one order that all transactions use, stores
 // the operations seen for them, and reads where they stand. owners tells to
 // which order each of the operations belongs: the first that it was seen for.
-//
-// The three statements are sent in one round trip but each has a snapshot of
-// its own: what is read after the lock includes what others wrote before it.
 func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operation) (locked map[orderKey]*lockedOrder, owners map[string]orderKey, err error) {
 	locked, owners = make(map[orderKey]*lockedOrder, len(keys)), make(map[string]orderKey, len(seen))
 	if len(keys) == 0 {
 		return locked, owners, nil
 	}
 	var b pgx.Batch
-	issuers, ids := columns(keys)
+	exec(&b, steadyPlans)
+	queueLocks(&b, keys, seen, locked)
+	queueKnownOperations(&b, keys, locked, owners)
+	queueHalts(&b, keys, locked)
+	if err := send(ctx, tx, &b); err != nil {
+		return nil, nil, fmt.Errorf("locking orders: %w", err)
+	}
+	return locked, owners, nil
+}
+
+// queueLocks queues the locking of orders and the storing of operations; locked is filled
+// when the batch is run. Statements of one round trip have each a snapshot of their own:
+// what is read after a lock includes what others wrote before it.
+func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orderKey]*lockedOrder) {
+	issuers, ids := columns(distinctKeys(keys))
 	b.Queue(`
-		SELECT s.issuer_id, s.order_id, o.card_id, o.card_product_id, o.terms -> 'services' ->> 'issuance', `+stateColumns+`
-		FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
-		WHERE (s.issuer_id, s.order_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[]))
+		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, o.terms -> 'services' ->> 'issuance',
+			coalesce(s.updated_at < (SELECT seen_at FROM database_history), false), `+stateColumns+`
+		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
+			JOIN order_state s ON s.issuer_id = t.issuer_id AND s.order_id = t.order_id
+			JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
 		ORDER BY s.issuer_id, s.order_id
 		FOR UPDATE OF s`,
 		issuers, ids).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			o := &lockedOrder{}
-			fields := []any{&o.issuer, &o.id, &o.cardID, &o.cardProductID, &o.issuance}
+			fields := []any{&o.issuer, &o.id, &o.firstSentAt, &o.cardID, &o.cardProductID, &o.issuance, &o.doubted}
 			if err := rows.Scan(append(fields, stateFields(&o.state)...)...); err != nil {
 				return err
 			}
+			o.stored = o.state
 			locked[o.orderKey] = o
 			return nil
 		})
 	})
-	queueOperations(&b, seen)
+	queueOperations(b, seen)
+}
+
+// queueKnownOperations queues the reading of every PRODUCE operation seen for orders.
+// The range and the order leave one index to read them by, whatever the statistics say.
+func queueKnownOperations(b *pgx.Batch, keys []orderKey, locked map[orderKey]*lockedOrder, owners map[string]orderKey) {
+	issuers, ids := columns(distinctKeys(keys))
+	exec(b, sortOff)
 	b.Queue(`
-		SELECT p.issuer_id, p.order_id, p.operation_id FROM operations p
-		WHERE (p.issuer_id, p.order_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[])) AND p.operation = 'PRODUCE'`,
+		SELECT t.issuer_id, t.order_id, p.operation_id
+		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id) CROSS JOIN LATERAL (
+			SELECT p.operation_id FROM operations p
+			WHERE p.issuer_id = t.issuer_id AND p.order_id BETWEEN t.order_id AND t.order_id AND p.operation = 'PRODUCE'
+			ORDER BY p.order_id LIMIT 100) p`,
 		issuers, ids).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var key orderKey
@@ -100,10 +133,30 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 			return nil
 		})
 	})
-	if err := send(ctx, tx, &b); err != nil {
-		return nil, nil, fmt.Errorf("locking orders: %w", err)
-	}
-	return locked, owners, nil
+	exec(b, sortOn)
+}
+
+// queueHalts queues the reading of holds and cancels that came too late: they are
+// written while the order is locked.
+func queueHalts(b *pgx.Batch, keys []orderKey, locked map[orderKey]*lockedOrder) {
+	issuers, ids := columns(keys)
+	b.Queue(`
+		SELECT m.issuer_id, m.order_id, m.halt
+		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
+			JOIN outbox m ON m.issuer_id = t.issuer_id AND m.order_id = t.order_id AND m.kind = 'submit' AND m.halt IS NOT NULL`,
+		issuers, ids).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			var key orderKey
+			var halt BatchAction
+			if err := rows.Scan(&key.issuer, &key.id, &halt); err != nil {
+				return err
+			}
+			if o := locked[key]; o != nil {
+				o.halt = halt
+			}
+			return nil
+		})
+	})
 }
 
 func queueOperations(b *pgx.Batch, seen []operation) {
@@ -115,9 +168,9 @@ func queueOperations(b *pgx.Batch, seen []operation) {
 		return cmp.Or(cmp.Compare(x.key.issuer, y.key.issuer), cmp.Compare(x.id, y.id))
 	})
 	n := len(seen)
-	issuers, ids, orders, sources := make([]string, n), make([]string, n), make([]uuid.UUID, n), make([]string, n)
+	issuers, ids, orders, sources := make([]string, n), make([]string, n), make([]pgtype.UUID, n), make([]string, n)
 	for i, op := range seen {
-		issuers[i], ids[i], orders[i], sources[i] = op.key.issuer, op.id, op.key.id, op.source
+		issuers[i], ids[i], orders[i], sources[i] = op.key.issuer, op.id, pgID(&op.key.id), op.source
 	}
 	exec(b, `
 		INSERT INTO operations (issuer_id, operation_id, order_id, operation, source)
@@ -125,60 +178,77 @@ func queueOperations(b *pgx.Batch, seen []operation) {
 		ON CONFLICT DO NOTHING`, issuers, ids, orders, sources)
 }
 
-func columns(keys []orderKey) (issuers []string, ids []uuid.UUID) {
+func distinctKeys(keys []orderKey) []orderKey {
+	seen := make(map[orderKey]bool, len(keys))
+	list := make([]orderKey, 0, len(keys))
 	for _, k := range keys {
-		issuers, ids = append(issuers, k.issuer), append(ids, k.id)
+		if !seen[k] {
+			seen[k] = true
+			list = append(list, k)
+		}
+	}
+	return list
+}
+
+func columns(keys []orderKey) (issuers []string, ids []pgtype.UUID) {
+	issuers, ids = make([]string, len(keys)), make([]pgtype.UUID, len(keys))
+	for i, k := range keys {
+		issuers[i], ids[i] = k.issuer, pgID(&k.id)
 	}
 	return issuers, ids
 }
 
-// queueAdvance advances a locked order by evidence and queues every write that
-// follows from it: state, event, guard, and the end of a submit message that
-// has become pointless.
-func (s *Store) queueAdvance(b *pgx.Batch, o *lockedOrder, cause Cause, evidence ...order.Evidence) {
+// advances gathers what follows from evidence about locked orders, so that each table
+// is written by one statement, however many orders there are.
+type advances struct {
+	store  *Store
+	orders []*lockedOrder // with something to write, each once
+	events []event
+}
+
+// event is a row of order_events.
+type event struct {
+	key      orderKey
+	kind     EventType
+	state    order.State
+	previous order.Status
+	cause    Cause
+}
+
+// advance advances a locked order by evidence.
+func (a *advances) advance(o *lockedOrder, cause Cause, evidence ...order.Evidence) {
 	before := o.state
-	next, changed := order.Advance(before, append(evidence, order.Operations{IDs: o.operations})...)
+	evidence = append(evidence, order.Operations{IDs: o.operations})
+	next, changed := order.Advance(before, evidence...)
+	if o.halt != "" && before.ToBeSent() && !next.Waiting() && next.Rank > 0 {
+		// D1 has the order that somebody wanted held or cancelled.
+		next, changed = order.Advance(before, append(evidence, order.Notice{Attention: order.AttentionStopTooLate})...)
+	}
 	if !changed {
 		return
 	}
 	o.state = next
 	o.changes = append(o.changes, change{before, next, cause})
-	var ended *bool
-	if next.Ended() != before.Ended() {
-		now := next.Ended()
-		ended = &now
+	a.touch(o)
+	a.events = append(a.events, event{o.orderKey, cmp.Or(cause.Action, eventType(before, next)), next, before.Status, cause})
+}
+
+// advanceOne advances one order and writes what follows.
+func (s *Store) advanceOne(ctx context.Context, tx pgx.Tx, o *lockedOrder, cause Cause, evidence ...order.Evidence) error {
+	w := advances{store: s}
+	w.advance(o, cause, evidence...)
+	var b pgx.Batch
+	w.queue(&b)
+	if err := send(ctx, tx, &b); err != nil {
+		return err
 	}
-	exec(b, `
-		UPDATE order_state SET version = $3, status = $4, rank = $5, step_rank = $6, top_rank = $7, end_rank = $8,
-			operation_id = $9, attention = $10, due_date = $11, due_date_rank = $12,
-			production_site = $13, production_site_rank = $14, updated_at = now(),
-			ended_at = CASE WHEN $15::boolean IS NULL THEN ended_at WHEN $15 THEN now() END
-		WHERE issuer_id = $1 AND order_id = $2`,
-		o.issuer, o.id, next.Version, next.Status, next.Rank, next.StepRank, next.TopRank, next.EndRank,
-		optional(next.OperationID), attentions(next), optional(next.DueDate.Value), next.DueDate.Rank,
-		optional(next.ProductionSite.Value), next.ProductionSite.Rank, ended)
-	queueEvent(b, o.orderKey, event{
-		seq: next.Version, kind: eventType(before, next), state: next, previous: before.Status, Cause: cause,
-	})
-	switch sent, sends := before.ToBeSent(), next.ToBeSent(); {
-	case sent && !sends:
-		exec(b, `DELETE FROM outbox WHERE issuer_id = $1 AND order_id = $2 AND kind = 'submit'`, o.issuer, o.id)
-	case sends && !sent:
-		// D1 has the order already when it told of it meanwhile: it is then asked first.
-		exec(b, `
-			INSERT INTO outbox (lane, kind, class, issuer_id, order_id, card_id, first_sent_at, maybe_sent_at)
-			SELECT $3, 'submit', CASE WHEN o.batch_id IS NULL OR o.urgent THEN $4::smallint ELSE $5 END, o.issuer_id, o.id, o.card_id,
-				coalesce(s.first_sent_at, p.since), CASE WHEN $6 OR p.since IS NOT NULL THEN now() END
-			FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
-				CROSS JOIN LATERAL (SELECT min(n.created_at) AS since FROM notifications n
-					WHERE n.issuer_id = o.issuer_id AND n.issuer_request_id = o.issuer_request_id AND n.outcome = 'parked') p
-			WHERE o.issuer_id = $1 AND o.id = $2`, o.issuer, o.id, LaneOf(o.issuer), ClassSingle, ClassBatch, len(o.operations) > 0)
-	}
-	switch {
-	case next.Ended() && (ended != nil || next.Made() != before.Made()):
-		releaseGuard(b, o, s.duplicateWindow(o.issuer, o.cardProductID))
-	case ended != nil:
-		holdGuard(b, o)
+	o.stored = o.state
+	return nil
+}
+
+func (a *advances) touch(o *lockedOrder) {
+	if !slices.Contains(a.orders, o) {
+		a.orders = append(a.orders, o)
 	}
 }
 
@@ -192,20 +262,220 @@ func eventType(before, after order.State) EventType {
 	return EventDetailsChanged
 }
 
-type event struct {
-	seq      int
-	kind     EventType
-	state    order.State
-	previous order.Status
-	Cause
+// queue queues every write that follows: states, events, the ends of submit messages
+// that have become pointless, new ones, and the guards of cards.
+func (a *advances) queue(b *pgx.Batch) {
+	if len(a.orders) == 0 {
+		return
+	}
+	var sent, unsent []*lockedOrder
+	var released, held guardRows
+	for _, o := range a.orders {
+		before, next := o.stored, o.state
+		switch was, is := before.ToBeSent(), next.ToBeSent(); {
+		case was && !is:
+			sent = append(sent, o)
+		case is && !was:
+			unsent = append(unsent, o)
+		}
+		switch ended := next.Ended(); {
+		case ended && (!before.Ended() || next.Made() != before.Made()):
+			var until *time.Duration
+			if o.issuance == order.IssuanceCreation && next.Made() {
+				window := a.store.duplicateWindow(o.issuer, o.cardProductID)
+				until = &window
+			}
+			released.add(o, until)
+		case !ended && before.Ended():
+			held.add(o, nil)
+		}
+	}
+	a.queueStates(b)
+	a.queueEvents(b)
+	queueRetired(b, sent)
+	queueSubmits(b, unsent)
+	queueReleasedGuards(b, released)
+	queueHeldGuards(b, held)
 }
 
-func queueEvent(b *pgx.Batch, key orderKey, e event) {
+// firstCheck is how soon D1 is asked about an order that it took without naming an
+// operation; later checks come ever more rarely.
+const firstCheck = 10 * time.Second
+
+func (a *advances) queueStates(b *pgx.Batch) {
+	n := len(a.orders)
+	issuers, ids, versions := make([]string, n), make([]pgtype.UUID, n), make([]int32, n)
+	statuses, attention, operations := make([]string, n), make([]string, n), make([]*string, n)
+	ranks, steps, tops, ends := make([]int16, n), make([]int16, n), make([]int16, n), make([]int16, n)
+	due, dueRanks, sites, siteRanks := make([]*string, n), make([]int16, n), make([]*string, n), make([]int16, n)
+	ended, checks, firsts := make([]*bool, n), make([]*bool, n), make([]*time.Time, n)
+	for i, o := range a.orders {
+		before, s := o.stored, o.state
+		issuers[i], ids[i], versions[i] = o.issuer, pgID(&o.id), int32(s.Version)
+		statuses[i], attention[i], operations[i] = string(s.Status), attentionArray(s), optional(s.OperationID)
+		ranks[i], steps[i], tops[i], ends[i] = int16(s.Rank), int16(s.StepRank), int16(s.TopRank), int16(s.EndRank)
+		due[i], dueRanks[i] = optional(s.DueDate.Value), int16(s.DueDate.Rank)
+		sites[i], siteRanks[i] = optional(s.ProductionSite.Value), int16(s.ProductionSite.Rank)
+		if is := s.Ended(); is != before.Ended() {
+			ended[i] = &is
+		}
+		// An order that D1 took under an operation that nobody knows is asked about.
+		nameless := func(s order.State) bool { return s.OperationID == "" && s.Rank > 0 && !s.Ended() }
+		if is := nameless(s); is != nameless(before) {
+			checks[i] = &is
+		}
+		firsts[i] = o.firstSentAt
+	}
+	exec(b, `
+		UPDATE order_state s SET version = t.version, status = t.status, rank = t.rank, step_rank = t.step_rank,
+			top_rank = t.top_rank, end_rank = t.end_rank, operation_id = t.operation_id, attention = t.attention::text[],
+			due_date = t.due_date, due_date_rank = t.due_date_rank,
+			production_site = t.production_site, production_site_rank = t.production_site_rank, updated_at = now(),
+			ended_at = CASE WHEN t.ended IS NULL THEN s.ended_at WHEN t.ended THEN now() END,
+			next_check_at = CASE WHEN t.nameless IS NULL THEN s.next_check_at WHEN t.nameless THEN now() + $18::interval END,
+			checks = CASE WHEN t.nameless IS NULL THEN s.checks ELSE 0 END,
+			first_sent_at = t.first_sent_at
+		FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::text[], $5::smallint[], $6::smallint[], $7::smallint[], $8::smallint[],
+			$9::text[], $10::text[], $11::text[], $12::smallint[], $13::text[], $14::smallint[], $15::boolean[], $16::boolean[], $17::timestamptz[])
+			AS t(issuer_id, order_id, version, status, rank, step_rank, top_rank, end_rank,
+				operation_id, attention, due_date, due_date_rank, production_site, production_site_rank, ended, nameless, first_sent_at)
+		WHERE s.issuer_id = t.issuer_id AND s.order_id = t.order_id`,
+		issuers, ids, versions, statuses, ranks, steps, tops, ends, operations, attention, due, dueRanks, sites, siteRanks,
+		ended, checks, firsts, firstCheck)
+}
+
+func (a *advances) queueEvents(b *pgx.Batch) {
+	n := len(a.events)
+	if n == 0 {
+		return
+	}
+	issuers, ids, seqs, kinds := make([]string, n), make([]pgtype.UUID, n), make([]int32, n), make([]string, n)
+	statuses, previous, attention := make([]string, n), make([]*string, n), make([]string, n)
+	causes, causeIDs, actors, details := make([]string, n), make([]*string, n), make([]*string, n), make([]*string, n)
+	for i, e := range a.events {
+		issuers[i], ids[i], seqs[i], kinds[i] = e.key.issuer, pgID(&e.key.id), int32(e.state.Version), string(e.kind)
+		statuses[i], previous[i], attention[i] = string(e.state.Status), optional(string(e.previous)), attentionArray(e.state)
+		causes[i], causeIDs[i], actors[i] = string(e.cause.Kind), optional(e.cause.ID), optional(e.cause.Actor)
+		details[i] = optional(string(e.cause.Detail))
+	}
 	exec(b, `
 		INSERT INTO order_events (issuer_id, order_id, seq, type, status, previous_status, attention, cause, cause_id, actor, detail)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
-		key.issuer, key.id, e.seq, e.kind, e.state.Status, optional(string(e.previous)), attentions(e.state),
-		e.Cause.Kind, optional(e.ID), optional(e.Actor), e.Detail)
+		SELECT i, o, s, k, st, p, a::text[], c, ci, ac, d::jsonb
+		FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[])
+			AS t(i, o, s, k, st, p, a, c, ci, ac, d)`,
+		issuers, ids, seqs, kinds, statuses, previous, attention, causes, causeIDs, actors, details)
+}
+
+// queueRetired ends the submit messages of orders that need no sending any more.
+func queueRetired(b *pgx.Batch, list []*lockedOrder) {
+	if len(list) == 0 {
+		return
+	}
+	issuers, ids := columns(keysOf(list))
+	exec(b, `
+		DELETE FROM outbox m USING unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
+		WHERE m.issuer_id = t.issuer_id AND m.order_id = t.order_id AND m.kind = 'submit'`, issuers, ids)
+}
+
+// queueSubmits adds the messages of orders that are to be sent. D1 has an order already
+// when it told of it meanwhile, and may have one that was sent in another history of the
+// database: it is then asked first.
+func queueSubmits(b *pgx.Batch, list []*lockedOrder) {
+	if len(list) == 0 {
+		return
+	}
+	issuers, ids := columns(keysOf(list))
+	known, doubted := make([]bool, len(list)), make([]bool, len(list))
+	for i, o := range list {
+		known[i], doubted[i] = len(o.operations) > 0, o.doubted
+	}
+	exec(b, `
+		INSERT INTO outbox (lane, kind, class, issuer_id, order_id, card_id, first_sent_at, maybe_sent_at)
+		SELECT $5 || o.issuer_id, 'submit', CASE WHEN o.batch_id IS NULL OR o.urgent THEN $6::smallint ELSE $7 END, o.issuer_id, o.id, o.card_id,
+			coalesce(s.first_sent_at, p.since, CASE WHEN t.doubted THEN o.created_at END),
+			CASE WHEN t.known OR t.doubted OR p.since IS NOT NULL THEN now() END
+		FROM unnest($1::text[], $2::uuid[], $3::boolean[], $4::boolean[]) AS t(issuer_id, order_id, known, doubted)
+			JOIN orders o ON o.issuer_id = t.issuer_id AND o.id = t.order_id
+			JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
+			CROSS JOIN LATERAL (SELECT min(n.created_at) AS since FROM notifications n
+				WHERE n.issuer_id = o.issuer_id AND n.issuer_request_id = o.issuer_request_id AND n.outcome = 'parked') p
+		ORDER BY t.order_id`, issuers, ids, known, doubted, LaneOf(""), ClassSingle, ClassBatch)
+}
+
+func keysOf(list []*lockedOrder) []orderKey {
+	keys := make([]orderKey, len(list))
+	for i, o := range list {
+		keys[i] = o.orderKey
+	}
+	return keys
+}
+
+// guardRows are orders whose card is released or held.
+type guardRows struct {
+	issuers, cards []string
+	ids            []pgtype.UUID
+	until          []*time.Duration
+}
+
+func (g *guardRows) add(o *lockedOrder, until *time.Duration) {
+	g.issuers, g.cards = append(g.issuers, o.issuer), append(g.cards, o.cardID)
+	g.ids, g.until = append(g.ids, pgID(&o.id)), append(g.until, until)
+}
+
+// queueReleasedGuards queues what the ends of orders mean for their cards: an order
+// holds its card no longer, and a CREATION that was produced bars another for a while.
+// Cards are locked by their bytes, as all transactions do that come to several.
+func queueReleasedGuards(b *pgx.Batch, g guardRows) {
+	if len(g.ids) == 0 {
+		return
+	}
+	exec(b, `
+		WITH released AS (
+			SELECT issuer_id, card_id, array_agg(id) AS ids, max(until) AS until, (array_agg(id ORDER BY until DESC NULLS LAST))[1] AS creation
+			FROM unnest($1::text[], $2::text[], $3::uuid[], $4::interval[]) AS t(issuer_id, card_id, id, until)
+			GROUP BY issuer_id, card_id
+		), locked AS (
+			SELECT r.* FROM released r JOIN card_guard g ON g.issuer_id = r.issuer_id AND g.card_id = r.card_id
+			ORDER BY r.issuer_id COLLATE "C", r.card_id COLLATE "C" FOR UPDATE OF g
+		)
+		UPDATE card_guard g SET
+			order_ids = ARRAY(SELECT u.id FROM unnest(g.order_ids) WITH ORDINALITY AS u(id, n) WHERE u.id <> ALL (l.ids) ORDER BY u.n),
+			creation_order_id = CASE WHEN l.until IS NULL THEN g.creation_order_id ELSE l.creation END,
+			creation_until = CASE WHEN l.until IS NULL THEN g.creation_until ELSE now() + l.until END
+		FROM locked l WHERE g.issuer_id = l.issuer_id AND g.card_id = l.card_id`,
+		g.issuers, g.cards, g.ids, g.until)
+	exec(b, `
+		DELETE FROM card_guard g USING (SELECT DISTINCT * FROM unnest($1::text[], $2::text[])) AS t(issuer_id, card_id)
+		WHERE g.issuer_id = t.issuer_id AND g.card_id = t.card_id
+			AND g.order_ids = '{}' AND (g.creation_until IS NULL OR g.creation_until <= now())`,
+		g.issuers, g.cards)
+}
+
+// queueHeldGuards queues the opposite, for orders that turned out not to have ended.
+func queueHeldGuards(b *pgx.Batch, g guardRows) {
+	if len(g.ids) == 0 {
+		return
+	}
+	exec(b, `
+		INSERT INTO card_guard AS g (issuer_id, card_id, order_ids)
+		SELECT issuer_id, card_id, array_agg(id) FROM unnest($1::text[], $2::text[], $3::uuid[]) AS t(issuer_id, card_id, id)
+		GROUP BY issuer_id, card_id ORDER BY issuer_id COLLATE "C", card_id COLLATE "C"
+		ON CONFLICT (issuer_id, card_id) DO UPDATE SET order_ids =
+			ARRAY(SELECT u.id FROM unnest(g.order_ids) WITH ORDINALITY AS u(id, n) WHERE u.id <> ALL (EXCLUDED.order_ids) ORDER BY u.n) || EXCLUDED.order_ids`,
+		g.issuers, g.cards, g.ids)
+}
+
+// attentionArray writes attentions as an array of Postgres: they are codes of ours and
+// need no quoting.
+func attentionArray(s order.State) string {
+	if len(s.Attention) == 0 {
+		return "{}"
+	}
+	list := make([]string, len(s.Attention))
+	for i, a := range s.Attention {
+		list[i] = string(a)
+	}
+	return "{" + strings.Join(list, ",") + "}"
 }
 
 // attentions returns a list that is never null.

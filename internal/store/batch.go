@@ -173,6 +173,9 @@ func (a BatchAction) evidence() order.Evidence {
 	return order.Cancel{}
 }
 
+// halts tells whether the action is to keep orders from being sent.
+func (a BatchAction) halts() bool { return a != BatchRelease }
+
 // from lists the statuses of the orders that the action changes.
 func (a BatchAction) from() []order.Status {
 	switch a {
@@ -253,9 +256,12 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 	type candidate struct {
 		ID     uuid.UUID
 		Status order.Status
+		Halted bool
 	}
 	rows, err := tx.Query(ctx, `
-		SELECT o.id, s.status FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
+		SELECT o.id, s.status, EXISTS (SELECT FROM outbox m
+			WHERE m.issuer_id = o.issuer_id AND m.order_id = o.id AND m.kind = 'submit' AND m.halt = 'hold')
+		FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
 		WHERE o.issuer_id = $1 AND o.batch_id = $2 AND o.id > $3 ORDER BY o.id LIMIT $4`, issuer, batch, after, actChunk)
 	if err != nil {
 		return counts, last, false, nil, err
@@ -267,7 +273,7 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 	var keys []orderKey
 	for _, c := range candidates {
 		switch {
-		case slices.Contains(action.from(), c.Status):
+		case slices.Contains(action.from(), c.Status), action.halts() && c.Status == order.OutcomeUnknown, action == BatchRelease && c.Halted:
 			keys = append(keys, orderKey{issuer, c.ID})
 		case action.tooLate(c.Status):
 			counts.TooLate++
@@ -279,62 +285,67 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 	if err != nil {
 		return counts, last, false, nil, err
 	}
-	free, err := s.takeBack(ctx, tx, issuer, locked)
+	messages, err := lockSubmits(ctx, tx, keys)
 	if err != nil {
 		return counts, last, false, nil, err
 	}
-	var b pgx.Batch
-	for _, o := range byCard(locked) {
-		certain := len(o.operations) == 0 && (o.state.Status == order.Held || free[o.id]) // D1 does not have it
-		switch due := slices.Contains(action.from(), o.state.Status); {
+	w := advances{store: s}
+	var halted []int64
+	for _, o := range locked {
+		m, waits := messages[o.id]
+		certain := len(o.operations) == 0 && (o.state.Status == order.Held || waits && !m.maybe) // D1 does not have it
+		due := slices.Contains(action.from(), o.state.Status)
+		switch {
 		case due && (certain || action == BatchRelease):
-			s.queueAdvance(&b, o, Cause{Kind: CauseRequest, ID: batch.String(), Actor: actor}, action.evidence())
+			w.advance(o, Cause{Kind: CauseRequest, ID: batch.String(), Actor: actor}, action.evidence())
 			counts.Changed++
 		case due, action.tooLate(o.state.Status):
+			if waits && action.halts() {
+				halted = append(halted, m.id)
+			}
 			counts.TooLate++
+		case action == BatchRelease && o.halt == BatchHold:
+			halted = append(halted, m.id)
+			counts.Changed++
 		default:
 			counts.Unchanged++
 		}
 	}
+	var b pgx.Batch
+	w.queue(&b)
+	if len(halted) > 0 {
+		// A cancel is not taken back by a hold or a release.
+		exec(&b, `UPDATE outbox SET halt = CASE WHEN halt = 'cancel' THEN halt WHEN $2::text <> 'release' THEN $2 END WHERE id = ANY ($1)`, halted, action)
+	}
 	return counts, candidates[len(candidates)-1].ID, len(candidates) == actChunk, locked, send(ctx, tx, &b)
 }
 
-// byCard sorts orders as all transactions that come to card_guard with several do.
-func byCard(locked map[orderKey]*lockedOrder) []*lockedOrder {
-	list := make([]*lockedOrder, 0, len(locked))
-	for _, o := range locked {
-		list = append(list, o)
-	}
-	slices.SortFunc(list, func(x, y *lockedOrder) int {
-		return cmp.Or(cmp.Compare(x.cardID, y.cardID), cmp.Compare(x.id.String(), y.id.String()))
-	})
-	return list
+// lockedSubmit is the message of an order that is to be sent, locked.
+type lockedSubmit struct {
+	id    int64
+	maybe bool // a worker has it, or D1 may have the order
 }
 
-// takeBack locks the messages of accepted orders that no worker has and that D1
-// certainly did not take, and tells which orders those are. No worker can claim them
-// until the transaction ends.
-func (s *Store) takeBack(ctx context.Context, tx pgx.Tx, issuer string, locked map[orderKey]*lockedOrder) (map[uuid.UUID]bool, error) {
-	var ids []uuid.UUID
-	for key, o := range locked {
-		if o.state.Status == order.Accepted {
-			ids = append(ids, key.id)
-		}
+// lockSubmits locks the messages of orders that are to be sent. No worker can claim
+// them until the transaction ends.
+func lockSubmits(ctx context.Context, tx pgx.Tx, keys []orderKey) (map[uuid.UUID]lockedSubmit, error) {
+	messages := make(map[uuid.UUID]lockedSubmit, len(keys))
+	if len(keys) == 0 {
+		return messages, nil
 	}
-	free := make(map[uuid.UUID]bool, len(ids))
-	if len(ids) == 0 {
-		return free, nil
-	}
+	issuers, ids := columns(keys)
 	rows, err := tx.Query(ctx, `
-		SELECT order_id FROM outbox
-		WHERE issuer_id = $1 AND order_id = ANY ($2) AND kind = 'submit' AND claim_token IS NULL AND maybe_sent_at IS NULL
-		ORDER BY id FOR UPDATE`, issuer, ids)
+		SELECT m.id, m.order_id, m.claim_token IS NOT NULL OR m.maybe_sent_at IS NOT NULL
+		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
+			JOIN outbox m ON m.issuer_id = t.issuer_id AND m.order_id = t.order_id AND m.kind = 'submit'
+		ORDER BY m.id FOR UPDATE OF m`, issuers, ids)
 	if err != nil {
 		return nil, err
 	}
+	var m lockedSubmit
 	var id uuid.UUID
-	_, err = pgx.ForEachRow(rows, []any{&id}, func() error { free[id] = true; return nil })
-	return free, err
+	_, err = pgx.ForEachRow(rows, []any{&m.id, &id, &m.maybe}, func() error { messages[id] = m; return nil })
+	return messages, err
 }
 
 // BatchUpload is what an upload says of itself.

@@ -7,10 +7,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"cardorder/internal/order"
 )
@@ -48,6 +50,8 @@ type Message struct {
 	AcceptedAt time.Time     // when the order was accepted, by the database's clock
 	ClaimedAt  time.Time     // the same of this claim
 	TryingFor  time.Duration // waits between tries that count towards giving up
+
+	dueAt time.Time // since when it could be claimed
 }
 
 // MessageKind is what a message is for.
@@ -95,58 +99,223 @@ type ClaimRequest struct {
 // worker is due again, and its outcome is unknown: a byte may have left until
 // the very end of that lease.
 //
-// One card at a time: a message waits while an earlier one of its card exists.
+// Nothing is claimed of a lane that is paused or stopped, nor while the database is in
+// another history than the one remembered: the claim itself looks, so that both hold
+// for all processes at once.
+//
+// One card at a time: a message to send waits while an earlier one of its card is to be
+// sent, and while any other one is claimed or its outcome unknown.
 func (s *Store) Claim(ctx context.Context, c ClaimRequest) ([]Message, error) {
-	token, err := uuid.NewV7()
-	if err != nil {
-		return nil, fmt.Errorf("making a claim token: %w", err)
+	floor := s.floors.of(c)
+	messages, err := s.claim(ctx, claimDue, c.Lane, c.Class, c.Limit, c.Lease, floor)
+	if missing := c.Limit - len(messages); err == nil && missing > 0 && !floor.IsZero() {
+		var front []Message
+		floor = time.Time{}
+		front, err = s.claim(ctx, claimDue, c.Lane, c.Class, missing, c.Lease, floor)
+		messages = append(messages, front...)
 	}
-	rows, err := s.pool.Query(ctx, `
-		WITH due AS (
-			SELECT m.id, m.first_sent_at IS NOT NULL AS sent_before FROM outbox m
-			WHERE m.lane = $1 AND m.class = $5 AND m.run_at <= now()
-				AND NOT EXISTS (SELECT FROM outbox e
-					WHERE e.issuer_id = m.issuer_id AND e.card_id = m.card_id AND e.id < m.id)
-			ORDER BY m.run_at LIMIT $2
-			FOR UPDATE OF m SKIP LOCKED
-		), claimed AS (
-			UPDATE outbox m SET
-				claim_token = $3, run_at = now() + $4::interval,
-				first_sent_at = coalesce(m.first_sent_at, now()),
-				maybe_sent_at = coalesce(m.maybe_sent_at, CASE WHEN m.claim_token IS NOT NULL THEN m.run_at END)
-			FROM due WHERE m.id = due.id
-			RETURNING m.*, due.sent_before
-		)
-		SELECT c.id, c.issuer_id, c.order_id, c.card_id, o.issuer_request_id, c.tries, c.first_sent_at, c.sent_before,
-			coalesce(now() - c.refused_since, '0'), c.maybe_sent_at IS NOT NULL, coalesce(now() - c.maybe_sent_at, '0'),
-			c.asks, c.negatives, c.resend_off, c.resends, p.production, p.encrypted_data
-		FROM claimed c JOIN orders o ON o.issuer_id = c.issuer_id AND o.id = c.order_id
-			LEFT JOIN order_payload p ON p.issuer_id = c.issuer_id AND p.order_id = c.order_id
-		ORDER BY c.id`,
-		c.Lane, c.Limit, token, c.Lease, c.Class)
-	if err != nil {
+	if err != nil && len(messages) == 0 {
 		return nil, fmt.Errorf("claiming messages: %w", err)
 	}
-	messages, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Message, error) {
-		m := Message{Token: token}
-		var sealed sealedPayload
-		err := row.Scan(&m.ID, &m.IssuerID, &m.OrderID, &m.CardID, &m.IssuerRequestID, &m.Tries, &m.FirstSentAt, &m.SentBefore,
-			&m.RefusedFor, &m.MaybeSent, &m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &m.Resends, &sealed.production, &sealed.encryptedData)
-		if err == nil {
-			m.Production, m.Err = s.openProduction(m.IssuerID, m.OrderID, sealed)
-		}
-		return m, err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("claiming messages: %w", err)
-	}
+	s.floors.learn(c, floor, messages)
 	return messages, nil
 }
 
 // ClaimProbe takes one message of a stopped lane, when its next probe is due, and
-// puts the probe after it off.
+// puts the probe after it off. Messages of both classes take turns: those that were
+// refused wait a while. When there is nothing to send, a question may be the probe.
 func (s *Store) ClaimProbe(ctx context.Context, lane string, lease time.Duration) ([]Message, error) {
-	return nil, errTodo
+	messages, err := s.claim(ctx, claimProbe, lane, ClassSingle, 1, lease, time.Time{})
+	if err != nil {
+		return nil, fmt.Errorf("claiming a probe: %w", err)
+	}
+	if len(messages) > 0 {
+		// An answer that was being stored when the lane stopped may have set its message
+		// aside all the same.
+		if err := s.inTx(ctx, func(tx pgx.Tx) error { return s.letGo(ctx, tx, lane, nil) }); err != nil {
+			s.cfg.Log.Error("what was refused before the lane stopped could not be let go", "lane", lane, "error", err)
+		}
+	}
+	return messages, nil
+}
+
+// steadyPlans keeps the plans of the statements after it from depending on statistics,
+// which are always old for tables that fill and empty within minutes: they go through
+// indexes. It holds for the transaction, and a batch is one.
+const steadyPlans = `SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+	set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true)`
+
+// sortOff does the same for statements that have to read an index in its order.
+const (
+	sortOff = `SELECT set_config('enable_sort', 'off', true)`
+	sortOn  = `SELECT set_config('enable_sort', 'on', true)`
+)
+
+// sameHistory is true while the database is in the history that CheckTimeline
+// remembered, and before it remembered any.
+const sameHistory = `NOT EXISTS (SELECT FROM database_history h
+	WHERE h.timeline <> ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
+		OR h.system_identifier <> (SELECT system_identifier FROM pg_control_system()))`
+
+// claimable is true for messages m that may be claimed as far as their card and what
+// people want of their order are concerned. D1 is asked at any time about what it may
+// have: that sends nothing.
+const claimable = `(m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL OR m.claim_token IS NOT NULL
+	OR m.halt IS NULL AND NOT EXISTS (SELECT FROM outbox e
+		WHERE e.issuer_id = m.issuer_id AND e.card_id = m.card_id AND e.id <> m.id AND e.kind = 'submit'
+			AND (e.id < m.id AND e.run_at < 'infinity' OR e.claim_token IS NOT NULL OR e.maybe_sent_at IS NOT NULL)))`
+
+// claimDue claims what is due of a lane that runs, from a given run_at on.
+const claimDue = `
+	WITH due AS MATERIALIZED (
+		SELECT m.id, m.run_at FROM outbox m
+		WHERE m.lane = $1 AND m.class = $2 AND m.run_at <= now() AND m.run_at >= $6
+			AND NOT EXISTS (SELECT FROM lanes l WHERE l.lane = $1 AND (l.paused_at IS NOT NULL OR l.stopped_at IS NOT NULL))
+			AND ` + sameHistory + ` AND ` + claimable + `
+		ORDER BY m.run_at LIMIT $3
+		FOR UPDATE OF m SKIP LOCKED
+	), ` + claimRest
+
+// claimProbe claims the message that has been due for longest of a stopped lane.
+const claimProbe = `
+	WITH turn AS (
+		SELECT l.lane FROM lanes l
+		WHERE l.lane = $1 AND l.stopped_at IS NOT NULL AND l.paused_at IS NULL AND l.probe_at <= now() AND ` + sameHistory + `
+		FOR UPDATE SKIP LOCKED
+	), candidates AS MATERIALIZED (
+		SELECT p.* FROM turn, (VALUES ($2::smallint), (1::smallint)) AS c(class) CROSS JOIN LATERAL (
+			SELECT m.id, m.run_at, 0 AS preference FROM outbox m
+			WHERE m.lane = $1 AND m.class = c.class AND m.run_at <= now() AND m.run_at >= $6
+				AND m.kind = 'submit' AND m.maybe_sent_at IS NULL AND m.claim_token IS NULL AND ` + claimable + `
+			ORDER BY m.run_at LIMIT $3
+			FOR UPDATE OF m SKIP LOCKED) p
+	), questions AS MATERIALIZED (
+		SELECT p.* FROM turn, (VALUES (2::smallint), (0::smallint), (1::smallint)) AS c(class) CROSS JOIN LATERAL (
+			SELECT m.id, m.run_at, 1 AS preference FROM outbox m
+			WHERE m.lane = $1 AND m.class = c.class AND m.run_at <= now() AND NOT EXISTS (SELECT FROM candidates)
+				AND (m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL OR m.claim_token IS NOT NULL)
+			ORDER BY m.run_at LIMIT $3
+			FOR UPDATE OF m SKIP LOCKED) p
+	), due AS MATERIALIZED (
+		SELECT id, run_at FROM (SELECT * FROM candidates UNION ALL SELECT * FROM questions) a ORDER BY run_at LIMIT 1
+	), moved AS (
+		UPDATE lanes SET probes = probes + 1, probe_at = now() + least(interval '1 min', interval '1 s' * 2 ^ least(probes, 6)), updated_at = now()
+		WHERE lane = $1 AND EXISTS (SELECT FROM due)
+	), ` + claimRest
+
+// claimRest claims the messages in due. A new first_sent_at is the time of the
+// transaction, by which an old one is told.
+const claimRest = `claimed AS (
+		UPDATE outbox m SET
+			claim_token = $4, run_at = now() + $5::interval,
+			first_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.first_sent_at, now()) ELSE m.first_sent_at END,
+			maybe_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.maybe_sent_at, CASE WHEN m.claim_token IS NOT NULL THEN m.run_at END) END
+		WHERE m.id = ANY (ARRAY(SELECT id FROM due))
+		RETURNING m.*
+	)
+	SELECT c.id, c.kind, c.class, c.issuer_id, c.order_id, c.card_id, o.issuer_request_id, c.tries, c.first_sent_at,
+		c.first_sent_at IS DISTINCT FROM now() AND c.first_sent_at IS NOT NULL,
+		coalesce(now() - c.refused_since, '0'), c.maybe_sent_at IS NOT NULL, coalesce(now() - c.maybe_sent_at, '0'),
+		c.asks, c.negatives, c.resend_off, c.resends, o.created_at, now(), c.trying_for,
+		(SELECT d.run_at FROM due d WHERE d.id = c.id), p.production, p.encrypted_data
+	FROM claimed c JOIN orders o ON o.issuer_id = c.issuer_id AND o.id = c.order_id
+		LEFT JOIN order_payload p ON p.issuer_id = c.issuer_id AND p.order_id = c.order_id`
+
+func (s *Store) claim(ctx context.Context, sql, lane string, class Class, limit int, lease time.Duration, floor time.Time) ([]Message, error) {
+	token, err := uuid.NewV7()
+	if err != nil {
+		return nil, fmt.Errorf("making a claim token: %w", err)
+	}
+	from := pgtype.Timestamptz{Time: floor, Valid: true}
+	if floor.IsZero() {
+		from.InfinityModifier = pgtype.NegativeInfinity
+	}
+	var messages []Message
+	var b pgx.Batch
+	exec(&b, steadyPlans)
+	exec(&b, sortOff)
+	b.Queue(sql, lane, class, limit, token, lease, from).Query(func(rows pgx.Rows) (err error) {
+		messages, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Message, error) {
+			m := Message{Token: token}
+			var sealed sealedPayload
+			var firstSentAt *time.Time
+			err := row.Scan(&m.ID, &m.Kind, &m.Class, &m.IssuerID, &m.OrderID, &m.CardID, &m.IssuerRequestID, &m.Tries, &firstSentAt, &m.SentBefore,
+				&m.RefusedFor, &m.MaybeSent, &m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &m.Resends,
+				&m.AcceptedAt, &m.ClaimedAt, &m.TryingFor, &m.dueAt, &sealed.production, &sealed.encryptedData)
+			if firstSentAt != nil {
+				m.FirstSentAt = *firstSentAt
+			}
+			if err == nil {
+				m.Production, m.Err = s.openProduction(m.IssuerID, m.OrderID, sealed)
+			}
+			return m, err
+		})
+		return err
+	})
+	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(messages, func(x, y Message) int { return cmp.Compare(x.ID, y.ID) })
+	return messages, nil
+}
+
+// floors remember how far claims have come through the messages of a lane and class, so
+// that the next one need not pass all that were claimed before: as long as anybody
+// holds an old snapshot, their places in the index cannot be cleared. Now and then a
+// claim begins at the front again, for messages that came to lie before the floor: given
+// back, or committed late.
+type floors struct {
+	mu sync.Mutex
+	m  map[laneClass]floor
+}
+
+type laneClass struct {
+	lane  string
+	class Class
+}
+
+type floor struct {
+	at    time.Time // claims begin here
+	until time.Time // by this process's clock: then one begins at the front
+}
+
+// floorLife bounds for how long a message before the floor can be overlooked.
+const floorLife = 500 * time.Millisecond
+
+// of returns where a claim begins: zero for the front.
+func (f *floors) of(c ClaimRequest) time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known := f.m[laneClass{c.Lane, c.Class}]
+	if time.Now().After(known.until) {
+		return time.Time{}
+	}
+	return known.at
+}
+
+// learn takes note of what a claim from a floor found. There are more messages only if
+// it found as many as it wanted.
+func (f *floors) learn(c ClaimRequest, from time.Time, found []Message) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	key := laneClass{c.Lane, c.Class}
+	if len(found) < c.Limit || len(found) == 0 {
+		delete(f.m, key)
+		return
+	}
+	next := floor{found[0].dueAt, f.m[key].until}
+	for _, m := range found {
+		if m.dueAt.After(next.at) {
+			next.at = m.dueAt
+		}
+	}
+	if from.IsZero() {
+		next.until = time.Now().Add(floorLife)
+	}
+	if f.m == nil {
+		f.m = make(map[laneClass]floor)
+	}
+	f.m[key] = next
 }
 
 // openProduction reads one message's content. A row that cannot be read is that
@@ -168,7 +337,8 @@ func (s *Store) openProduction(issuer string, id uuid.UUID, sealed sealedPayload
 	return p, nil
 }
 
-// Release gives back messages of which certainly no byte was sent.
+// Release gives back messages of which certainly no byte was sent. What somebody wanted
+// held or cancelled meanwhile is held or cancelled.
 func (s *Store) Release(ctx context.Context, messages []Message) error {
 	if len(messages) == 0 {
 		return nil
@@ -178,34 +348,77 @@ func (s *Store) Release(ctx context.Context, messages []Message) error {
 	for i, m := range messages {
 		before[i] = m.SentBefore
 	}
+	var released int
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `
+		tag, err := tx.Exec(ctx, `
 			UPDATE outbox m SET claim_token = NULL, run_at = now(),
+				class = CASE WHEN m.maybe_sent_at IS NULL THEN m.class ELSE $4 END, -- a lapsed lease, which is asked about
 				first_sent_at = CASE WHEN t.sent_before THEN m.first_sent_at END
 			FROM unnest($1::bigint[], $2::uuid[], $3::boolean[]) AS t(id, token, sent_before)
-			WHERE m.id = t.id AND m.claim_token = t.token`, ids, tokens, before)
+			WHERE m.id = t.id AND m.claim_token = t.token AND (m.halt IS NULL OR m.maybe_sent_at IS NOT NULL)`, ids, tokens, before, ClassQuestion)
+		released = int(tag.RowsAffected())
 		return err
 	})
+	if err == nil && released < len(messages) {
+		err = s.halt(ctx, messages)
+	}
 	if err != nil {
 		return fmt.Errorf("giving messages back: %w", err)
 	}
 	return nil
 }
 
-// Holds tells whether a claim still holds: the message is neither another
-// worker's nor retired by evidence from D1.
+// halt holds or cancels the orders of claimed messages for which somebody asked for that,
+// and of which certainly nothing was sent.
+func (s *Store) halt(ctx context.Context, messages []Message) error {
+	keys := make([]orderKey, len(messages))
+	for i, m := range messages {
+		keys[i] = orderKey{m.IssuerID, m.OrderID}
+	}
+	var locked map[orderKey]*lockedOrder
+	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
+		if locked, _, err = lockOrders(ctx, tx, keys, nil); err != nil {
+			return err
+		}
+		held := make(map[claim]heldMessage, len(messages))
+		var b pgx.Batch
+		queueClaimLocks(&b, messages, held)
+		if err := send(ctx, tx, &b); err != nil {
+			return err
+		}
+		w := advances{store: s}
+		for i, m := range messages {
+			h, ok := held[claim{m.ID, m.Token}]
+			if o := locked[keys[i]]; ok && o != nil && h.halt != "" && !h.maybe {
+				w.advance(o, Cause{Kind: CauseRequest}, h.halt.evidence())
+			}
+		}
+		var writes pgx.Batch
+		w.queue(&writes)
+		return send(ctx, tx, &writes)
+	})
+	if err == nil {
+		s.logChanges(ctx, locked)
+	}
+	return err
+}
+
+// Holds tells whether a claim still holds and the order may be sent: the message is
+// neither another worker's nor retired by evidence from D1, and nobody wants the order
+// held or cancelled.
 func (s *Store) Holds(ctx context.Context, m Message) (bool, error) {
 	var held bool
-	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM outbox WHERE id = $1 AND claim_token = $2)`, m.ID, m.Token).Scan(&held)
+	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM outbox WHERE id = $1 AND claim_token = $2 AND halt IS NULL)`, m.ID, m.Token).Scan(&held)
 	if err != nil {
 		return false, fmt.Errorf("looking for a claim: %w", err)
 	}
 	return held, nil
 }
 
-func claims(messages []Message) (ids []int64, tokens []uuid.UUID) {
-	for _, m := range messages {
-		ids, tokens = append(ids, m.ID), append(tokens, m.Token)
+func claims(messages []Message) (ids []int64, tokens []pgtype.UUID) {
+	ids, tokens = make([]int64, len(messages)), make([]pgtype.UUID, len(messages))
+	for i := range messages {
+		ids[i], tokens[i] = messages[i].ID, pgID(&messages[i].Token)
 	}
 	return ids, tokens
 }
@@ -273,72 +486,41 @@ const (
 	MaybeClear              // D1 certainly does not have it
 )
 
-// Complete stores what came of calls: all of them in one transaction. An
-// attempt and its operations are facts and are stored always; an order and its
-// message change only while the claim holds.
+// Complete stores what came of calls: all of them in one transaction, with as many
+// statements for one as for many. An attempt and its operations are facts and are
+// stored always; an order and its message change only while the claim holds.
 func (s *Store) Complete(ctx context.Context, completions []Completion) error {
-	var parked []int64
-	var locked map[orderKey]*lockedOrder
-	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
-		locked, parked, err = s.complete(ctx, tx, completions)
-		return err
-	})
-	if err != nil {
+	if len(completions) == 0 {
+		return nil
+	}
+	c := &completing{store: s, list: completions}
+	if err := s.inTwoTrips(ctx, c.ask, c.answer); err != nil {
 		return fmt.Errorf("storing what came of calls: %w", err)
 	}
-	s.logChanges(ctx, locked)
-	if len(parked) > 0 {
-		s.cfg.OnParked(parked)
+	s.logChanges(ctx, c.locked)
+	if len(c.parked) > 0 {
+		s.cfg.OnParked(c.parked)
 	}
+	for _, issuer := range c.lost {
+		s.cfg.OnClaimLost(issuer)
+	}
+	c.judgeLanes(ctx)
 	return nil
 }
 
-func (s *Store) complete(ctx context.Context, tx pgx.Tx, completions []Completion) (locked map[orderKey]*lockedOrder, parked []int64, err error) {
-	// By card, as all transactions that come to card_guard with several orders do.
-	slices.SortFunc(completions, func(x, y Completion) int {
-		return cmp.Or(cmp.Compare(x.Message.IssuerID, y.Message.IssuerID), cmp.Compare(x.Message.CardID, y.Message.CardID),
-			cmp.Compare(x.Message.ID, y.Message.ID))
-	})
-	var keys []orderKey
-	var seen []operation
-	var issuers, operationIDs []string
-	messages := make([]Message, len(completions))
-	for i, c := range completions {
-		key := orderKey{c.Message.IssuerID, c.Message.OrderID}
-		keys = append(keys, key)
-		messages[i] = c.Message
-		for _, id := range c.Seen {
-			seen = append(seen, operation{key, id, string(c.Attempt.Kind)})
-			issuers, operationIDs = append(issuers, key.issuer), append(operationIDs, id)
-		}
-	}
-	locked, owners, err := lockOrders(ctx, tx, keys, seen)
-	if err != nil {
-		return nil, nil, err
-	}
-	held, err := lockClaims(ctx, tx, messages)
-	if err != nil {
-		return nil, nil, err
-	}
-	var b pgx.Batch
-	for i := range completions {
-		c := &completions[i]
-		o := locked[keys[i]]
-		if o == nil {
-			continue // erased in the meantime
-		}
-		s.queueCompletion(&b, c, o, held[claim{c.Message.ID, c.Message.Token}], owners)
-	}
-	if len(operationIDs) > 0 {
-		b.Queue(`
-			SELECT n.id FROM unnest($1::text[], $2::text[]) AS t(issuer_id, operation_id)
-			JOIN notifications n ON n.issuer_id = t.issuer_id AND n.operation_id = t.operation_id AND n.outcome = 'parked'`,
-			issuers, operationIDs).Query(func(rows pgx.Rows) (err error) {
-			parked, err = pgx.CollectRows(rows, pgx.RowTo[int64])
-			return err
-		})
-	}
-	return locked, parked, send(ctx, tx, &b)
+// completing is the storing of completions, while it is under way.
+type completing struct {
+	store *Store
+	list  []Completion
+
+	// What the first trip learns.
+	locked map[orderKey]*lockedOrder
+	owners map[string]orderKey
+	held   map[claim]heldMessage
+	lanes  map[string]*laneNews
+	parked []int64 // notifications that wait for an operation that was seen
+
+	lost []string // issuers of claims that were lost to another worker, not to evidence from D1
 }
 
 // claim is one claim of a message: a batch may hold two of the same message, of
@@ -348,80 +530,251 @@ type claim struct {
 	token uuid.UUID
 }
 
-// lockClaims locks the messages that are still claimed by the given tokens.
-func lockClaims(ctx context.Context, tx pgx.Tx, messages []Message) (map[claim]bool, error) {
-	ids, tokens := claims(messages)
-	rows, err := tx.Query(ctx, `
-		SELECT m.id, m.claim_token FROM outbox m JOIN unnest($1::bigint[], $2::uuid[]) AS t(id, token)
-			ON m.id = t.id AND m.claim_token = t.token
-		ORDER BY m.id FOR UPDATE OF m`, ids, tokens)
-	if err != nil {
-		return nil, fmt.Errorf("locking messages: %w", err)
-	}
-	held := make(map[claim]bool, len(messages))
-	var c claim
-	if _, err := pgx.ForEachRow(rows, []any{&c.id, &c.token}, func() error { held[c] = true; return nil }); err != nil {
-		return nil, fmt.Errorf("locking messages: %w", err)
-	}
-	return held, nil
+// heldMessage is what the holder of a claim has to know of its message.
+type heldMessage struct {
+	halt  BatchAction // hold or cancel that came after the claim
+	maybe bool        // D1 may have the order
 }
 
-func (s *Store) queueCompletion(b *pgx.Batch, c *Completion, o *lockedOrder, held bool, owners map[string]orderKey) {
-	queueAttempt(b, o.orderKey, c.Attempt, !held)
-	evidence, next := c.Evidence, c.Next
-	for _, id := range c.Seen {
-		if owners[id] != o.orderKey {
-			// Adopting another order's operation would hide a lost card.
-			evidence = []order.Evidence{order.Notice{Attention: order.AttentionForeignOperation}, order.LostAnswer{}}
-			next = Next{RunIn: time.Minute, Asks: c.Next.Asks + 1, ResendOff: true, Maybe: MaybeNow}
+// ask queues what has to be known before anything is decided, locked in the order of
+// all transactions.
+func (c *completing) ask(b *pgx.Batch) {
+	keys, messages := make([]orderKey, len(c.list)), make([]Message, len(c.list))
+	var seen []operation
+	c.locked, c.owners, c.lost = make(map[orderKey]*lockedOrder, len(keys)), make(map[string]orderKey), nil
+	c.held, c.lanes = make(map[claim]heldMessage, len(keys)), make(map[string]*laneNews)
+	for i := range c.list {
+		m := &c.list[i].Message
+		keys[i], messages[i] = orderKey{m.IssuerID, m.OrderID}, *m
+		for _, id := range c.list[i].Seen {
+			seen = append(seen, operation{keys[i], id, string(c.list[i].Attempt.Kind)})
+		}
+		c.lanes[LaneOf(m.IssuerID)] = &laneNews{}
+	}
+	exec(b, steadyPlans)
+	queueLocks(b, keys, seen, c.locked)
+	queueClaimLocks(b, messages, c.held)
+	queueKnownOperations(b, keys, c.locked, c.owners)
+	queueLaneNews(b, c.lanes)
+	if len(seen) > 0 {
+		issuers, ids := make([]string, len(seen)), make([]string, len(seen))
+		for i, op := range seen {
+			issuers[i], ids[i] = op.key.issuer, op.id
+		}
+		b.Queue(`
+			SELECT n.id FROM unnest($1::text[], $2::text[]) AS t(issuer_id, operation_id)
+			JOIN notifications n ON n.issuer_id = t.issuer_id AND n.operation_id = t.operation_id AND n.outcome = 'parked'`,
+			issuers, ids).Query(func(rows pgx.Rows) (err error) {
+			c.parked, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+			return err
+		})
+	}
+}
+
+// queueClaimLocks locks messages in the order of their ids and finds out which claims
+// still hold.
+func queueClaimLocks(b *pgx.Batch, messages []Message, held map[claim]heldMessage) {
+	ids, tokens := claims(messages)
+	b.Queue(`
+		SELECT m.id, m.claim_token, coalesce(m.halt, ''), m.maybe_sent_at IS NOT NULL
+		FROM unnest($1::bigint[], $2::uuid[]) AS t(id, token) JOIN outbox m ON m.id = t.id AND m.claim_token = t.token
+		ORDER BY m.id FOR UPDATE OF m`,
+		ids, tokens).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			var c claim
+			var h heldMessage
+			err := rows.Scan(&c.id, &c.token, &h.halt, &h.maybe)
+			held[c] = h
+			return err
+		})
+	})
+}
+
+// answer decides what becomes of each order and message, and queues all that is written.
+func (c *completing) answer(b *pgx.Batch) {
+	w := advances{store: c.store}
+	var attempts []attemptRow
+	var nexts []nextRow
+	for i := range c.list {
+		done := &c.list[i]
+		m := &done.Message
+		o := c.locked[orderKey{m.IssuerID, m.OrderID}]
+		if o == nil {
+			continue // erased in the meantime
+		}
+		h, held := c.held[claim{m.ID, m.Token}]
+		attempts = append(attempts, attemptRow{o.orderKey, &done.Attempt, !held})
+		evidence, next := c.decide(done, o, h, held)
+		w.advance(o, Cause{Kind: CauseAttempt, ID: done.Attempt.ID.String()}, evidence...)
+		if !held {
+			if m.Kind != KindAsk && o.stored.ToBeSent() {
+				c.lost = append(c.lost, m.IssuerID)
+			}
+			continue
+		}
+		if !next.Unsent && o.firstSentAt == nil && !m.FirstSentAt.IsZero() {
+			o.firstSentAt = &m.FirstSentAt
+			w.touch(o)
+		}
+		if m.Kind == KindAsk || o.state.Waiting() {
+			nexts = append(nexts, nextRow{m, next, c.lanes[LaneOf(m.IssuerID)].stopped(), next.maybe(h)})
 		}
 	}
+	queueAttempts(b, attempts)
+	w.queue(b)
+	queueNexts(b, nexts)
+}
+
+// decide returns how a completion advances its order and what becomes of its message.
+func (c *completing) decide(done *Completion, o *lockedOrder, h heldMessage, held bool) ([]order.Evidence, Next) {
+	m := &done.Message
+	evidence, next := slices.Clip(done.Evidence), done.Next
+	for _, id := range done.Seen {
+		if c.owners[id] != o.orderKey {
+			// Adopting another order's operation would hide a lost card.
+			evidence = []order.Evidence{order.Notice{Attention: order.AttentionForeignOperation}}
+			if m.Kind != KindAsk {
+				evidence = append(evidence, order.LostAnswer{})
+				next = Next{RunIn: time.Minute, Asks: done.Next.Asks + 1, ResendOff: true, Maybe: MaybeNow}
+			}
+		}
+	}
+	news := c.lanes[LaneOf(m.IssuerID)]
+	if done.Attempt.Kind == AttemptSubmit && slices.ContainsFunc(evidence, isTaken) {
+		news.accepted(done)
+	}
 	if !held {
-		evidence = nil
-	} else if o.state.OperationID == "" && len(c.Seen) == 0 && len(o.operations) > 0 {
+		return nil, next
+	}
+	if m.Kind == KindAsk {
+		return evidence, next
+	}
+	o.halt = h.halt
+	switch {
+	case o.state.OperationID == "" && len(done.Seen) == 0 && len(o.operations) > 0:
 		// An answer that came when its claim was lost told of an operation: D1 has
 		// the order, whatever this call did not see.
-		evidence = []order.Evidence{order.Taken{OperationID: o.operations[0]}}
+		return []order.Evidence{order.Taken{OperationID: o.operations[0]}}, next
+	case h.halt != "" && len(o.operations) == 0 && !next.maybe(h) && (next.Unsent || next.Refused || next.Maybe == MaybeClear):
+		// D1 certainly does not have what somebody wants held or cancelled.
+		if next.Maybe == MaybeClear {
+			evidence = []order.Evidence{order.NotFound{}}
+		}
+		return append(evidence, h.halt.evidence()), next
+	case next.GiveUp:
+		evidence = append(evidence, order.Notice{Attention: order.AttentionGivenUp})
 	}
-	s.queueAdvance(b, o, Cause{Kind: CauseAttempt, ID: c.Attempt.ID.String()}, evidence...)
-	if !held {
+	if next.Refused {
+		news.refused(done)
+	}
+	return evidence, next
+}
+
+func isTaken(e order.Evidence) bool { _, is := e.(order.Taken); return is }
+
+// maybe tells whether D1 may have the order of a message after a call.
+func (n Next) maybe(h heldMessage) bool {
+	return n.Maybe == MaybeNow || n.Maybe == MaybeKeep && h.maybe
+}
+
+// nextRow is what becomes of a message that stays.
+type nextRow struct {
+	message *Message
+	Next
+	stopped bool // its lane is
+	unknown bool // D1 may have the order
+}
+
+// queueNexts reschedules messages; only the holders of their claims can. While a lane is
+// stopped a refusal proves nothing about an order, and no time counts against it.
+func queueNexts(b *pgx.Batch, list []nextRow) {
+	var stay []nextRow
+	var doneIDs []int64
+	var doneTokens []pgtype.UUID
+	for _, r := range list {
+		if r.Done {
+			doneIDs, doneTokens = append(doneIDs, r.message.ID), append(doneTokens, pgID(&r.message.Token))
+			continue
+		}
+		stay = append(stay, r)
+	}
+	if len(doneIDs) > 0 {
+		exec(b, `DELETE FROM outbox m USING unnest($1::bigint[], $2::uuid[]) AS t(id, token) WHERE m.id = t.id AND m.claim_token = t.token`,
+			doneIDs, doneTokens)
+	}
+	n := len(stay)
+	if n == 0 {
 		return
 	}
-	if !next.Unsent {
-		exec(b, `UPDATE order_state SET first_sent_at = $3 WHERE issuer_id = $1 AND order_id = $2 AND first_sent_at IS NULL`,
-			o.issuer, o.id, c.Message.FirstSentAt)
+	ids, tokens, runIns, rejects, burnt := make([]int64, n), make([]pgtype.UUID, n), make([]time.Duration, n), make([]time.Duration, n), make([]time.Duration, n)
+	tries, asks, negatives, maybes := make([]int32, n), make([]int32, n), make([]int32, n), make([]int16, n)
+	resendOff, neverSent, keepRefusal := make([]bool, n), make([]bool, n), make([]bool, n)
+	setAside, unknown, giveUp := make([]bool, n), make([]bool, n), make([]bool, n)
+	for i, r := range stay {
+		ids[i], tokens[i], runIns[i], rejects[i] = r.message.ID, pgID(&r.message.Token), r.RunIn, r.RejectAfter
+		if r.Burns && !r.stopped {
+			burnt[i] = r.RunIn
+		}
+		tries[i], asks[i], negatives[i], maybes[i] = int32(r.Tries), int32(r.Asks), int32(r.Negatives), int16(r.Maybe)
+		resendOff[i], neverSent[i] = r.ResendOff || r.GiveUp && r.unknown, r.Unsent && !r.message.SentBefore
+		setAside[i], keepRefusal[i] = r.Refused && !r.stopped, r.Unsent && !r.Refused
+		unknown[i], giveUp[i] = r.unknown, r.GiveUp && !r.unknown
 	}
-	if o.state.Waiting() {
-		queueNext(b, c.Message, next)
-	}
-}
-
-// queueNext reschedules a message; only the claim's holder can.
-func queueNext(b *pgx.Batch, m Message, next Next) {
 	exec(b, `
-		UPDATE outbox SET claim_token = NULL, run_at = now() + $3::interval,
-			tries = $4, asks = $5, negatives = $6, resend_off = resend_off OR $7,
-			maybe_sent_at = CASE $8::int WHEN 0 THEN maybe_sent_at WHEN 1 THEN now() END,
-			first_sent_at = CASE WHEN $9 THEN NULL ELSE first_sent_at END,
-			refused_since = CASE WHEN $10 THEN coalesce(refused_since, now()) WHEN $11 THEN refused_since END,
-			resends = resends + CASE $8::int WHEN 2 THEN 1 ELSE 0 END
-		WHERE id = $1 AND claim_token = $2`,
-		m.ID, m.Token, next.RunIn, next.Tries, next.Asks, next.Negatives, next.ResendOff,
-		int(next.Maybe), next.Unsent && !m.SentBefore, next.Refused, next.Unsent)
+		UPDATE outbox m SET claim_token = NULL,
+			run_at = CASE WHEN t.give_up THEN 'infinity' ELSE now() + t.run_in END,
+			class = CASE WHEN m.kind = 'ask' OR t.unknown THEN $16::smallint
+				WHEN m.class <> $16::smallint THEN m.class
+				ELSE (SELECT CASE WHEN o.batch_id IS NULL OR o.urgent THEN $17::smallint ELSE $18 END
+					FROM orders o WHERE o.issuer_id = m.issuer_id AND o.id = m.order_id) END,
+			tries = t.tries, asks = t.asks, negatives = t.negatives, resend_off = m.resend_off OR t.resend_off,
+			maybe_sent_at = CASE t.maybe WHEN 0 THEN m.maybe_sent_at WHEN 1 THEN now() END,
+			first_sent_at = CASE WHEN NOT t.never_sent THEN m.first_sent_at END,
+			refused_since = CASE WHEN t.set_aside THEN coalesce(m.refused_since, now()) WHEN t.keep_refusal THEN m.refused_since END,
+			refused_at = CASE WHEN t.set_aside THEN now() WHEN t.keep_refusal THEN m.refused_at END,
+			reject_after = CASE WHEN t.set_aside THEN t.reject_after WHEN t.keep_refusal THEN m.reject_after END,
+			trying_for = m.trying_for + t.burnt,
+			resends = m.resends + CASE t.maybe WHEN 2 THEN 1 ELSE 0 END
+		FROM unnest($1::bigint[], $2::uuid[], $3::interval[], $4::interval[], $5::interval[], $6::integer[], $7::integer[], $8::integer[], $9::smallint[],
+				$10::boolean[], $11::boolean[], $12::boolean[], $13::boolean[], $14::boolean[], $15::boolean[])
+			AS t(id, token, run_in, reject_after, burnt, tries, asks, negatives, maybe, resend_off, never_sent, keep_refusal, set_aside, unknown, give_up)
+		WHERE m.id = t.id AND m.claim_token = t.token`,
+		ids, tokens, runIns, rejects, burnt, tries, asks, negatives, maybes, resendOff, neverSent, keepRefusal, setAside, unknown, giveUp,
+		ClassQuestion, ClassSingle, ClassBatch)
 }
 
-func queueAttempt(b *pgx.Batch, key orderKey, a Attempt, claimLost bool) {
-	var status *int
-	if a.HTTPStatus != 0 {
-		status = &a.HTTPStatus
+type attemptRow struct {
+	key orderKey
+	*Attempt
+	claimLost bool
+}
+
+func queueAttempts(b *pgx.Batch, list []attemptRow) {
+	n := len(list)
+	if n == 0 {
+		return
+	}
+	issuers, orders, ids, kinds := make([]string, n), make([]pgtype.UUID, n), make([]pgtype.UUID, n), make([]string, n)
+	outcomes, reasons, statuses := make([]string, n), make([]string, n), make([]*int16, n)
+	codes, texts, operations, correlations := make([]*string, n), make([]*string, n), make([]*string, n), make([]string, n)
+	started, durations, lost := make([]time.Time, n), make([]int32, n), make([]bool, n)
+	for i, a := range list {
+		issuers[i], orders[i], ids[i], kinds[i] = a.key.issuer, pgID(&a.key.id), pgID(&a.ID), string(a.Kind)
+		outcomes[i], reasons[i], codes[i], texts[i] = a.Outcome, a.Reason, optional(a.ErrorCode), optional(a.ErrorText)
+		operations[i], correlations[i] = optional(a.OperationID), a.CorrelationID
+		started[i], durations[i], lost[i] = a.StartedAt, int32(a.Duration.Milliseconds()), a.claimLost
+		if a.HTTPStatus != 0 {
+			status := int16(a.HTTPStatus)
+			statuses[i] = &status
+		}
 	}
 	exec(b, `
 		INSERT INTO attempts (issuer_id, order_id, id, kind, outcome, reason, http_status, error_code, error_text,
 			operation_id, correlation_id, started_at, duration_ms, claim_lost)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+		SELECT * FROM unnest($1::text[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::smallint[], $8::text[], $9::text[],
+			$10::text[], $11::text[], $12::timestamptz[], $13::integer[], $14::boolean[])
 		ON CONFLICT DO NOTHING`,
-		key.issuer, key.id, a.ID, a.Kind, a.Outcome, a.Reason, status, optional(a.ErrorCode), optional(a.ErrorText),
-		optional(a.OperationID), a.CorrelationID, a.StartedAt, a.Duration.Milliseconds(), claimLost)
+		issuers, orders, ids, kinds, outcomes, reasons, statuses, codes, texts, operations, correlations, started, durations, lost)
 }
 
 // OperationOwners returns which of the given operations belong to which orders.

@@ -209,7 +209,7 @@ func (s *Store) applyTo(ctx context.Context, tx pgx.Tx, o *lockedOrder, n *store
 		return OutcomeParked, nil // the order has got its operation since it was matched: this one is another's
 	}
 	trouble := order.AttentionUnapplied
-	before, changes := o.state, len(o.changes)
+	before := *o
 	if n.OperationID != "" && !n.byCard && owners[n.OperationID] != o.orderKey {
 		trouble = order.AttentionForeignOperation // one operation, two orders: this one is not its first
 	} else {
@@ -221,11 +221,9 @@ func (s *Store) applyTo(ctx context.Context, tx pgx.Tx, o *lockedOrder, n *store
 			return "", err
 		}
 		s.cfg.Log.Error("a notification could not be applied", "notificationId", n.id, "orderId", o.id, "error", err)
-		o.state, o.changes = before, o.changes[:changes]
+		*o = before
 	}
-	var b pgx.Batch
-	s.queueAdvance(&b, o, n.cause(), order.Notice{Attention: trouble})
-	return OutcomeUnapplied, send(ctx, tx, &b)
+	return OutcomeUnapplied, s.advanceOne(ctx, tx, o, n.cause(), order.Notice{Attention: trouble})
 }
 
 func (n *stored) cause() Cause {
@@ -253,8 +251,10 @@ func (s *Store) applyOne(ctx context.Context, tx pgx.Tx, o *lockedOrder, n *stor
 		queueShipment(&b, o.orderKey, n.Shipment)
 		evidence = append(evidence, order.Details{})
 	}
-	s.queueAdvance(&b, o, n.cause(), evidence...)
-	return send(ctx, tx, &b)
+	if err := send(ctx, tx, &b); err != nil {
+		return err
+	}
+	return s.advanceOne(ctx, tx, o, n.cause(), evidence...)
 }
 
 // settle writes what became of a notification. A parked or unapplied one is

@@ -2,8 +2,8 @@
 // transactions that matter. Nothing is answered, sent or acknowledged before
 // the row that makes it survive a crash is committed here.
 //
-// Locks are taken in one order everywhere: the batch; of new orders, the keys by which
-// they are recognised; notifications by digest, order_state rows by (issuer_id,
+// Locks are taken in one order everywhere: the batch, the lane; of new orders, the keys by
+// which they are recognised; notifications by digest, order_state rows by (issuer_id,
 // order_id), operations, messages, card_guard by card. A deadlock (orders of one group
 // that want the same card are inserted one after the other) or a serialization failure
 // repeats the whole transaction.
@@ -24,6 +24,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"cardorder/internal/order"
 )
 
 // Config says which database to use and with which keys.
@@ -44,6 +46,11 @@ type Config struct {
 	// OnParked is called after a commit that lets the given parked notifications
 	// find their orders. It must not block.
 	OnParked func(ids []int64)
+	// OnAttention is called after a commit that raised an attention of an order, and
+	// OnClaimLost after one that stored what came of a call whose claim was lost. They
+	// must not block.
+	OnAttention func(issuerID string, a order.Attention)
+	OnClaimLost func(issuerID string)
 	// Log gets what callers are not told; nil means nothing.
 	Log *slog.Logger
 }
@@ -55,6 +62,11 @@ type Store struct {
 	trouble *trouble
 	groups  groups
 	lists   chan struct{} // lists being read: they may take long, and leave half of the connections
+
+	announcer announcer
+	wal       walMemory
+	stats     statsMemory
+	floors    floors
 }
 
 // Open connects to the database. The schema is not looked at: see Migrated.
@@ -70,6 +82,12 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.OnParked == nil {
 		cfg.OnParked = func([]int64) {}
 	}
+	if cfg.OnAttention == nil {
+		cfg.OnAttention = func(string, order.Attention) {}
+	}
+	if cfg.OnClaimLost == nil {
+		cfg.OnClaimLost = func(string) {}
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -79,12 +97,14 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	s := &Store{pool: pool, cfg: cfg, trouble: &t, lists: make(chan struct{}, max(1, pc.MaxConns/2))}
 	s.startCommitters()
+	s.startAnnouncer()
 	return s, nil
 }
 
 // Close closes every connection; it waits for those in use.
 func (s *Store) Close() {
 	s.stopCommitters()
+	s.stopAnnouncer()
 	s.pool.Close()
 }
 
@@ -114,16 +134,70 @@ func (s *Store) inTx(ctx context.Context, f func(pgx.Tx) error) error {
 }
 
 func (s *Store) inTxWith(ctx context.Context, options pgx.TxOptions, f func(pgx.Tx) error) error {
-	for try := 1; ; try++ {
+	return repeat(ctx, func() error {
 		committing := false
 		err := pgx.BeginTxFunc(ctx, s.pool, options, func(tx pgx.Tx) error {
 			err := f(tx)
 			committing = err == nil
 			return err
 		})
-		if committing && pgconn.Timeout(err) {
-			s.trouble.set(errCommit)
+		if committing {
+			s.committed(err)
 		}
+		return err
+	})
+}
+
+// inTwoTrips runs a transaction in two round trips: what ask queues is sent with the
+// BEGIN, and what answer queues, when the results of that are there, with the COMMIT.
+// It repeats both as inTx does.
+func (s *Store) inTwoTrips(ctx context.Context, ask, answer func(*pgx.Batch)) error {
+	return repeat(ctx, func() error {
+		conn, err := s.pool.Acquire(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Release() // which closes one that is still in a transaction
+		var first, second pgx.Batch
+		exec(&first, "BEGIN")
+		ask(&first)
+		if err := conn.SendBatch(ctx, &first).Close(); err != nil {
+			rollBack(ctx, conn)
+			return err
+		}
+		answer(&second)
+		exec(&second, "COMMIT")
+		err = conn.SendBatch(ctx, &second).Close()
+		if err != nil {
+			s.committed(err)
+			rollBack(ctx, conn)
+		}
+		return err
+	})
+}
+
+// committed takes note of a COMMIT that did not come back in time: a synchronous
+// standby may be away.
+func (s *Store) committed(err error) {
+	if pgconn.Timeout(err) {
+		s.trouble.set(errCommit)
+	}
+}
+
+// rollBack ends a failed transaction, if its connection is still of use.
+func rollBack(ctx context.Context, conn *pgxpool.Conn) {
+	if conn.Conn().IsClosed() || conn.Conn().PgConn().TxStatus() == 'I' {
+		return
+	}
+	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_, _ = conn.Exec(short, "ROLLBACK") // or the connection is closed when it is released
+}
+
+// repeat runs f until it succeeds, or fails in a way that trying again does not change.
+func repeat(ctx context.Context, f func() error) error {
+	for try := 1; ; try++ {
+		err := f()
 		if err == nil || try == 10 || !repeatable(err) {
 			return err
 		}
