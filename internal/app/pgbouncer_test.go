@@ -68,6 +68,9 @@ func TestPgBouncer(t *testing.T) {
 					cfg.Database.DirectURL = cfg.Database.URL
 				}
 			})
+			if !b.logged("statement_timeout, lock_timeout or idle_in_transaction_session_timeout is 0") {
+				t.Error("missing timeouts were not warned of")
+			}
 			l := b.load()
 			l.more(30)
 			b.everything()
