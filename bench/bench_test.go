@@ -151,7 +151,7 @@ func TestScript(t *testing.T) {
 \set id :n * 1000 + :client_id
 BEGIN;
 INSERT INTO "orders" ("id", "card_id", "order_ids", "terms", "group_id", "created_at") VALUES ((lpad(:id::text, 32, '0'))::uuid, ` +
-		`(md5(:id::text || 'card'))::text, ARRAY[lpad(:id::text, 32, '0')]::uuid[], '{"a": "it''s", "at"' || ':' || 'b}'::jsonb, NULL, now());
+		`(md5(:id::text || 'card'))::text, ARRAY[lpad(:id::text, 32, '0')]::uuid[], ('{"a": "it''s", "at"' || ':' || 'b}')::jsonb, NULL, now());
 COMMIT;
 `
 	if got := script(c, false); got != want {

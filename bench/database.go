@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -40,10 +41,17 @@ type database struct {
 	pid    int       // of the postmaster
 	seeded []string  // tables that are not empty when they are new
 	tables []string  // the others
+
+	statements bool // whether pg_stat_statements is there
 }
 
-func startDatabase(ctx context.Context) (_ *database, err error) {
-	d := &database{}
+// startDatabase starts it; statements makes it count what statements cost.
+func startDatabase(ctx context.Context, statements bool) (_ *database, err error) {
+	d := &database{statements: statements}
+	settings := maps.Clone(settings)
+	if statements {
+		settings["shared_preload_libraries"] = "pg_stat_statements"
+	}
 	if d.pg, err = pgrun.Start(ctx, pgrun.Config{Fsync: true, MaxConnections: 400, Settings: settings}); err != nil {
 		return nil, err
 	}
@@ -66,7 +74,10 @@ func startDatabase(ctx context.Context) (_ *database, err error) {
 	if d.conn, err = pgx.Connect(ctx, d.url()); err != nil {
 		return nil, err
 	}
-	return d, nil
+	if statements {
+		_, err = d.conn.Exec(ctx, "CREATE EXTENSION pg_stat_statements")
+	}
+	return d, err
 }
 
 // url is the database over TCP: the way in which all connect that are compared.
@@ -80,6 +91,9 @@ func (d *database) stop(ctx context.Context) error {
 	return errors.Join(err, d.pg.Stop())
 }
 
+// lasting are tables that tell nothing of orders, and that a service at work relies on.
+var lasting = []string{"database_history", "replicas"}
+
 // findTables is called when the schema is complete and nothing is in it yet.
 func (d *database) findTables(ctx context.Context) error {
 	rows, err := d.conn.Query(ctx, `SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' ORDER BY relname`)
@@ -91,6 +105,9 @@ func (d *database) findTables(ctx context.Context) error {
 		return err
 	}
 	for _, name := range names {
+		if slices.Contains(lasting, name) {
+			continue
+		}
 		var some bool
 		if err := d.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+quote(name)+")").Scan(&some); err != nil {
 			return err
@@ -298,7 +315,11 @@ func (c *captured) expression(col column, e expressions) string {
 			return "ARRAY[" + id.expression + "]::" + col.typ
 		}
 	}
-	return literal(*col.value) + "::" + col.typ
+	value := literal(*col.value)
+	if strings.Contains(value, "||") {
+		value = "(" + value + ")"
+	}
+	return value + "::" + col.typ
 }
 
 // literal is a string constant of SQL that pgbench does not mistake for one with
@@ -308,3 +329,28 @@ func literal(s string) string {
 }
 
 var variable = regexp.MustCompile(`:(\w)`)
+
+// costly are the statements that took most of PostgreSQL's time since they were
+// last forgotten.
+func (d *database) costly(ctx context.Context) ([]string, error) {
+	if !d.statements {
+		return nil, nil
+	}
+	rows, err := d.conn.Query(ctx, `
+		SELECT format('%s %% of the time, %s calls of %s ms, %s rows: %s', round(100 * s.total_exec_time / sum(s.total_exec_time) OVER ()), s.calls,
+			round(s.mean_exec_time::numeric, 3), s.rows, left(regexp_replace(trim(s.query), '\s+', ' ', 'g'), 160))
+		FROM pg_stat_statements s JOIN pg_database b ON b.oid = s.dbid AND b.datname = current_database()
+		ORDER BY s.total_exec_time DESC LIMIT 12`)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+func (d *database) forgetStatements(ctx context.Context) error {
+	if !d.statements {
+		return nil
+	}
+	_, err := d.conn.Exec(ctx, "SELECT pg_stat_statements_reset()")
+	return err
+}

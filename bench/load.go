@@ -32,6 +32,12 @@ type load struct {
 // It must cost little, since it shares the machine with what it measures: the
 // requests are bytes made beforehand, of an answer only the status is read.
 func drive(ctx context.Context, address string, f *form, clients int, warm, duration time.Duration, accepted *atomic.Int64, begin, end func() error) (*load, error) {
+	return drivePaced(ctx, address, f, clients, 0, warm, duration, accepted, begin, end)
+}
+
+// drivePaced is drive with clients that begin no order sooner than so long after the
+// one before; 0 lets them go on at once.
+func drivePaced(ctx context.Context, address string, f *form, clients int, interval, warm, duration time.Duration, accepted *atomic.Int64, begin, end func() error) (*load, error) {
 	conns := make([]*client, clients)
 	for i := range conns {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
@@ -39,7 +45,7 @@ func drive(ctx context.Context, address string, f *form, clients int, warm, dura
 			return nil, fmt.Errorf("connecting to the service: %w", err)
 		}
 		defer func() { _ = conn.Close() }()
-		conns[i] = &client{conn: conn, in: bufio.NewReaderSize(conn, 8<<10), form: f.clone(), accepted: accepted, errs: make(map[string]int)}
+		conns[i] = &client{conn: conn, in: bufio.NewReaderSize(conn, 8<<10), form: f.clone(), interval: interval, accepted: accepted, errs: make(map[string]int)}
 	}
 	var counting, stopped atomic.Bool
 	var wg sync.WaitGroup
@@ -98,18 +104,42 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
+// patience is for how long anything is waited for.
+const patience = 3 * time.Minute
+
+// until asks again and again whether something is so.
+func until(ctx context.Context, every time.Duration, failure string, reached func() (bool, error)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New(failure))
+	defer cancel()
+	for {
+		ok, err := reached()
+		if err != nil || ok {
+			return err
+		}
+		if err := pause(ctx, every); err != nil {
+			return err
+		}
+	}
+}
+
 // client is one connection of core banking.
 type client struct {
 	conn     net.Conn
 	in       *bufio.Reader
 	form     *form
+	interval time.Duration
 	accepted *atomic.Int64
 	took     []time.Duration
 	errs     map[string]int
 }
 
 func (c *client) run(counting, stopped *atomic.Bool) {
+	next := time.Now()
 	for !stopped.Load() {
+		if c.interval > 0 {
+			time.Sleep(time.Until(next))
+			next = next.Add(c.interval)
+		}
 		c.form.fill()
 		started := time.Now()
 		status, err := c.exchange()

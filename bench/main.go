@@ -25,14 +25,17 @@ import (
 func main() { os.Exit(run()) }
 
 func run() int {
-	if len(os.Args) == 3 && os.Args[1] == riverCommand {
-		if err := runRiver(os.Args[2]); err != nil {
-			fmt.Fprintln(os.Stderr, "bench:", err)
-			return 1
+	if len(os.Args) == 3 {
+		// Other processes of the benchmark are this binary too.
+		if command := commands[os.Args[1]]; command != nil {
+			if err := command(os.Args[2]); err != nil {
+				fmt.Fprintln(os.Stderr, "bench:", err)
+				return 1
+			}
+			return 0
 		}
-		return 0
 	}
-	b := &bench{out: os.Stdout}
+	b := &bench{out: os.Stdout, sendingPeaks: make(map[string]int64)}
 	if err := b.parse(os.Args[1:]); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return 0
@@ -46,6 +49,10 @@ func run() int {
 		return 1
 	}
 	return 0
+}
+
+var commands = map[string]func(string) error{
+	riverCommand: runRiver, riverWorkerCommand: runRiverWorker, stubCommand: runD1Stub,
 }
 
 // bench is one run of the benchmark.
@@ -67,6 +74,12 @@ type bench struct {
 	preload        int
 	quick          bool
 	profile        string
+	statements     bool
+	dispatch       int
+	backlog        int
+	singles        int
+	rest           time.Duration
+	riverWorkers   []int
 
 	dir     string
 	db      *database
@@ -79,6 +92,13 @@ type bench struct {
 	results []*result
 	peaks   []string
 	trips   float64
+
+	stub         *d1Stub
+	sample       stubSample // of what the service posts
+	figures      []figure
+	sendingPeaks map[string]int64 // of the service's memory, by run
+	onRelease    func(*service)   // while sending is profiled
+	beforeEnd    func()
 }
 
 func (b *bench) parse(args []string) error {
@@ -92,8 +112,14 @@ func (b *bench) parse(args []string) error {
 	flags.StringVar(&b.batchMemory, "batch-memory", "", "upload batches of these sizes as well and print the service's peak memory, as 100000,1000000")
 	flags.IntVar(&b.maxConns, "max-conns", 16, "database connections of each service (database.maxConns)")
 	flags.BoolVar(&b.idempotencyKey, "idempotency-key", false, "send an Idempotency-Key header beside the issuerRequestId")
-	flags.StringVar(&b.only, "only", "", "only these of pgbench, accept, river, batch, roundtrips (comma separated)")
+	flags.StringVar(&b.only, "only", "", "only these of pgbench, accept, river, batch, roundtrips, "+strings.Join(sendingParts, ", ")+" (comma separated)")
 	flags.IntVar(&b.preload, "preload", 0, "instead, measure accepting with empty tables and with so many orders stored; set -duration to more than a checkpoint cycle")
+	flags.IntVar(&b.dispatch, "dispatch", 50_000, "orders that are sent in one run; the slow one sends two fifths of it, River's and the backlog's a fifth")
+	flags.IntVar(&b.backlog, "backlog", 1_000_000, "orders in the long backlog")
+	flags.IntVar(&b.singles, "singles", 200, "orders that are placed one by one while the service is idle")
+	flags.DurationVar(&b.rest, "rest", 20*time.Second, "for how long the CPU time of an idle service is measured")
+	riverWorkers := flags.String("river-workers", "16,256", "MaxWorkers of the River worker")
+	flags.BoolVar(&b.statements, "statements", false, "also print which statements took PostgreSQL's time while orders were sent (needs pg_stat_statements)")
 	flags.StringVar(&b.profile, "profile", "", "also write CPU and allocation profiles of the server to this folder")
 	flags.BoolVar(&b.quick, "quick", false, "once and briefly, to see that it works: the figures mean little")
 	if err := flags.Parse(args); err != nil {
@@ -102,12 +128,13 @@ func (b *bench) parse(args []string) error {
 	b.warm = time.Second
 	if b.quick {
 		b.rounds, b.batch, b.warm = 1, min(b.batch, 2000), 200*time.Millisecond
-		*clients, *pgbenchClients = "64", "16"
+		*clients, *pgbenchClients, *riverWorkers = "64", "16", "16"
+		b.dispatch, b.backlog, b.singles, b.rest = min(b.dispatch, 1000), min(b.backlog, 3000), min(b.singles, 20), min(b.rest, time.Second)
 	}
 	for _, list := range []struct {
 		text string
 		to   *[]int
-	}{{*clients, &b.clients}, {*pgbenchClients, &b.pgbenchClients}} {
+	}{{*clients, &b.clients}, {*pgbenchClients, &b.pgbenchClients}, {*riverWorkers, &b.riverWorkers}} {
 		var err error
 		if *list.to, err = numbers(list.text); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
@@ -154,7 +181,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	if b.site, err = newSite(ctx, b.dir, b.root, b.maxConns); err != nil {
 		return err
 	}
-	if b.db, err = startDatabase(ctx); err != nil {
+	if b.db, err = startDatabase(ctx, b.statements); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.db.stop(ctx)) }()
@@ -193,6 +220,9 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return err
 	}
 	b.report()
+	if b.profile != "" {
+		b.printf("profiles of the server are in %s (go tool pprof)\n", b.profile)
+	}
 	return nil
 }
 
@@ -221,8 +251,10 @@ func (b *bench) captureRows(ctx context.Context) error {
 	return err
 }
 
+// measurement is one run.
+type measurement func() (*result, error)
+
 func (b *bench) measureAll(ctx context.Context) error {
-	type measurement func() (*result, error)
 	var all []measurement
 	if b.wants("pgbench") && b.pgbench != nil {
 		for _, pipeline := range []bool{false, true} {
@@ -249,6 +281,28 @@ func (b *bench) measureAll(ctx context.Context) error {
 			})
 		}
 	}
+	if err := b.measureRounds(all); err != nil {
+		return err
+	}
+	if err := b.measureMemory(ctx); err != nil {
+		return err
+	}
+	if b.profile != "" {
+		if err := b.profileServer(ctx); err != nil {
+			return err
+		}
+	}
+	if b.wants("roundtrips") {
+		var err error
+		if b.trips, err = b.roundTrips(ctx, b.clients[0], min(b.duration, 2*time.Second)); err != nil {
+			return err
+		}
+	}
+	return b.measureSending(ctx)
+}
+
+// measureRounds runs everything several times and keeps the best of each.
+func (b *bench) measureRounds(all []measurement) error {
 	best := make([]*result, len(all))
 	for round := range b.rounds {
 		order := make([]int, len(all))
@@ -276,20 +330,6 @@ func (b *bench) measureAll(ctx context.Context) error {
 	for _, r := range best {
 		if r != nil {
 			b.results = append(b.results, r)
-		}
-	}
-	if err := b.measureMemory(ctx); err != nil {
-		return err
-	}
-	if b.profile != "" {
-		if err := b.profileServer(ctx); err != nil {
-			return err
-		}
-	}
-	if b.wants("roundtrips") {
-		var err error
-		if b.trips, err = b.roundTrips(ctx, b.clients[0], min(b.duration, 2*time.Second)); err != nil {
-			return err
 		}
 	}
 	return nil

@@ -75,10 +75,8 @@ func (b *bench) checkpoints(ctx context.Context) (n int, err error) {
 // ones, several events each, and nothing to send.
 func (b *bench) fill(ctx context.Context) error {
 	const chunk = 200_000
-	e := expressions{
-		order: `lpad(n::text, 32, '0')`, card: `md5(n::text || 'card')`, request: `md5(n::text || 'request')`,
-		consumer: `md5(n::text || 'consumer')`, key: `md5(n::text || 'key')`, now: "now() - interval '60 days'",
-	}
+	e := manyOrders
+	e.now = "now() - interval '60 days'"
 	if _, err := b.db.conn.Exec(ctx, "SET synchronous_commit = off"); err != nil {
 		return err
 	}
@@ -116,35 +114,41 @@ func (b *bench) fill(ctx context.Context) error {
 	return nil
 }
 
+// manyOrders are those of a series n.
+var manyOrders = expressions{
+	order: `lpad(n::text, 32, '0')`, card: `md5(n::text || 'card')`, request: `md5(n::text || 'request')`,
+	consumer: `md5(n::text || 'consumer')`, key: `md5(n::text || 'key')`, now: "now()",
+}
+
 // insertSelect writes many such rows, for orders that have ended.
 func (c *captured) insertSelect(r row, e expressions, from, to int) string {
-	names, values := make([]string, len(r.columns)), make([]string, len(r.columns))
 	source := fmt.Sprintf("generate_series(%d, %d) n", from, to)
 	if r.table == "order_events" {
 		source += fmt.Sprintf(", generate_series(1, %d) event", eventsPerOrder)
 	}
+	return c.insertMany(r, e, source, map[string]string{
+		"order_events.seq":             "event",
+		"order_state.version":          fmt.Sprint(eventsPerOrder),
+		"order_state.status":           "'SHIPPED'",
+		"order_state.rank":             "60",
+		"order_state.step_rank":        "60",
+		"order_state.top_rank":         "60",
+		"order_state.operation_id":     e.key,
+		"order_state.ended_at":         e.now,
+		"card_guard.order_ids":         "'{}'", // open no longer; a CREATION stays for some time
+		"card_guard.creation_order_id": "(" + e.order + ")::uuid",
+		"card_guard.creation_until":    "now() + interval '10 days'",
+	})
+}
+
+// insertMany writes a row like r for each of source; other has expressions for
+// columns, by table.column, that are not as in r.
+func (c *captured) insertMany(r row, e expressions, source string, other map[string]string) string {
+	names, values := make([]string, len(r.columns)), make([]string, len(r.columns))
 	for i, col := range r.columns {
 		names[i] = quote(col.name)
-		switch r.table + "." + col.name {
-		case "order_events.seq":
-			values[i] = "event"
-		case "order_state.version":
-			values[i] = fmt.Sprint(eventsPerOrder)
-		case "order_state.status":
-			values[i] = "'SHIPPED'"
-		case "order_state.rank", "order_state.step_rank", "order_state.top_rank":
-			values[i] = "60"
-		case "order_state.operation_id":
-			values[i] = e.key
-		case "order_state.ended_at":
-			values[i] = e.now
-		case "card_guard.order_ids": // open no longer; a CREATION stays for some time
-			values[i] = "'{}'"
-		case "card_guard.creation_order_id":
-			values[i] = "(" + e.order + ")::uuid"
-		case "card_guard.creation_until":
-			values[i] = "now() + interval '10 days'"
-		default:
+		var ok bool
+		if values[i], ok = other[r.table+"."+col.name]; !ok {
 			values[i] = c.expression(col, e)
 		}
 	}

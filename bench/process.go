@@ -58,10 +58,8 @@ func (p *process) awaitReady(ctx context.Context, url string) error {
 				return nil
 			}
 		}
-		select {
-		case <-p.ended:
+		if p.hasEnded() {
 			return errors.New(p.name + " ended, see " + p.log)
-		default:
 		}
 		if err := pause(ctx, 20*time.Millisecond); err != nil {
 			return err
@@ -77,6 +75,21 @@ func (p *process) stop() {
 	case <-time.After(3 * time.Second): // the call to D1 that never ends
 		_ = p.cmd.Process.Kill()
 		<-p.ended
+	}
+}
+
+// kill ends it at once.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill()
+	<-p.ended
+}
+
+func (p *process) hasEnded() bool {
+	select {
+	case <-p.ended:
+		return true
+	default:
+		return false
 	}
 }
 

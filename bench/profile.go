@@ -22,8 +22,8 @@ func (b *bench) profileServer(ctx context.Context) error {
 		profiling.Go(func() {
 			seconds := max(1, int(b.duration.Seconds()))
 			failed = errors.Join(
-				b.fetchProfile(ctx, fmt.Sprintf("profile?seconds=%d", seconds), name+".cpu.pprof"),
-				b.fetchProfile(ctx, "allocs", name+".allocs.pprof"))
+				b.fetchProfile(ctx, b.server, fmt.Sprintf("profile?seconds=%d", seconds), name+".cpu.pprof"),
+				b.fetchProfile(ctx, b.server, "allocs", name+".allocs.pprof"))
 		})
 		err := run()
 		profiling.Wait()
@@ -47,12 +47,29 @@ func (b *bench) profileServer(ctx context.Context) error {
 			return err
 		}
 	}
-	b.printf("profiles of the server are in %s (go tool pprof)\n", b.profile)
 	return nil
 }
 
-func (b *bench) fetchProfile(ctx context.Context, what, name string) error {
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+b.server.admin+"/debug/pprof/"+what, nil)
+// profileSending writes profiles of a run of sending.
+func (b *bench) profileSending(ctx context.Context) error {
+	var profiling sync.WaitGroup
+	var failed error
+	b.onRelease = func(svc *service) {
+		profiling.Go(func() {
+			seconds := max(1, int(b.duration.Seconds()))
+			failed = errors.Join(
+				b.fetchProfile(ctx, svc, fmt.Sprintf("profile?seconds=%d", seconds), "dispatch.cpu.pprof"),
+				b.fetchProfile(ctx, svc, "allocs", "dispatch.allocs.pprof"))
+		})
+	}
+	b.beforeEnd = profiling.Wait
+	defer func() { b.onRelease, b.beforeEnd = nil, nil }()
+	_, err := b.measureDispatch(ctx, dispatch{nameDispatch, b.dispatch, defaultConcurrency, 0})
+	return errors.Join(err, failed)
+}
+
+func (b *bench) fetchProfile(ctx context.Context, svc *service, what, name string) error {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+svc.admin+"/debug/pprof/"+what, nil)
 	if err != nil {
 		return err
 	}

@@ -23,11 +23,20 @@ func (b *bench) describe(ctx context.Context) error {
 	}
 	b.printf("machine: %d CPUs (%s), %s, %s\n", runtime.NumCPU(), processor(), runtime.Version(), commit(ctx, b.root))
 	b.printf("PostgreSQL over TCP, for all: %s\n", settings)
-	b.printf("services: %d database connections each; auth on; D1 never answers\n", b.maxConns)
+	b.printf("services: %d database connections each; auth on; while accepting is measured, D1 never answers\n", b.maxConns)
 	b.printf("an order: %d bytes of JSON, %d rows of %d bytes (%s)\n", len(orderText)-len(markJWE)+len(b.site.encryption.jwes[0]),
 		len(b.rows.rows), b.rows.size(), b.rows)
 	b.printf("each run: %s, the best of %d\n\n", b.duration, b.rounds)
 	return nil
+}
+
+// printStatements prints what PostgreSQL was busy with, where that is counted.
+func (b *bench) printStatements(ctx context.Context) error {
+	list, err := b.db.costly(ctx)
+	for _, text := range list {
+		b.printf("         %s\n", text)
+	}
+	return err
 }
 
 func processor() string {
@@ -102,6 +111,25 @@ func (b *bench) report() {
 		b.printf("peak memory of the service during a batch: %s\n", strings.Join(b.peaks, "; "))
 	}
 	b.ratios()
+	b.printFigures()
+}
+
+// printFigures prints what is no ratio.
+func (b *bench) printFigures() {
+	for _, f := range b.figures {
+		b.printf("  %-44s %s   wanted: %s\n", f.what, f.value, f.wanted)
+	}
+	var most int64
+	var list []string
+	for _, name := range slices.Sorted(maps.Keys(b.sendingPeaks)) {
+		peak := b.sendingPeaks[name]
+		most = max(most, peak)
+		list = append(list, fmt.Sprintf("%s %d", name, peak>>20))
+	}
+	if most > 0 {
+		b.printf("  %-44s %d MiB (%s)   wanted: below %d MiB\n", "peak memory while sending, GOMEMLIMIT="+memoryLimit,
+			most>>20, strings.Join(list, ", "), memoryWanted>>20)
+	}
 }
 
 func microseconds(d time.Duration) string {
@@ -141,6 +169,10 @@ func (b *bench) ratios() {
 		{"accepting / River service", b.best("accept"), b.best("River service"), "at least 3"},
 		{"batch / pgbench, a statement at a time", b.best("batch", "batch, gzip"), b.best(pgbenchName(false)), "at least 2.5"},
 		{"batch / pgbench, pipelined", b.best("batch", "batch, gzip"), b.best(pgbenchName(true)), "-"},
+		{"sending / bare HTTP client", b.best(nameDispatch), b.best(nameBare), "at least 0.3"},
+		{"sending / bare HTTP client, D1 100 ms", b.best(nameSlowDispatch), b.best(nameSlowBare), "at least 0.95"},
+		{"sending / River worker", b.best(nameDispatch), b.best(nameRiverWorker), "at least 3"},
+		{"sending from a long backlog / a short one", b.best(nameLong), b.best(nameShort), "at least 0.9"},
 	} {
 		if ratio.ours == nil || ratio.theirs == nil {
 			continue

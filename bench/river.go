@@ -25,9 +25,6 @@ import (
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/rivermigrate"
-	"github.com/tink-crypto/tink-go/v2/aead"
-	"github.com/tink-crypto/tink-go/v2/insecurecleartextkeyset"
-	"github.com/tink-crypto/tink-go/v2/keyset"
 	"github.com/tink-crypto/tink-go/v2/tink"
 
 	"cardorder/internal/d1client"
@@ -202,12 +199,8 @@ func (s *riverService) open(ctx context.Context) error {
 		return errors.New("the token's hash is not a SHA-256 in hex")
 	}
 	s.hashKey = []byte(s.ContentHash)
-	handle, err := insecurecleartextkeyset.Read(keyset.NewJSONReader(strings.NewReader(s.Keyset)))
-	if err != nil {
-		return errors.New("the sealing keyset cannot be read")
-	}
-	if s.seal, err = aead.New(handle); err != nil {
-		return errors.New("the sealing keyset cannot be used")
+	if s.seal, err = openKeyset(s.Keyset); err != nil {
+		return err
 	}
 	jwk, err := os.ReadFile(s.EncryptionKeyFile)
 	if err != nil {

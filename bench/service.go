@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -64,11 +65,28 @@ type service struct {
 	stopD1     func()
 }
 
-// startService runs the service with the example configuration. What differs is
-// where things are, and how D1 behaves: it never answers an order, and one call
-// may be open at once, so that sending rests with one claimed message and what is
-// measured is accepting. Neither pgbench nor the comparator sends anything either.
-func (s *site) startService(ctx context.Context, name, databaseURL string) (_ *service, err error) {
+// startService runs the service for accepting: its D1 never answers an order, and
+// one call may be open at once, so that sending rests with one claimed message.
+// Neither pgbench nor the comparator sends anything either.
+func (s *site) startService(ctx context.Context, name, databaseURL string) (*service, error) {
+	d1, stopD1, err := silentD1(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.start(ctx, name, databaseURL, d1, nil, map[string]string{
+		"concurrency: 16": "concurrency: 1", "callTimeout: 30s": "callTimeout: 2m",
+	})
+	if err != nil {
+		stopD1()
+		return nil, err
+	}
+	v.stopD1 = stopD1
+	return v, nil
+}
+
+// start runs the service with the example configuration. What differs is where
+// things are, and what is given in place of what stands there.
+func (s *site) start(ctx context.Context, name, databaseURL, d1 string, env []string, replace map[string]string) (_ *service, err error) {
 	text, err := os.ReadFile(filepath.Join(s.root, example, "server.yaml"))
 	if err != nil {
 		return nil, err
@@ -80,33 +98,30 @@ func (s *site) startService(ctx context.Context, name, databaseURL string) (_ *s
 	if err := os.WriteFile(filepath.Join(s.dir, example, "programs.yaml"), programs, 0o600); err != nil {
 		return nil, err
 	}
-	d1, stopD1, err := silentD1(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			stopD1()
-		}
-	}()
-	replace := []string{
-		"concurrency: 16", "concurrency: 1", "callTimeout: 30s", "callTimeout: 2m",
-		"maxConns: 16", "maxConns: " + strconv.Itoa(s.maxConns), "127.0.0.1:8180", d1,
-	}
-	v := &service{token: s.token, stopD1: stopD1}
+	all := map[string]string{"maxConns: 16": "maxConns: " + strconv.Itoa(s.maxConns), "127.0.0.1:8180": d1}
+	maps.Copy(all, replace)
+	v := &service{token: s.token, stopD1: func() {}}
 	addresses, err := freeAddresses(ctx, 3)
 	if err != nil {
 		return nil, err
 	}
 	v.api, v.admin = addresses[0], addresses[2]
 	for i, inExample := range []string{"127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:9090"} {
-		replace = append(replace, inExample, addresses[i])
+		all[inExample] = addresses[i]
+	}
+	var pairs []string
+	for old, replacement := range all {
+		if !strings.Contains(string(text), old) {
+			return nil, fmt.Errorf("%s/server.yaml no longer says %q", example, old)
+		}
+		pairs = append(pairs, old, replacement)
 	}
 	config := filepath.Join(s.dir, name+".yaml")
-	if err := os.WriteFile(config, []byte(strings.NewReplacer(replace...).Replace(string(text))), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte(strings.NewReplacer(pairs...).Replace(string(text))), 0o600); err != nil {
 		return nil, err
 	}
-	v.process, err = startProcess(s.dir, name, []string{"CARDORDER_DATABASE_URL=" + databaseURL}, s.server, "serve", "--config", config)
+	env = append([]string{"CARDORDER_DATABASE_URL=" + databaseURL}, env...)
+	v.process, err = startProcess(s.dir, name, env, s.server, "serve", "--config", config)
 	if err != nil {
 		return nil, err
 	}

@@ -238,6 +238,7 @@ type Order struct {
 	BatchID            string             `json:"batchId"`
 
 	OperationID    string   `json:"operationId"` // D1's
+	Asking         bool     `json:"asking"`      // D1 is being asked about it; not told in lists
 	DueDate        string   `json:"dueDate"`     // as D1 says it
 	ProductionSite string   `json:"productionSite"`
 	Shipments      []Parcel `json:"shipments"`

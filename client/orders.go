@@ -115,14 +115,14 @@ func checkKey(key string) error {
 
 // Order returns an order as it is now.
 func (c *Client) Order(ctx context.Context, orderID string) (*Order, error) {
-	return get[Order](ctx, c, &request{doing: "reading an order", method: http.MethodGet, path: "/orders/" + url.PathEscape(orderID)})
+	return get[Order](ctx, c, &request{doing: "reading an order", method: http.MethodGet, path: orderPath(orderID, "")})
 }
 
 // Timeline returns all that ever happened to an order, oldest first.
 func (c *Client) Timeline(ctx context.Context, orderID string) ([]TimelineEntry, error) {
 	page, err := get[struct {
 		Data []TimelineEntry `json:"data"`
-	}](ctx, c, &request{doing: "reading a timeline", method: http.MethodGet, path: "/orders/" + url.PathEscape(orderID) + "/timeline"})
+	}](ctx, c, &request{doing: "reading a timeline", method: http.MethodGet, path: orderPath(orderID, "/timeline")})
 	if err != nil {
 		return nil, err
 	}

@@ -51,7 +51,8 @@ func TestPersonalDataCannotBePrinted(t *testing.T) {
 		List    []client.NewOrder
 		Config  client.Config
 		Card    *client.SensitiveData
-	}{o, *o, []client.NewOrder{*o}, cfg, o.SensitiveData}
+		Retry   client.Retry
+	}{o, *o, []client.NewOrder{*o}, cfg, o.SensitiveData, client.Retry{EncryptedData: secret, DuplicateOverride: &client.DuplicateOverride{Reason: secret}}}
 	hidden := struct { // fmt calls no methods here
 		token  client.Token
 		client *client.Client

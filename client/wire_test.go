@@ -99,6 +99,30 @@ func TestRequests(t *testing.T) {
 			_, err := c.Programs(ctx)
 			return err
 		}, "GET /programs", nil},
+		"refresh": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.Refresh(ctx, "o/1")
+			return err
+		}, "POST /orders/o%2F1/refresh", map[string]string{"Content-Type": "", "If-Match": ""}},
+		"retry": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.Retry(ctx, "o-1", client.Retry{})
+			return err
+		}, "POST /orders/o-1/retry", map[string]string{"Content-Type": "application/json", "If-Match": ""}},
+		"retry of a version": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.Retry(ctx, "o-1", client.Retry{Version: 4})
+			return err
+		}, "POST /orders/o-1/retry", map[string]string{"If-Match": `"4"`}},
+		"lanes": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.Lanes(ctx)
+			return err
+		}, "GET /lanes", nil},
+		"pause": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.PauseLane(ctx, client.LaneD1, "why")
+			return err
+		}, "POST /lanes/d1/pause", map[string]string{"Content-Type": "application/json"}},
+		"resume": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.ResumeLane(ctx, "a b")
+			return err
+		}, "POST /lanes/a%20b/resume", map[string]string{"Content-Type": ""}},
 		"upload": {func(ctx context.Context, c *client.Client) error {
 			_, err := c.UploadBatch(ctx, client.Upload{IdempotencyKey: "k", Open: text("{}\n")})
 			return err
@@ -191,6 +215,13 @@ func TestAnswers(t *testing.T) {
 			{"kind":"attempt","attempt":{"httpStatus":202}},{"kind":"newer"}],"nextCursor":null}`,
 		"GET /programs": `{"configured":true,"digest":"d","data":[{"cardProductId":"gold","inserts":[],"paymentApplications":[{"config":"visa","odaKeyIndexes":["01"]}],
 			"alphaCard":true,"nameLength":26,"duplicateWindowSeconds":60,"sla":{"workingDays":{"CREATION":1},"cutOff":"17:00"}}]}`,
+		"POST /orders/o-1/refresh": `{"id":"o-1","version":7,"asking":true}`,
+		"POST /orders/o-1/retry":   `{"id":"o-1","status":"ACCEPTED","version":8}`,
+		"GET /lanes": `{"data":[{"lane":"d1","state":"STOPPED","stop":{"at":"2026-01-02T03:04:05Z","reason":"not-found","nextProbeAt":"2026-01-02T03:04:06Z"},
+			"limits":{"concurrency":16,"ratePerSecond":9},"backlog":[{"class":"single","messages":3,"due":2,"oldestDueSeconds":60}],"unknown":1,"refused":2,"givenUp":3,
+			"replicas":[{"id":"r-1","host":"a","seenAt":"2026-01-02T03:04:05Z","sending":{"state":"open","reason":"dial","until":"2026-01-02T03:04:06Z"},"asking":{"state":"closed"},
+			"inFlight":4,"concurrency":8,"clockSkewMs":-2},{"id":"r-2"}],"newer":1}]}`,
+		"POST /lanes/d1/pause":            `{"lane":"d1","state":"PAUSED","pause":{"at":"2026-01-02T03:04:05Z","by":"me","reason":"why"}}`,
 		"POST /order-batches":             `{"id":"b-1","status":"COMPLETED","format":"csv","rows":{"read":3,"accepted":1,"replayed":1,"refused":1}}`,
 		"POST /order-batches?dryRun=true": `{"dryRun":true,"rows":{"read":3,"refused":1},"refused":[{"line":2,"outcome":"refused","errors":[{"pointer":"/cardId","code":"required"}]}]}`,
 		"GET /order-batches":              `{"data":[{"id":"b-1"}],"nextCursor":"next"}`,
@@ -220,6 +251,18 @@ func TestAnswers(t *testing.T) {
 	timeline, err := c.Timeline(ctx, "o-1")
 	check("timeline", err, len(timeline) == 3 && timeline[0].Event.Seq == 1 && string(timeline[0].Event.Detail) == `{"x":1}` &&
 		timeline[1].Attempt.HTTPStatus == 202 && timeline[2].Kind == "newer", timeline)
+	asked, err := c.Refresh(ctx, "o-1")
+	check("refresh", err, asked != nil && asked.Asking && asked.Version == 7, asked)
+	retried, err := c.Retry(ctx, "o-1", client.Retry{})
+	check("retry", err, retried != nil && retried.Status == client.StatusAccepted && !retried.Asking, retried)
+	lanes, err := c.Lanes(ctx)
+	check("lanes", err, len(lanes) == 1 && lanes[0].State == client.LaneStopped && lanes[0].Pause == nil && lanes[0].Stop.Reason == "not-found" &&
+		lanes[0].Stop.NextProbeAt.Second() == 6 && lanes[0].Limits == client.LaneLimits{Concurrency: 16, RatePerSecond: 9} &&
+		lanes[0].Backlog[0] == client.LaneBacklog{Class: "single", Messages: 3, Due: 2, OldestDueSeconds: 60} && lanes[0].Unknown == 1 && lanes[0].Refused == 2 &&
+		lanes[0].GivenUp == 3 && lanes[0].Replicas[0].Sending.Reason == "dial" && lanes[0].Replicas[0].Sending.Until != nil && lanes[0].Replicas[0].Asking.State == "closed" &&
+		lanes[0].Replicas[0].InFlight == 4 && lanes[0].Replicas[0].Concurrency == 8 && lanes[0].Replicas[0].ClockSkewMS == -2 && lanes[0].Replicas[1].Sending == nil, lanes)
+	paused, err := c.PauseLane(ctx, client.LaneD1, "why")
+	check("pause", err, paused != nil && paused.State == client.LanePaused && paused.Pause.By == "me" && paused.Pause.Reason == "why", paused)
 	programs, err := c.Programs(ctx)
 	check("programs", err, programs != nil && programs.Configured && programs.Digest == "d" && programs.Data[0].Inserts != nil && programs.Data[0].Packagings == nil &&
 		programs.Data[0].PaymentApplications[0].ODAKeyIndexes[0] == "01" && programs.Data[0].DuplicateWindowSeconds == 60 &&

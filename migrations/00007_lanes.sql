@@ -34,8 +34,8 @@ CREATE TABLE replicas (
 CREATE TABLE database_history (
     only_row          boolean     PRIMARY KEY DEFAULT true CHECK (only_row),
     system_identifier bigint      NOT NULL,
-    timeline          integer     NOT NULL,
-    seen_at           timestamptz NOT NULL DEFAULT now()
+    timeline          integer     NOT NULL, -- 0 while messages are being marked: none has this number
+    seen_at           timestamptz NOT NULL DEFAULT now() -- orders untouched since before may have been sent in another history
 );
 
 ALTER TABLE outbox

@@ -36,6 +36,7 @@ settings:
   stepInterval: 20ms
   unknownCard: 404
   failAt: {status: DATA_EXCEPTION, reason: out of stock}
+  faults: {seed: 7, lostAfter: 0.2, lateBy: 50ms}
 `
 
 // writeConfig writes a configuration and the signing key it names.
@@ -92,7 +93,8 @@ func TestRunServesAndStops(t *testing.T) {
 		}
 		client := d1sim.NewClient("http://"+addresses[1], nil)
 		set, err := client.Settings(ctx)
-		if err != nil || set.StepInterval != d1sim.Duration(20*time.Millisecond) || set.UnknownCard != "404" || set.FailAt.Reason != "out of stock" {
+		if err != nil || set.StepInterval != d1sim.Duration(20*time.Millisecond) || set.UnknownCard != "404" || set.FailAt.Reason != "out of stock" ||
+			set.Faults == nil || *set.Faults != (d1sim.Faults{Seed: 7, LostAfter: 0.2, SlowBy: d1sim.Duration(time.Second), LateBy: d1sim.Duration(50 * time.Millisecond)}) {
 			t.Errorf("settings %+v, %v", set, err)
 		}
 		key, err := client.EncryptionKey(ctx)

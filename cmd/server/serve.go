@@ -48,7 +48,8 @@ func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	}
 	log.Info("starting", "config", summary)
 	if *migrateFirst {
-		if err := store.Migrate(ctx, cfg.Database.MigrateURL.Reveal()); err != nil {
+		err := app.UntilDatabase(ctx, log, func(ctx context.Context) error { return store.Migrate(ctx, cfg.Database.DirectURL.Reveal()) })
+		if err != nil {
 			return err
 		}
 	}
@@ -127,7 +128,7 @@ func migrate(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if err != nil {
 		return err
 	}
-	url := cfg.Database.MigrateURL.Reveal()
+	url := cfg.Database.DirectURL.Reveal()
 	if args[0] == "up" {
 		if err := store.Migrate(ctx, url); err != nil {
 			return err
@@ -144,6 +145,24 @@ func migrate(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		}
 		_, _ = fmt.Fprintf(stdout, "%-8s %s\n", state, m.Name)
 	}
+	return nil
+}
+
+// restored is for a database that was set back in a way that it may not show.
+func restored(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("restored", flag.ContinueOnError)
+	path := flags.String("config", "", "the configuration `file` (required)")
+	if err := parse(flags, args, stderr, "config"); err != nil {
+		return err
+	}
+	cfg, err := config.Load(*path)
+	if err != nil {
+		return err
+	}
+	if err := app.Restored(ctx, cfg, slog.New(slog.NewTextHandler(stderr, nil))); err != nil {
+		return err
+	}
+	_, _ = fmt.Fprintln(stdout, "every message is marked: D1 is asked before anything is sent")
 	return nil
 }
 

@@ -406,8 +406,8 @@ func TestConfig(t *testing.T) {
 	if err := json.Unmarshal([]byte(p.stdout.String()), &effective); err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(effective); got != "{development map[maxConns:16 migrateUrl:[set] url:[set]] "+
-		"[{map[afterUnknown:resend callTimeout:30s concurrency:16 poll:1s resendAfter:5m0s retryRefusedFor:15m0s]}] "+
+	if got := fmt.Sprint(effective); got != "{development map[directUrl:[set] maxConns:16 url:[set]] "+
+		"[{map[afterUnknown:resend breakerThreshold:5 callTimeout:30s concurrency:16 giveUpAfter:72h0m0s poll:1s ratePerSecond:0 resendAfter:5m0s retry404For:15m0s stopAfterRefusals:5]}] "+
 		"{"+effective.Programs.Digest+" map[ISSUER0001:[{gold-debit [FR DE GB]}]]}}" || len(effective.Programs.Digest) != 64 {
 		t.Errorf("in effect: %s", got)
 	}

@@ -15,7 +15,7 @@ import (
 const (
 	ScopeRead    = "orders:read"    // see orders
 	ScopeWrite   = "orders:write"   // place orders
-	ScopeOperate = "orders:operate" // hold, release and cancel them
+	ScopeOperate = "orders:operate" // hold, release, cancel, retry and refresh them; pause and resume lanes
 )
 
 // Scopes lists them all.

@@ -58,6 +58,14 @@ var answers = map[string]reflect.Type{
 	"BatchDryRun":             reflect.TypeFor[dryBatchView](),
 	"BatchResult":             reflect.TypeFor[resultView](),
 	"BatchAction":             reflect.TypeFor[actionView](),
+	"Lanes":                   reflect.TypeFor[lanesView](),
+	"Lane":                    reflect.TypeFor[laneView](),
+	"LanePause":               reflect.TypeFor[pauseView](),
+	"LaneStop":                reflect.TypeFor[stopView](),
+	"LaneLimits":              reflect.TypeFor[limitsView](),
+	"LaneBacklog":             reflect.TypeFor[backlogView](),
+	"LaneReplica":             reflect.TypeFor[replicaView](),
+	"LaneBreaker":             reflect.TypeFor[breakerView](),
 	"Readiness":               reflect.TypeFor[readiness](),
 }
 
@@ -104,6 +112,14 @@ var clients = map[string]reflect.Type{
 	"BatchDryRun":             reflect.TypeFor[client.BatchDryRun](),
 	"BatchResult":             reflect.TypeFor[client.BatchResult](),
 	"BatchAction":             reflect.TypeFor[client.BatchChange](),
+	"RetryRequest":            reflect.TypeFor[client.Retry](),
+	"Lane":                    reflect.TypeFor[client.Lane](),
+	"LanePause":               reflect.TypeFor[client.LanePause](),
+	"LaneStop":                reflect.TypeFor[client.LaneStop](),
+	"LaneLimits":              reflect.TypeFor[client.LaneLimits](),
+	"LaneBacklog":             reflect.TypeFor[client.LaneBacklog](),
+	"LaneReplica":             reflect.TypeFor[client.Replica](),
+	"LaneBreaker":             reflect.TypeFor[client.Breaker](),
 	"Problem":                 reflect.TypeFor[client.Problem](),
 	"Fault":                   reflect.TypeFor[client.Fault](),
 }
@@ -112,8 +128,8 @@ var clients = map[string]reflect.Type{
 var ours = []string{"cardId", "metadata", "urgent", "duplicateOverride", "replacesOrderId", "sensitiveData"}
 
 // handmade are object schemas without a struct: a map, card data that is never
-// decoded, and a row, which is compared with an order.
-var handmade = []string{"Metadata", "SensitiveData", "Health", "BatchRow"}
+// decoded, a row, which is compared with an order, and what actions are sent with.
+var handmade = []string{"Metadata", "SensitiveData", "Health", "BatchRow", "PauseRequest", "RetryRequest"}
 
 // constants are the types whose constants are a schema's values.
 var constants = map[reflect.Type]string{
@@ -126,6 +142,7 @@ var constants = map[reflect.Type]string{
 	reflect.TypeFor[store.AttemptKind](): "../store",
 	reflect.TypeFor[store.BatchStatus](): "../store",
 	reflect.TypeFor[store.RowOutcome]():  "../store",
+	reflect.TypeFor[laneState]():         ".",
 }
 
 func document(t *testing.T) *openapi3.T {
@@ -880,7 +897,7 @@ func TestRoutes(t *testing.T) {
 	for _, o := range callsOf(doc) {
 		method, path, _ := strings.Cut(o.id, " ")
 		for name, value := range map[string]string{
-			"issuerId": "ISSUER0001", "orderId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "batchId": "01990a68-77ec-74e1-b66d-6c97bb9262a5",
+			"issuerId": "ISSUER0001", "orderId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "batchId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "lane": "d1",
 		} {
 			path = strings.ReplaceAll(path, "{"+name+"}", value)
 		}

@@ -136,11 +136,7 @@ func (in *Issuer) protectCardData(request *order.Request, faults order.Faults) o
 		faults = append(faults, order.Fault{Pointer: pointer, Code: code, Detail: detail})
 	}
 	now := time.Now()
-	if jwe := request.Production.EncryptedData; jwe != "" {
-		if err := in.Encrypter.Check(now, jwe); err != nil {
-			add("/encryptedData", order.CodeInvalidFormat, err.Error())
-		}
-	}
+	faults = in.checkJWE(request.Production.EncryptedData, now, faults)
 	switch {
 	case request.SensitiveData == nil:
 	case !in.SensitiveData:
@@ -151,6 +147,18 @@ func (in *Issuer) protectCardData(request *order.Request, faults order.Faults) o
 			add("/sensitiveData", order.CodeInvalidValue, err.Error())
 		}
 		request.Production.EncryptedData = jwe
+	}
+	return faults
+}
+
+// checkJWE returns the faults and what is wrong with a JWE, if there is one: D1 would
+// refuse it hours later.
+func (in *Issuer) checkJWE(jwe string, now time.Time, faults order.Faults) order.Faults {
+	if jwe == "" {
+		return faults
+	}
+	if err := in.Encrypter.Check(now, jwe); err != nil {
+		faults = append(faults, order.Fault{Pointer: "/encryptedData", Code: order.CodeInvalidFormat, Detail: err.Error()})
 	}
 	return faults
 }
@@ -176,11 +184,20 @@ func idempotencyKey(r *http.Request, guard order.PANGuard) (string, []fault) {
 
 // readJSON reads a body of JSON into buffer.
 func readJSON(r *http.Request, buffer *orderBody) ([]byte, error) {
-	media, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	charset := params["charset"]
-	if err != nil || r.Header.Get("Content-Encoding") != "" || media != "application/json" || charset != "" && !strings.EqualFold(charset, "utf-8") {
+	if !isJSON(r) {
 		return nil, errContentType
 	}
+	return readBody(r, buffer)
+}
+
+func isJSON(r *http.Request) bool {
+	media, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	charset := params["charset"]
+	return err == nil && r.Header.Get("Content-Encoding") == "" && media == "application/json" && (charset == "" || strings.EqualFold(charset, "utf-8"))
+}
+
+// readBody reads a body of bounded length into buffer.
+func readBody(r *http.Request, buffer *orderBody) ([]byte, error) {
 	for buffer.used < len(buffer.bytes) {
 		n, err := r.Body.Read(buffer.bytes[buffer.used:])
 		buffer.used += n

@@ -64,6 +64,15 @@ var (
 		"The issuer has no order with this id.")
 	errNoSuchBatch = newProblem(http.StatusNotFound, "unknown-batch", "Unknown batch",
 		"The issuer has no batch with this id.")
+	errNoSuchLane = newProblem(http.StatusNotFound, "unknown-lane", "Unknown lane",
+		"The issuer has no lane of this name. Its D1 is the lane d1.")
+	errVersion = newProblem(http.StatusPreconditionFailed, "version-mismatch", "The order has another version",
+		"It has changed since it was read: none of the versions in If-Match is its own. Read it again. Nothing was changed.")
+	errNotSent = newProblem(http.StatusConflict, "not-sent", "The order was not sent yet",
+		"D1 has never heard of this order, so there is nothing to ask about. Nothing was changed.")
+	errNotRetryable = newProblem(http.StatusConflict, "not-retryable", "The order needs no retry",
+		"Only an order that was rejected, was given up, or whose outcome is unknown can be retried. Read it again: "+
+			"an earlier call may have retried it. Nothing was changed.")
 	errBatchType = newProblem(http.StatusUnsupportedMediaType, "unsupported-media-type", "Unsupported media type",
 		"A batch must be application/x-ndjson or text/csv in UTF-8, with no Content-Encoding or gzip.")
 	errIncompleteBatch = newProblem(http.StatusBadRequest, "incomplete-body", "The body ended too early",
@@ -77,7 +86,7 @@ var (
 	errMethod      = newProblem(http.StatusMethodNotAllowed, "method-not-allowed", "Method not allowed here", "")
 	errContentType = newProblem(http.StatusUnsupportedMediaType, "unsupported-media-type", "Unsupported media type",
 		"The body must be application/json in UTF-8, without a Content-Encoding.")
-	errTooLarge = newProblem(http.StatusRequestEntityTooLarge, "too-large", "The body is too large", "An order has at most 131072 bytes.")
+	errTooLarge = newProblem(http.StatusRequestEntityTooLarge, "too-large", "The body is too large", "A body of JSON has at most 131072 bytes.")
 	errTooSlow  = newProblem(http.StatusUnprocessableEntity, "query-too-slow", "The query takes too long",
 		"Ask for less: add a filter that few orders match, as cardId or issuerRequestId.")
 	errInternal = newProblem(http.StatusInternalServerError, "internal", "Something went wrong here",
@@ -136,6 +145,7 @@ func asProblem(err error) *problem {
 	for known, p := range map[error]*problem{
 		store.ErrNotFound: errNoSuchOrder, store.ErrTooSlow: errTooSlow,
 		store.ErrBatchBusy: errBatchBusy, store.ErrBatchCancelled: errBatchCancelled,
+		store.ErrVersion: errVersion, store.ErrNotSent: errNotSent, store.ErrNotRetryable: errNotRetryable,
 	} {
 		if errors.Is(err, known) {
 			return p

@@ -43,6 +43,9 @@ type Issuer struct {
 	Encrypter      *d1client.Encrypter
 	SensitiveData  bool     // orders may carry card data in clear
 	OnHoldStatuses []string // of details.status
+	// Concurrency and RatePerSecond (0: none) are the limits of its lane, of all
+	// replicas together.
+	Concurrency, RatePerSecond int
 	// ClientID and ClientSecret are D1's credentials for a token from us.
 	ClientID, ClientSecret string
 }
@@ -84,6 +87,11 @@ func NewHandler(cfg Config) http.Handler {
 			r.With(read).Get("/orders", s.handle(s.listOrders))
 			r.With(read).Get("/orders/{orderId}", s.handle(plain(s.getOrder)))
 			r.With(read).Get("/orders/{orderId}/timeline", s.handle(plain(s.getTimeline)))
+			r.With(operate).Post("/orders/{orderId}/refresh", s.handle(plain(s.refreshOrder)))
+			r.With(operate).Post("/orders/{orderId}/retry", s.handle(plain(s.retryOrder)))
+			r.With(read).Get("/lanes", s.handle(plain(s.listLanes)))
+			r.With(operate).Post("/lanes/{lane}/pause", s.handle(plain(s.pauseLane)))
+			r.With(operate).Post("/lanes/{lane}/resume", s.handle(plain(s.resumeLane)))
 			r.With(read).Get("/programs", s.handle(plain(s.listPrograms)))
 			r.With(read).Get("/order-batches", s.handle(s.listBatches))
 			r.With(read).Get("/order-batches/{batchId}", s.handle(plain(s.getBatch)))

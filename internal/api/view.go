@@ -29,6 +29,7 @@ type orderView struct {
 	BatchID             string             `json:"batchId,omitempty"`
 	EndsAt              order.Status       `json:"endsAt"`
 	OperationID         string             `json:"operationId,omitempty"`
+	Asking              bool               `json:"asking,omitempty"`
 	DueDate             string             `json:"dueDate,omitempty"`
 	ProductionSite      string             `json:"productionSite,omitempty"`
 	Shipments           []shipmentView     `json:"shipments"`
@@ -80,7 +81,7 @@ func viewOrder(o *store.Order) orderView {
 		Shipments: []shipmentView{}, Warnings: append([]string{}, o.Warnings...),
 		CreatedAt: o.CreatedAt, CreatedBy: o.CreatedBy, UpdatedAt: o.UpdatedAt, EndedAt: o.EndedAt,
 	}
-	v.EndsAt = o.State.EndsAt
+	v.EndsAt, v.Asking = o.State.EndsAt, o.Asking
 	if o.ReplacesOrderID != nil {
 		v.ReplacesOrderID = o.ReplacesOrderID.String()
 	}

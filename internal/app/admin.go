@@ -49,7 +49,8 @@ type statsCollector struct {
 	issuers []string
 	log     *slog.Logger
 
-	messages, due, oldest, age, unknown, open, waiting, waitingAge, up *prometheus.Desc
+	messages, due, oldest, age, unknown, refused, givenUp, open, waiting, waitingAge *prometheus.Desc
+	deadTuples, oldestSnapshot, oldestSnapshotXIDs, up                               *prometheus.Desc
 }
 
 func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *statsCollector {
@@ -58,22 +59,40 @@ func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *sta
 	}
 	return &statsCollector{
 		store: st, issuers: issuers, log: log,
-		messages:   desc("outbox_messages", "Messages to send, by lane and class.", "lane", "class"),
-		due:        desc("outbox_due_messages", "Messages that could be sent now, by lane and class.", "lane", "class"),
-		oldest:     desc("outbox_oldest_due_seconds", "For how long the oldest due message has waited, by lane and class.", "lane", "class"),
-		age:        desc("outbox_oldest_message_seconds", "Age of the oldest message, whatever it waits for, by lane and class.", "lane", "class"),
-		unknown:    desc("outbox_unknown_messages", "Messages whose outcome at D1 is unknown, by lane and class.", "lane", "class"),
-		open:       desc("open_orders", "Orders that have not ended, by issuer and status.", "issuer", "status"),
-		waiting:    desc("waiting_notifications", "Notifications that wait for their order, or could not be applied yet."),
-		waitingAge: desc("waiting_notifications_oldest_seconds", "Age of the oldest of them."),
-		up:         desc("database_up", "Whether the database answered this scrape."),
+		messages:           desc("outbox_messages", "Messages to send, by lane and class.", "lane", "class"),
+		due:                desc("outbox_due_messages", "Messages that could be sent now, by lane and class.", "lane", "class"),
+		oldest:             desc("outbox_oldest_due_seconds", "For how long the oldest due message has waited, by lane and class.", "lane", "class"),
+		age:                desc("outbox_oldest_message_seconds", "Age of the oldest message, whatever it waits for, by lane and class.", "lane", "class"),
+		unknown:            desc("outbox_unknown_messages", "Messages whose outcome at D1 is unknown, by lane and class.", "lane", "class"),
+		refused:            desc("outbox_refused_messages", "Messages set aside after a refusal that need not be their own fault, by lane and class.", "lane", "class"),
+		givenUp:            desc("outbox_given_up_messages", "Messages that are not tried any more, by lane and class.", "lane", "class"),
+		open:               desc("open_orders", "Orders that have not ended, by issuer and status.", "issuer", "status"),
+		waiting:            desc("waiting_notifications", "Notifications that wait for their order, or could not be applied yet."),
+		waitingAge:         desc("waiting_notifications_oldest_seconds", "Age of the oldest of them."),
+		deadTuples:         desc("outbox_dead_tuples", "Dead row versions of the table of messages, as PostgreSQL estimates them."),
+		oldestSnapshot:     desc("database_oldest_snapshot_seconds", "Age of the oldest transaction that keeps dead rows from being removed."),
+		oldestSnapshotXIDs: desc("database_oldest_snapshot_transactions", "The same in transactions, standbys and replication slots included."),
+		up:                 desc("database_up", "Whether the database answered this scrape."),
 	}
 }
 
 func (c *statsCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.messages, c.due, c.oldest, c.age, c.unknown, c.open, c.waiting, c.waitingAge, c.up} {
+	for _, d := range []*prometheus.Desc{
+		c.messages, c.due, c.oldest, c.age, c.unknown, c.refused, c.givenUp, c.open, c.waiting, c.waitingAge,
+		c.deadTuples, c.oldestSnapshot, c.oldestSnapshotXIDs, c.up,
+	} {
 		ch <- d
 	}
+}
+
+// ping tells whether the database answers: too much to count is no outage.
+func (c *statsCollector) ping() (up float64) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if c.store.Ping(ctx) == nil {
+		up = 1
+	}
+	return up
 }
 
 func (c *statsCollector) Collect(ch chan<- prometheus.Metric) {
@@ -85,7 +104,7 @@ func (c *statsCollector) Collect(ch chan<- prometheus.Metric) {
 	stats, err := c.store.Stats(ctx)
 	if err != nil {
 		c.log.Warn("reading statistics failed", "error", err)
-		gauge(c.up, 0)
+		gauge(c.up, c.ping())
 		return
 	}
 	gauge(c.up, 1)
@@ -114,7 +133,12 @@ func (c *statsCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(c.oldest, l.Oldest.Seconds(), l.Lane, l.Class.String())
 		gauge(c.age, l.Age.Seconds(), l.Lane, l.Class.String())
 		gauge(c.unknown, float64(l.Unknown), l.Lane, l.Class.String())
+		gauge(c.refused, float64(l.Refused), l.Lane, l.Class.String())
+		gauge(c.givenUp, float64(l.GivenUp), l.Lane, l.Class.String())
 	}
 	gauge(c.waiting, float64(stats.Waiting))
 	gauge(c.waitingAge, stats.WaitingSince.Seconds())
+	gauge(c.deadTuples, float64(stats.DeadTuples))
+	gauge(c.oldestSnapshot, stats.OldestSnapshot.Seconds())
+	gauge(c.oldestSnapshotXIDs, float64(stats.OldestSnapshotXIDs))
 }

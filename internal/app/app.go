@@ -32,21 +32,21 @@ type Service struct {
 	store    *store.Store
 	programs *programs
 	servers  []*server
-	lanes    map[string]*outbox.Lane // by name
+	fleet    *outbox.Fleet
 	clients  []*d1client.Client
 	failed   chan error
 
 	stopSending context.CancelFunc
 	background  sync.WaitGroup
 	stopOnce    sync.Once
+	started     chan struct{}
 	stopping    chan struct{}
 }
 
 // Start starts everything and returns once all listeners answer. Stop ends it.
 func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Service, err error) {
 	s := &Service{
-		log: log, lanes: make(map[string]*outbox.Lane),
-		failed: make(chan error, 3), stopping: make(chan struct{}),
+		log: log, failed: make(chan error, 3), started: make(chan struct{}), stopping: make(chan struct{}),
 	}
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.stopSending = cancel
@@ -64,17 +64,18 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	}
 	registry.MustRegister(s.programs)
 	var notifications *api.Notifications
-	if s.store, err = openStore(ctx, cfg, log, s.programs.duplicateWindow, s.wakeLane, func(ids []int64) { notifications.Wake(ids) }); err != nil {
+	sending := outbox.NewMetrics(registry, issuers)
+	if s.store, err = openStore(ctx, cfg, log, store.Config{
+		DuplicateWindow: s.programs.duplicateWindow, OnReady: s.wakeLane, OnParked: func(ids []int64) { notifications.Wake(ids) },
+		OnAttention: sending.Attention, OnClaimLost: sending.ClaimLost,
+	}); err != nil {
 		return nil, err
 	}
-	current, err := s.store.SchemaCurrent(ctx)
-	if err != nil {
+	// First, so that it can be asked why the rest takes so long.
+	if err := s.listen(ctx, "admin", cfg.Admin, adminHandler(registry, s.ready, s.programs.digest)); err != nil {
 		return nil, err
 	}
-	if !current {
-		return nil, ErrSchema
-	}
-	if err := s.checkDurability(ctx, cfg.Environment); err != nil {
+	if err := UntilDatabase(ctx, log, s.checkDatabase(cfg.Environment)); err != nil {
 		return nil, err
 	}
 	warnAboutBINs(cfg, log)
@@ -85,7 +86,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 		return nil, err
 	}
 	notifications = api.NewNotifications(apiConfig)
-	if err := s.addLanes(cfg, outbox.NewMetrics(registry, issuers)); err != nil {
+	if err := s.addLanes(cfg, sending); err != nil {
 		return nil, err
 	}
 	for _, l := range []struct {
@@ -93,7 +94,6 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 		listen  config.Listener
 		handler http.Handler
 	}{
-		{"admin", cfg.Admin, adminHandler(registry, s.ready, s.programs.digest)},
 		{"notifications", cfg.Notifications, notifications.Handler()},
 		{"api", cfg.API, api.NewHandler(apiConfig)},
 	} {
@@ -103,10 +103,67 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	}
 	s.background.Go(func() { notifications.Run(work) })
 	s.background.Go(func() { s.programs.watch(work) })
-	for _, lane := range s.lanes {
-		s.background.Go(func() { lane.Run(work) })
+	s.background.Go(func() { s.fleet.Run(work) })
+	direct := cfg.Database.DirectURL
+	if !direct.IsSet() {
+		direct = cfg.Database.URL
 	}
+	s.background.Go(func() { s.store.Listen(work, direct.Reveal(), s.fleet.Wake) })
+	close(s.started)
 	return s, nil
+}
+
+// databaseRetry is how often a database that is away is looked for at the start, and
+// databaseReport how often the log tells.
+const (
+	databaseRetry  = time.Second
+	databaseReport = 30 * time.Second
+)
+
+// UntilDatabase repeats f until it does not fail for want of a database, or ctx ends.
+// To exit instead would leave the waiting to a supervisor, whose pauses grow to
+// minutes and go on when the database is back. One that turns us away (wrong password,
+// no such database) is no reason to wait.
+func UntilDatabase(ctx context.Context, log *slog.Logger, f func(context.Context) error) error {
+	var told time.Time
+	for {
+		err := f(ctx)
+		if err == nil || !store.Away(err) || store.Denied(err) || ctx.Err() != nil {
+			return err
+		}
+		if time.Since(told) >= databaseReport {
+			log.Warn("the database is away: waiting for it", "error", err)
+			told = time.Now()
+		}
+		select {
+		case <-time.After(databaseRetry):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// checkDatabase tells whether the service can start on its database.
+func (s *Service) checkDatabase(environment string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		current, err := s.store.SchemaCurrent(ctx)
+		if err != nil {
+			return err
+		}
+		if !current {
+			return ErrSchema
+		}
+		if err := s.checkDurability(ctx, environment); err != nil {
+			return err
+		}
+		unsafe, err := s.store.UnsafeFailover(ctx)
+		if unsafe {
+			s.log.Warn("the database URL names several hosts, but commits wait for no standby: an order that was answered 201 can be lost in a failover; set synchronous_standby_names")
+		}
+		return err
+	}
 }
 
 // checkDurability refuses a database that forgets commits when it crashes: a
@@ -135,10 +192,8 @@ func issuerIDs(cfg *config.Config) []string {
 	return ids
 }
 
-func openStore(
-	ctx context.Context, cfg *config.Config, log *slog.Logger,
-	duplicateWindow func(string, string) time.Duration, onReady func(string), onParked func([]int64),
-) (*store.Store, error) {
+// openStore opens the database with what the configuration says, beside what is given.
+func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger, given store.Config) (*store.Store, error) {
 	sealer, err := store.NewSealer([]byte(cfg.Keys.Sealing.Reveal()))
 	if err != nil {
 		return nil, fmt.Errorf("keys.sealing: %w", err)
@@ -147,11 +202,9 @@ func openStore(
 	if err != nil {
 		return nil, fmt.Errorf("keys.contentHash: %w", err)
 	}
-	return store.Open(ctx, store.Config{
-		URL: cfg.Database.URL.Reveal(), MaxConns: cfg.Database.MaxConns,
-		Seal: sealer, HashKeys: store.HashKeys{Current: hashKey},
-		DuplicateWindow: duplicateWindow, OnReady: onReady, OnParked: onParked, Log: log,
-	})
+	given.URL, given.MaxConns, given.Log = cfg.Database.URL.Reveal(), cfg.Database.MaxConns, log
+	given.Seal, given.HashKeys = sealer, store.HashKeys{Current: hashKey}
+	return store.Open(ctx, given)
 }
 
 func (s *Service) apiConfig(cfg *config.Config, metrics *api.Metrics) (api.Config, error) {
@@ -181,13 +234,17 @@ func (s *Service) apiConfig(cfg *config.Config, metrics *api.Metrics) (api.Confi
 		}
 		a.Issuers = append(a.Issuers, api.Issuer{
 			ID: in.ID, Encrypter: encrypter, SensitiveData: in.SensitiveData, OnHoldStatuses: in.OnHoldStatuses,
+			Concurrency: in.Sending.Concurrency, RatePerSecond: in.Sending.RatePerSecond,
 			ClientID: in.Notifications.ClientID, ClientSecret: in.Notifications.ClientSecret.Reveal(),
 		})
 	}
 	return a, nil
 }
 
-func (s *Service) addLanes(cfg *config.Config, metrics *outbox.Metrics) error {
+func (s *Service) addLanes(cfg *config.Config, metrics *outbox.Metrics) (err error) {
+	if s.fleet, err = outbox.NewFleet(outbox.FleetConfig{Log: s.log}, s.store, metrics); err != nil {
+		return err
+	}
 	for i := range cfg.Issuers {
 		in := &cfg.Issuers[i]
 		clientConfig, err := in.ClientConfig(cfg.Environment)
@@ -199,21 +256,26 @@ func (s *Service) addLanes(cfg *config.Config, metrics *outbox.Metrics) error {
 			return fmt.Errorf("issuer %s: d1: %w", in.ID, err)
 		}
 		s.clients = append(s.clients, client)
-		s.lanes[store.LaneOf(in.ID)] = outbox.NewLane(outbox.Config{
-			IssuerID: in.ID, Concurrency: in.Sending.Concurrency, CallTimeout: in.Sending.CallTimeout, Poll: in.Sending.Poll,
+		sending := in.Sending
+		s.fleet.Add(outbox.Config{
+			IssuerID: in.ID, Concurrency: sending.Concurrency, RatePerSecond: sending.RatePerSecond,
+			CallTimeout: sending.CallTimeout, Poll: sending.Poll, BreakerThreshold: sending.BreakerThreshold,
 			Policy: outbox.Policy{
-				ResendAfter: in.Sending.ResendAfter, NeverResend: in.Sending.AfterUnknown == "wait",
-				RetryRefusedFor: in.Sending.RetryRefusedFor, OnHold: in.OnHoldStatuses,
+				ResendAfter: sending.ResendAfter, NeverResend: sending.AfterUnknown == "wait",
+				Retry404For: sending.Retry404For, StopAfterRefusals: sending.StopAfterRefusals,
+				GiveUpAfter: sending.GiveUpAfter, OnHold: in.OnHoldStatuses,
 			},
 			Log: s.log,
-		}, s.store, client, metrics)
+		}, client)
 	}
 	return nil
 }
 
+// wakeLane is told after each commit that left something to send.
 func (s *Service) wakeLane(name string) {
-	if lane := s.lanes[name]; lane != nil {
-		lane.Wake()
+	s.fleet.Wake(name)
+	if !s.fleet.Alone() {
+		s.store.Announce(name)
 	}
 }
 
@@ -231,7 +293,15 @@ func (s *Service) ready(ctx context.Context) error {
 	if err == nil && !current {
 		err = ErrSchema
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	select {
+	case <-s.started:
+		return nil
+	default:
+		return errors.New("starting")
+	}
 }
 
 // server is one listener and what serves it.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -171,7 +172,7 @@ func TestNotTakenIsTriedAgain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := newBank(t, unforgiving(), func(cfg *config.Config) { cfg.Issuers[0].Sending.RetryRefusedFor = time.Minute })
+			b := newBank(t, unforgiving(), func(cfg *config.Config) { cfg.Issuers[0].Sending.Retry404For = time.Minute })
 			b.script(s)
 			id := b.place(b.thales("again"))
 			b.await(id, "SHIPPED")
@@ -182,20 +183,26 @@ func TestNotTakenIsTriedAgain(t *testing.T) {
 }
 
 // D1's own word that a field is wrong rejects the order at once; a refusal that
-// need not be the order's fault rejects it when it stays.
+// need not be the order's fault rejects it when another order is accepted.
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	for name, s := range map[string]d1sim.Script{
 		"field error":   {Kind: d1sim.KindProduction, Action: d1sim.ActionReject},
 		"parsing error": {Kind: d1sim.KindProduction, Action: d1sim.ActionReject, ErrorCode: "PARSING_ERROR"},
-		"403 for good":  {Kind: d1sim.KindProduction, Action: d1sim.ActionAnswer, Status: 403, Times: 1000},
-		"404 for good":  {Kind: d1sim.KindProduction, Action: d1sim.ActionAnswer, Status: 404, Times: 1000},
+		"403 for good":  {Kind: d1sim.KindProduction, Action: d1sim.ActionAnswer, Status: 403, Times: 1000, IssuerRequestID: "request-refused"},
+		"404 for good":  {Kind: d1sim.KindProduction, Action: d1sim.ActionAnswer, Status: 404, Times: 1000, IssuerRequestID: "request-refused"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := newBank(t, fast)
 			b.script(s)
 			id := b.place(b.thales("refused"))
+			if strings.HasSuffix(name, "for good") {
+				b.eventually("it is set aside for long enough", func() bool {
+					return query[int](b, `SELECT count(*) FROM outbox WHERE refused_since < now() - interval '300 ms'`) == 1
+				})
+				b.await(b.place(b.thales("other")), "SHIPPED")
+			}
 			a := b.await(id, "REJECTED")
 			if len(a.view.Attention) != 1 || a.view.Attention[0].Code != "rejected" {
 				t.Errorf("attention %v", a.view.Attention)
@@ -220,7 +227,7 @@ func deadWorker(t *testing.T, b *bank, send bool) {
 	var claimed []store.Message
 	b.eventually("the order is claimed", func() bool {
 		var err error
-		claimed, err = st.Claim(t.Context(), store.ClaimRequest{Lane: store.LaneOf(local.IssuerID), Class: store.ClassSingle, Limit: 1, Lease: 300*time.Millisecond})
+		claimed, err = st.Claim(t.Context(), store.ClaimRequest{Lane: store.LaneOf(local.IssuerID), Class: store.ClassSingle, Limit: 1, Lease: 300 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}

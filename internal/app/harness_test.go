@@ -43,15 +43,21 @@ var fast = d1sim.Settings{StepInterval: d1sim.Duration(5 * time.Millisecond), Re
 func quick(cfg *config.Config) {
 	cfg.Issuers[0].Sending = config.Sending{
 		Concurrency: 8, CallTimeout: 2 * time.Second, Poll: 20 * time.Millisecond,
-		ResendAfter: 600 * time.Millisecond, AfterUnknown: "resend", RetryRefusedFor: 300 * time.Millisecond,
+		ResendAfter: 600 * time.Millisecond, AfterUnknown: "resend", Retry404For: 300 * time.Millisecond,
 	}
 }
 
 func newBank(t *testing.T, sim d1sim.Settings, adjust ...func(*config.Config)) *bank {
 	t.Helper()
+	return newBankOn(t, pgtest.New(t), sim, adjust...)
+}
+
+// newBankOn is newBank with a given database.
+func newBankOn(t *testing.T, databaseURL string, sim d1sim.Settings, adjust ...func(*config.Config)) *bank {
+	t.Helper()
 	logs := &bytes.Buffer{}
 	env, err := local.Start(t.Context(), local.Config{
-		DatabaseURL: pgtest.New(t), Simulator: sim,
+		DatabaseURL: databaseURL, Simulator: sim,
 		Adjust: func(cfg *config.Config) {
 			quick(cfg)
 			for _, f := range adjust {
@@ -226,7 +232,13 @@ func (b *bank) get(id string) answer {
 // eventually waits until f is true.
 func (b *bank) eventually(what string, f func() bool) {
 	b.t.Helper()
-	deadline := time.NewTimer(patience)
+	b.within(patience, what, f)
+}
+
+// within is eventually for what takes longer.
+func (b *bank) within(d time.Duration, what string, f func() bool) {
+	b.t.Helper()
+	deadline := time.NewTimer(d)
 	defer deadline.Stop()
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()

@@ -69,8 +69,8 @@ func (c *Config) Check() error {
 		ch.fault("environment", "must be production, staging or development")
 	}
 	ch.secret("database.url", c.Database.URL, nil)
-	if c.Database.MigrateURL != c.Database.URL { // it may be set to the other, fault and all
-		ch.check("database.migrateUrl", c.Database.MigrateURL.fault)
+	if c.Database.DirectURL != c.Database.URL { // it may be set to the other, fault and all
+		ch.check("database.directUrl", c.Database.DirectURL.fault)
 	}
 	if c.Database.MaxConns < 0 {
 		ch.fault("database.maxConns", "must not be negative")
@@ -265,6 +265,7 @@ func (c *Config) DrainTimeout() time.Duration {
 const (
 	maxCallTimeout = 2 * time.Minute
 	minResendAfter = time.Minute // outside development
+	minGiveUpAfter = time.Minute // likewise
 )
 
 func (in *Issuer) checkSending(ch *checker, path, environment string) {
@@ -272,15 +273,32 @@ func (in *Issuer) checkSending(ch *checker, path, environment string) {
 	if s.Concurrency < 0 || s.Concurrency > 1024 {
 		ch.fault(path+".concurrency", "must be 1 to 1024")
 	}
+	if s.RatePerSecond < 0 || s.RatePerSecond > 10_000 {
+		ch.fault(path+".ratePerSecond", "must be 0 (no limit) to 10000")
+	}
+	// One refused order says nothing about the others.
+	if n := s.StopAfterRefusals; n != 0 && (n < 2 || n > 1000) {
+		ch.fault(path+".stopAfterRefusals", "must be 2 to 1000")
+	}
+	if s.BreakerThreshold < 0 || s.BreakerThreshold > 1000 {
+		ch.fault(path+".breakerThreshold", "must be 1 to 1000")
+	}
 	ch.notNegative(path+".callTimeout", s.CallTimeout)
 	ch.notNegative(path+".poll", s.Poll)
 	ch.notNegative(path+".resendAfter", s.ResendAfter)
-	ch.notNegative(path+".retryRefusedFor", s.RetryRefusedFor)
+	ch.notNegative(path+".retry404For", s.Retry404For)
+	ch.notNegative(path+".giveUpAfter", s.GiveUpAfter)
 	if s.CallTimeout > maxCallTimeout {
 		ch.fault(path+".callTimeout", "must be at most %s", maxCallTimeout)
 	}
 	if least := max(minResendAfter, 2*s.CallTimeout); environment != "development" && s.ResendAfter > 0 && s.ResendAfter < least {
 		ch.fault(path+".resendAfter", "must be at least %s, and twice callTimeout", least)
+	}
+	if s.GiveUpAfter > 0 && s.GiveUpAfter < minGiveUpAfter && environment != "development" {
+		ch.fault(path+".giveUpAfter", "must be at least %s", minGiveUpAfter)
+	}
+	if s.GiveUpAfter > 0 && s.GiveUpAfter <= s.Retry404For {
+		ch.fault(path+".giveUpAfter", "must be more than retry404For: an order would be given up before it is rejected")
 	}
 	if s.AfterUnknown != "resend" && s.AfterUnknown != "wait" {
 		ch.fault(path+".afterUnknown", "must be resend or wait")

@@ -46,10 +46,11 @@ type Config struct {
 type Database struct {
 	// URL of the database. Environment: CARDORDER_DATABASE_URL.
 	URL Secret `yaml:"url"`
-	// MigrateURL is used for migrations when URL leads through a PgBouncer in
-	// transaction mode, which cannot hold a session lock. Default: URL.
-	// Environment: CARDORDER_DATABASE_MIGRATE_URL.
-	MigrateURL Secret `yaml:"migrateUrl"`
+	// DirectURL reaches PostgreSQL itself where URL leads through a PgBouncer in
+	// transaction mode, which can neither hold a session lock nor pass on
+	// notifications: migrations and the listener use it. Default: URL.
+	// Environment: CARDORDER_DATABASE_DIRECT_URL.
+	DirectURL Secret `yaml:"directUrl"`
 	// MaxConns is the size of the connection pool. Default 16.
 	MaxConns int32 `yaml:"maxConns"`
 }
@@ -178,8 +179,12 @@ type EncryptionKey struct {
 
 // Sending is how orders are brought to D1.
 type Sending struct {
-	// Concurrency is how many calls to D1 are open at once. Default 16.
+	// Concurrency is how many calls to D1 all replicas together have open at
+	// once. Default 16.
 	Concurrency int `yaml:"concurrency"`
+	// RatePerSecond is how many calls to D1 all replicas together begin in a
+	// second. Default 0: as many as D1 answers.
+	RatePerSecond int `yaml:"ratePerSecond"`
 	// CallTimeout is the deadline of one call. Default 30s.
 	CallTimeout time.Duration `yaml:"callTimeout"`
 	// Poll is how often due messages are looked for when nothing wakes the
@@ -192,9 +197,18 @@ type Sending struct {
 	// AfterUnknown is resend, or wait to never send again what D1 may have.
 	// Default resend.
 	AfterUnknown string `yaml:"afterUnknown"`
-	// RetryRefusedFor is for how long a 403, a 404 or a refusal without D1's
-	// error body is tried again before it counts. Default 15m.
-	RetryRefusedFor time.Duration `yaml:"retryRefusedFor"`
+	// Retry404For is for how long a 404 to an order may mean that the card is about
+	// to be registered: the order is not rejected before. Default 15m.
+	Retry404For time.Duration `yaml:"retry404For"`
+	// StopAfterRefusals is how many different orders in a row D1 must refuse as if
+	// the set-up were wrong for the lane to stop. Default 5.
+	StopAfterRefusals int `yaml:"stopAfterRefusals"`
+	// GiveUpAfter is for how long an order is tried, not counting times when the
+	// lane was held back. Default 72h.
+	GiveUpAfter time.Duration `yaml:"giveUpAfter"`
+	// BreakerThreshold is how many calls in a row must fail for a replica to stop
+	// calling for a while. Default 5.
+	BreakerThreshold int `yaml:"breakerThreshold"`
 }
 
 // Notifications are the credentials with which D1 fetches a token from us.
@@ -226,6 +240,9 @@ func Parse(text []byte) (*Config, error) {
 	}
 	overrideFromEnvironment(&cfg)
 	cfg.setDefaults()
+	if _, ok := os.LookupEnv("CARDORDER_DATABASE_MIGRATE_URL"); ok {
+		faults = append(faults, errors.New("the variable CARDORDER_DATABASE_MIGRATE_URL is now called CARDORDER_DATABASE_DIRECT_URL"))
+	}
 	if err := errors.Join(append(faults, cfg.Check())...); err != nil {
 		return nil, err
 	}
@@ -234,10 +251,10 @@ func Parse(text []byte) (*Config, error) {
 
 func overrideFromEnvironment(cfg *Config) {
 	for name, secret := range map[string]*Secret{
-		"CARDORDER_DATABASE_URL":         &cfg.Database.URL,
-		"CARDORDER_DATABASE_MIGRATE_URL": &cfg.Database.MigrateURL,
-		"CARDORDER_SEALING_KEYSET":       &cfg.Keys.Sealing,
-		"CARDORDER_CONTENT_HASH_KEY":     &cfg.Keys.ContentHash,
+		"CARDORDER_DATABASE_URL":        &cfg.Database.URL,
+		"CARDORDER_DATABASE_DIRECT_URL": &cfg.Database.DirectURL,
+		"CARDORDER_SEALING_KEYSET":      &cfg.Keys.Sealing,
+		"CARDORDER_CONTENT_HASH_KEY":    &cfg.Keys.ContentHash,
 	} {
 		if value, ok := os.LookupEnv(name); ok {
 			*secret = NewSecret(value)
@@ -251,8 +268,8 @@ func (c *Config) setDefaults() {
 	setDefault(&c.Notifications.Listen, ":8081")
 	setDefault(&c.Admin.Listen, "127.0.0.1:9090")
 	setDefault(&c.Log.Level, "info")
-	if !c.Database.MigrateURL.IsSet() && c.Database.MigrateURL.fault == nil {
-		c.Database.MigrateURL = c.Database.URL
+	if !c.Database.DirectURL.IsSet() && c.Database.DirectURL.fault == nil {
+		c.Database.DirectURL = c.Database.URL
 	}
 	setDefault(&c.Database.MaxConns, 16)
 	for i := range c.Issuers {
@@ -266,7 +283,10 @@ func (c *Config) setDefaults() {
 		setDefault(&in.Sending.Poll, time.Second)
 		setDefault(&in.Sending.ResendAfter, 5*time.Minute)
 		setDefault(&in.Sending.AfterUnknown, "resend")
-		setDefault(&in.Sending.RetryRefusedFor, 15*time.Minute)
+		setDefault(&in.Sending.Retry404For, 15*time.Minute)
+		setDefault(&in.Sending.StopAfterRefusals, 5)
+		setDefault(&in.Sending.GiveUpAfter, 72*time.Hour)
+		setDefault(&in.Sending.BreakerThreshold, 5)
 	}
 }
 

@@ -160,7 +160,7 @@ func TestMinimal(t *testing.T) {
 	f := newFiles(t)
 	cfg := parse(t, f.minimal())
 	in := cfg.Issuers[0]
-	if cfg.Database.URL.Reveal() != databaseURL || cfg.Database.MigrateURL.Reveal() != databaseURL {
+	if cfg.Database.URL.Reveal() != databaseURL || cfg.Database.DirectURL.Reveal() != databaseURL {
 		t.Error("the database URLs are wrong")
 	}
 	if in.D1.AssertionSubject != "ISSUER0001" || in.Sending.ResendAfter != 5*time.Minute || in.DuplicateWindow != 720*time.Hour {
@@ -195,8 +195,10 @@ func TestUnknownSettings(t *testing.T) {
 	wantFaults(t, replaced(t, newFiles(t).minimal(),
 		"environment: dev", "surroundings: x\nenvironment: dev",
 		"signingKeyId: signing", "signingKeyId: signing\n      baseurl: x",
+		"notifications: {clientId", "sending: {retryRefusedFor: 1m}\n    notifications: {clientId",
 		"name: bank", "nickname: y, name: bank",
-	), "line 1: unknown setting surroundings", "line 10: unknown setting nickname", "line 18: unknown setting baseurl")
+	), "line 1: unknown setting surroundings", "line 10: unknown setting nickname", "line 18: unknown setting baseurl",
+		"line 20: the setting retryRefusedFor is now called retry404For")
 }
 
 func TestAllFaultsAtOnce(t *testing.T) {
@@ -204,7 +206,7 @@ func TestAllFaultsAtOnce(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "missing")
 	text := strings.ReplaceAll(`environment: test
 surprise: 1
-database: {url: {env: CONFIG_TEST_NOT_SET}, migrateUrl: {file: MISSING}, maxConns: -1}
+database: {url: {env: CONFIG_TEST_NOT_SET}, directUrl: {file: MISSING}, maxConns: -1}
 keys:
   sealing: hunter2-hunter2
   contentHash: hunter2-hunter2
@@ -232,7 +234,8 @@ issuers:
       clientKeyFile: MISSING
       caFile: MISSING
       encryptionKeys: [{file: MISSING}, {file: /dev/null}]
-    sending: {concurrency: 5000, callTimeout: -1s, poll: -1s, resendAfter: -1s, retryRefusedFor: -1s, afterUnknown: pray}
+    sending: {concurrency: 5000, callTimeout: -1s, poll: -1s, resendAfter: -1s, retry404For: -1s, afterUnknown: pray,
+      ratePerSecond: -1, stopAfterRefusals: 1, giveUpAfter: -1s, breakerThreshold: 1001}
   - id: ISSUER/001
     d1: {signingKey: {file: MISSING}}
     notifications: {clientId: d1, clientSecret: {env: CONFIG_TEST_NOT_SET}}
@@ -247,7 +250,7 @@ issuers:
 	}
 	want := []string{
 		"line 2: unknown setting surprise", "environment: must be production, staging or development",
-		"database.url: the environment has no CONFIG_TEST_NOT_SET", "database.migrateUrl: reading a secret: open " + missing,
+		"database.url: the environment has no CONFIG_TEST_NOT_SET", "database.directUrl: reading a secret: open " + missing,
 		"database.maxConns: must not be negative",
 		"keys.sealing: the sealing keyset is not", "keys.contentHash: must be 32 bytes in base64",
 		"keys.notificationTokens[0].id: is required", "keys.notificationTokens[0].secret: must be 32 bytes",
@@ -267,7 +270,9 @@ issuers:
 		"issuers[0].d1.clientCertFile: goes together with clientKeyFile",
 		"issuers[0].d1.encryptionKeys[0].file: open " + missing, "issuers[0].d1.encryptionKeys[1].file: d1client: not a JWK",
 		"issuers[0].sending.concurrency: must be 1 to 1024", "issuers[0].sending.callTimeout: must not", "issuers[0].sending.poll: must not",
-		"issuers[0].sending.resendAfter: must not", "issuers[0].sending.retryRefusedFor: must not", "issuers[0].sending.afterUnknown: must be resend or wait",
+		"issuers[0].sending.resendAfter: must not", "issuers[0].sending.retry404For: must not",
+		"issuers[0].sending.ratePerSecond: must be 0", "issuers[0].sending.stopAfterRefusals: must be 2 to", "issuers[0].sending.giveUpAfter: must not",
+		"issuers[0].sending.breakerThreshold: must be 1 to", "issuers[0].sending.afterUnknown: must be resend or wait",
 		"issuers[0].notifications.clientId: is required", "issuers[0].notifications.clientSecret: is required",
 		"issuers[1].id: must be exactly 10", "issuers[1].d1.signingKey: reading a secret",
 		"issuers[1].notifications.clientSecret: the environment has no",
@@ -359,20 +364,23 @@ func TestEnvironmentOverrides(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, value := range map[string]string{
-		"CARDORDER_DATABASE_URL": "postgres://from-env/a", "CARDORDER_DATABASE_MIGRATE_URL": "postgres://from-env/b",
+		"CARDORDER_DATABASE_URL": "postgres://from-env/a", "CARDORDER_DATABASE_DIRECT_URL": "postgres://from-env/b",
 		"CARDORDER_SEALING_KEYSET": sealing, "CARDORDER_CONTENT_HASH_KEY": hash,
 	} {
 		t.Setenv(name, value)
 	}
 	// They win, also over places that cannot be read.
-	cfg := parse(t, replaced(t, f.minimal(), "url: \""+databaseURL+"\"", "url: {env: CONFIG_TEST_NOT_SET}, migrateUrl: {file: /missing}",
+	cfg := parse(t, replaced(t, f.minimal(), "url: \""+databaseURL+"\"", "url: {env: CONFIG_TEST_NOT_SET}, directUrl: {file: /missing}",
 		f.Path(local.FileSealing), "/missing", f.Path(local.FileContentHash), "/missing"))
-	if cfg.Database.URL.Reveal() != "postgres://from-env/a" || cfg.Database.MigrateURL.Reveal() != "postgres://from-env/b" ||
+	if cfg.Database.URL.Reveal() != "postgres://from-env/a" || cfg.Database.DirectURL.Reveal() != "postgres://from-env/b" ||
 		cfg.Keys.Sealing.Reveal() != sealing || cfg.Keys.ContentHash.Reveal() != hash {
 		t.Error("the environment does not win")
 	}
 	t.Setenv("CARDORDER_DATABASE_URL", "") // set is set: an empty one must not fall back silently
 	wantFaults(t, f.minimal(), "database.url: is required")
+	t.Setenv("CARDORDER_DATABASE_URL", "postgres://from-env/a")
+	t.Setenv("CARDORDER_DATABASE_MIGRATE_URL", "postgres://from-env/c") // its name of before
+	wantFaults(t, f.minimal(), "the variable CARDORDER_DATABASE_MIGRATE_URL is now called CARDORDER_DATABASE_DIRECT_URL")
 }
 
 func TestEnvironmentFitsHosts(t *testing.T) {

@@ -52,11 +52,17 @@ var (
 	named     = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]{0,39}$`) // as settings are
 )
 
+// renamed are settings that had another name.
+var renamed = map[string]string{"retryRefusedFor": "retry404For", "migrateUrl": "directUrl"}
+
 func settingFault(message string) string {
 	if m := wrongType.FindStringSubmatch(message); m != nil {
 		return m[1] + ": must be " + wanted(m[2])
 	}
 	if m := unknown.FindStringSubmatch(message); m != nil {
+		if now := renamed[m[2]]; now != "" {
+			return fmt.Sprintf("%s: the setting %s is now called %s", m[1], m[2], now)
+		}
 		return m[1] + ": unknown setting" + name(m[2])
 	}
 	if m := repeated.FindStringSubmatch(message); m != nil {

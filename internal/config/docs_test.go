@@ -71,7 +71,7 @@ func TestDocumentation(t *testing.T) {
 	least := replaced(t, newFiles(t).minimal(), ", scopes: [orders:read], issuers: [ISSUER0001]", "")
 	settings("", reflect.ValueOf(*parse(t, least)), want)
 	wantDocumented(t, service, want)
-	for _, name := range []string{"CARDORDER_DATABASE_URL", "CARDORDER_DATABASE_MIGRATE_URL", "CARDORDER_SEALING_KEYSET", "CARDORDER_CONTENT_HASH_KEY"} {
+	for _, name := range []string{"CARDORDER_DATABASE_URL", "CARDORDER_DATABASE_DIRECT_URL", "CARDORDER_SEALING_KEYSET", "CARDORDER_CONTENT_HASH_KEY"} {
 		if !strings.Contains(service, "Environment: `"+name+"`") {
 			t.Errorf("%s is not documented", name)
 		}

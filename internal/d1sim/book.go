@@ -1,6 +1,7 @@
 package d1sim
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -21,15 +22,23 @@ type book struct {
 	stopped []*card // under way, but at Settings.StopAt
 
 	queued     map[string][]*notification // by issuer, oldest first
+	late       []lateNotification         // held back, the oldest first
 	inFlight   int                        // notifications in a call right now
 	deliveries []Delivery
 
 	scripts []*Script
 	history []Request
+
+	drawn  map[drawKey]int // requests for which a fault was drawn
+	faults map[Fault]int   // met so far
 }
 
 type requestKey struct{ issuerID, issuerRequestID string }
 type cardKey struct{ issuerID, cardID string }
+type drawKey struct {
+	kind         Kind
+	issuerID, id string
+}
 
 // card is one made card: one order that was accepted.
 type card struct {
@@ -39,6 +48,14 @@ type card struct {
 	op         Operation
 	acceptedAt time.Time
 	movedAt    time.Time
+	step       string // of productionPath, the last one reached: a Move may lead elsewhere
+}
+
+// lateNotification is a notification that Settings.Faults hold back.
+type lateNotification struct {
+	issuerID string
+	due      time.Time
+	*notification
 }
 
 func newBook() *book {
@@ -46,6 +63,8 @@ func newBook() *book {
 		byRequest: make(map[requestKey]*card),
 		byCard:    make(map[cardKey][]*card),
 		queued:    make(map[string][]*notification),
+		drawn:     make(map[drawKey]int),
+		faults:    make(map[Fault]int),
 	}
 }
 
@@ -59,11 +78,11 @@ func (b *book) make(issuerID, cardID string, o order, now time.Time, set Setting
 		op: Operation{
 			OperationID:     uuid.NewString(),
 			Operation:       "PRODUCE",
-			StartTime:       now.UTC().Truncate(time.Millisecond),
+			StartTime:       told(now, set),
 			CardID:          cardID,
 			IssuerRequestID: o.issuerRequestID,
 			Details: Details{
-				DueDate:        now.UTC().AddDate(0, 0, 1).Format(time.DateOnly),
+				DueDate:        told(now, set).AddDate(0, 0, 1).Format(time.DateOnly),
 				ProductionSite: "SIMULATED-CENTRE",
 			},
 		},
@@ -94,20 +113,20 @@ func (b *book) walkDue(now time.Time, set Settings) (moved int, next time.Time) 
 
 // next is the status after the present one.
 func (c *card) next(fail *FailAt) string {
-	reached := slices.Index(productionPath, c.op.Details.Status)
+	reached := slices.Index(productionPath, c.step)
 	for _, status := range productionPath[reached+1:] {
 		exception := status == DataException || status == CardProdException
 		if !exception || fail.hits(status, &c.op) {
 			return status
 		}
 	}
-	return c.op.Details.Status
+	return c.step
 }
 
 // reach puts a card into a status, queues the notification, and lines the card up for its next step.
 func (b *book) reach(c *card, status string, now time.Time, set Settings) {
 	op := &c.op
-	c.movedAt = now
+	c.movedAt, c.step = now, status
 	op.Status = OperationPending
 	op.Details.Status = status
 	op.Details.Reason, op.ErrorCode, op.Error = "", "", ""
@@ -125,19 +144,69 @@ func (b *book) reach(c *card, status string, now time.Time, set Settings) {
 		op.Details.Shipment = newShipment()
 	}
 	if op.Status != OperationPending {
-		end := now.UTC().Truncate(time.Millisecond)
+		end := told(now, set)
 		op.EndTime = &end
 	}
 
-	b.queued[c.issuerID] = append(b.queued[c.issuerID], &notification{op: *op})
+	b.tell(c, now, set)
 	b.lineUp(c, set.StopAt)
+}
+
+// Move is a status that production does not lead to by itself, as one of D1's on-hold states or CARD_PROD_CANCELED, or
+// leads to later.
+type Move struct {
+	// OperationID names the card. Required.
+	OperationID string `json:"operationId"`
+	// Status is details.status from now on: any text. Required.
+	Status string `json:"status"`
+	// OperationStatus is the operation's. Default PENDING: production goes on from where it was after
+	// Settings.StepInterval; any other ends it.
+	OperationStatus string `json:"operationStatus,omitempty"`
+	// Reason is told in details.reason. Default none.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Move puts a card into a status and queues the notification of it.
+func (s *Sim) Move(m Move) error {
+	defaultTo(&m.OperationStatus, OperationPending)
+	if m.Status == "" {
+		return errors.New("status: is required")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.IndexFunc(s.book.cards, func(c *card) bool { return c.op.OperationID == m.OperationID })
+	if i < 0 {
+		return errors.New("operationId: no card was made by it")
+	}
+	c, now := s.book.cards[i], time.Now()
+	c.movedAt = now
+	c.op.Status, c.op.EndTime = m.OperationStatus, nil
+	c.op.Details.Status, c.op.Details.Reason = m.Status, m.Reason
+	if m.Status == CardShipped && c.op.Details.Shipment == nil {
+		c.op.Details.Shipment = newShipment()
+	}
+	if m.OperationStatus != OperationPending {
+		end := told(now, s.settings)
+		c.op.EndTime = &end
+	}
+	s.book.tell(c, now, s.settings)
+	s.book.takeOut(c)
+	s.book.lineUp(c, s.settings.StopAt)
+	s.announce()
+	return nil
+}
+
+// takeOut takes a card out of its line.
+func (b *book) takeOut(c *card) {
+	isIt := func(other *card) bool { return other == c }
+	b.walking, b.stopped = slices.DeleteFunc(b.walking, isIt), slices.DeleteFunc(b.stopped, isIt)
 }
 
 // lineUp gives a card its place: walking, stopped, or at its end and in no line.
 func (b *book) lineUp(c *card, stopAt string) {
 	switch {
 	case c.op.Status != OperationPending:
-	case c.op.Details.Status == stopAt:
+	case c.step == stopAt:
 		b.stopped = append(b.stopped, c)
 	default:
 		b.walking = append(b.walking, c)
@@ -152,6 +221,11 @@ func (b *book) lineUpAgain(stopAt string) {
 	for _, c := range underWay {
 		b.lineUp(c, stopAt)
 	}
+}
+
+// told is a time as the bureau's own clock shows it.
+func told(now time.Time, set Settings) time.Time {
+	return now.Add(time.Duration(set.ClockSkew)).UTC().Truncate(time.Millisecond)
 }
 
 func newShipment() *Shipment {
@@ -175,10 +249,12 @@ type Card struct {
 	Status              string    `json:"status"`          // of the card: CARD_PROD_READY, ...
 	OperationStatus     string    `json:"operationStatus"` // PENDING, SUCCESSFUL, FAILED
 	StartTime           time.Time `json:"startTime"`
+	Reason              string    `json:"reason,omitempty"`         // of an exception
+	TrackingNumber      string    `json:"trackingNumber,omitempty"` // once shipped
 }
 
 func (c *card) view() Card {
-	return Card{
+	view := Card{
 		IssuerID:            c.issuerID,
 		CardID:              c.op.CardID,
 		IssuerRequestID:     c.op.IssuerRequestID,
@@ -187,16 +263,31 @@ func (c *card) view() Card {
 		Status:              c.op.Details.Status,
 		OperationStatus:     c.op.Status,
 		StartTime:           c.op.StartTime,
+		Reason:              c.op.Details.Reason,
 	}
+	if c.op.Details.Shipment != nil {
+		view.TrackingNumber = c.op.Details.Shipment.TrackingNumber
+	}
+	return view
 }
 
-// Cards lists the cards made since the last reset, oldest first.
-func (s *Sim) Cards() []Card {
+// Cards lists the cards made since the last reset, oldest first: one for each operation, so a request that made two
+// cards is there twice.
+func (s *Sim) Cards() []Card { return s.cardsThat(func(*card) bool { return true }) }
+
+// CardsOf lists the cards made for an issuer.
+func (s *Sim) CardsOf(issuerID string) []Card {
+	return s.cardsThat(func(c *card) bool { return c.issuerID == issuerID })
+}
+
+func (s *Sim) cardsThat(fit func(*card) bool) []Card {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	views := make([]Card, 0, len(s.book.cards))
 	for _, c := range s.book.cards {
-		views = append(views, c.view())
+		if fit(c) {
+			views = append(views, c.view())
+		}
 	}
 	return views
 }

@@ -183,13 +183,16 @@ func (a answer) json(t *testing.T) map[string]any {
 	return object
 }
 
+// straight follows no redirect.
+var straight = &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+
 func (b *bureau) send(method, path, body string, header http.Header) answer {
 	req, err := http.NewRequestWithContext(b.t.Context(), method, b.url+path, strings.NewReader(body))
 	if err != nil {
 		return answer{err: err}
 	}
 	req.Header = header
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := straight.Do(req)
 	if err != nil {
 		return answer{err: err}
 	}

@@ -74,6 +74,30 @@ func (c *Client) Cards(ctx context.Context) ([]Card, error) {
 	return cards, err
 }
 
+// CardsOf lists the cards made for an issuer since the last reset, oldest first: one for each operation.
+func (c *Client) CardsOf(ctx context.Context, issuerID string) ([]Card, error) {
+	var cards []Card
+	err := c.do(ctx, http.MethodGet, "/cards?"+url.Values{"issuerId": {issuerID}}.Encode(), nil, &cards)
+	return cards, err
+}
+
+// Move puts a card into a status and queues the notification of it.
+func (c *Client) Move(ctx context.Context, m Move) error {
+	return c.do(ctx, http.MethodPost, "/cards/move", m, nil)
+}
+
+// FaultCounts tells how many requests and notifications met each fault of Settings.Faults since the last reset.
+func (c *Client) FaultCounts(ctx context.Context) (map[Fault]int, error) {
+	var counts map[Fault]int
+	err := c.do(ctx, http.MethodGet, "/faults", nil, &counts)
+	return counts, err
+}
+
+// RevokeTokens ends all access tokens before their time: requests that carry one get 401.
+func (c *Client) RevokeTokens(ctx context.Context) error {
+	return c.do(ctx, http.MethodDelete, "/tokens", nil, nil)
+}
+
 // CardCounts tells how many cards were made for each issuerRequestId.
 func (c *Client) CardCounts(ctx context.Context) (map[string]int, error) {
 	var counts map[string]int

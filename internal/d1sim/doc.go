@@ -3,7 +3,7 @@
 //
 // It is a strict server of the bureau's contract, read independently: it imports no other package of this module, so
 // that a mistake in our client can't hide in shared code. It also misbehaves on purpose: Settings say how it behaves
-// all the time, a Script says how it answers one request. The management port changes both at run time, tells what was
+// all the time, Settings.Faults how often it misbehaves by chance, a Script how it answers one request. The management port changes both at run time, tells what was
 // asked and what was made, and lets tests wait for it; Client is that port in Go.
 //
 // Where the documentation of D1 is silent, the simulator assumes:
@@ -18,5 +18,6 @@
 //   - The members of paymentApplication are optional: whether D1 computes the EMV data is not known here.
 //   - A card's expiry must be a YYMM date: its last two digits are 01 to 12.
 //   - CARD_PROD_REQUESTED is reached at once, so its notification may overtake the 202.
-//   - Requests are judged in this order: script, pause, path style, token, issuer, patterns, body, card data, repeat.
+//   - Requests are judged in this order: script, fault by chance, pause, wrong URL, path style, token, issuer, patterns,
+//     body, card data, repeat.
 package d1sim

@@ -1,6 +1,7 @@
 package d1sim
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -57,6 +58,7 @@ type inquiry struct {
 	body     []byte
 	settings Settings // as they were when the request came
 	record   Request
+	twice    bool // make a second card of an order that is accepted
 }
 
 // answer is what an inquiry gets.
@@ -66,6 +68,7 @@ type answer struct {
 	body    []byte
 	cut     bool          // cut the connection instead of answering
 	delay   time.Duration // before the answer or the cut
+	drip    time.Duration // before each byte of the body; 0: all at once
 }
 
 type handler func(*inquiry) answer
@@ -107,32 +110,53 @@ func (s *Sim) exchange(kind Kind, handle handler) http.HandlerFunc {
 		if !pause(r.Context(), ans.delay) {
 			ans.cut = true // client or simulator is leaving; net/http would answer 200 by itself
 		}
-		ans.send(w)
+		w.Header().Set("Date", s.now(q.settings).UTC().Format(http.TimeFormat))
+		ans.send(r.Context(), w)
 	}
 }
 
-// judge finds the answer, with the next script that fits having its say before or after the contract.
+// now is the time by the bureau's own clock.
+func (s *Sim) now(set Settings) time.Time { return time.Now().Add(time.Duration(set.ClockSkew)) }
+
+// judge finds the answer, with the next script that fits having its say before or after the contract; without one,
+// a fault may.
 func (s *Sim) judge(q *inquiry, handle handler) answer {
 	if q.record.Kind == KindProduction {
 		q.record.IssuerRequestID = peekRequestID(q.body)
 	}
 	script := s.takeScript(&q.record)
-	if script != nil && script.Action.before() {
-		return script.answer()
-	}
-	ans := d1Error(http.StatusServiceUnavailable, "", "paused")
-	if !q.settings.Paused {
-		ans = handle(q)
+	if script == nil {
+		script = s.misfortune(q)
 	}
 	if script == nil {
-		return ans
+		return s.byContract(q, handle)
 	}
+	if script.Action.before() {
+		return script.answer()
+	}
+	if script.Action == ActionRevoke {
+		s.revoke(bearerOf(q.Request))
+		return s.byContract(q, handle)
+	}
+	q.twice = script.Action == ActionTwoOperations
+	ans := s.byContract(q, handle)
 	if ans.status >= http.StatusBadRequest {
 		s.giveBack(script) // refused by the contract: the script waits for a request that is not
-		q.record.Script = ""
+		q.record.Script, q.record.Fault = "", ""
 		return ans
 	}
 	return script.after(ans)
+}
+
+// byContract is the answer that settings and contract give.
+func (s *Sim) byContract(q *inquiry, handle handler) answer {
+	switch {
+	case q.settings.Paused:
+		return d1Error(http.StatusServiceUnavailable, "", "paused")
+	case q.settings.WrongURL && q.record.Kind != KindToken:
+		return noSuchPath(q)
+	}
+	return handle(q)
 }
 
 // identify records the ids of a request. Only what looks like an id: a client's mistake must not put anything else
@@ -154,7 +178,7 @@ func (q *inquiry) refuse(status int, code, text string) answer {
 	return d1Error(status, code, text)
 }
 
-func (a answer) send(w http.ResponseWriter) {
+func (a answer) send(ctx context.Context, w http.ResponseWriter) {
 	if a.cut {
 		cut(w)
 		return
@@ -166,7 +190,17 @@ func (a answer) send(w http.ResponseWriter) {
 		w.Header().Set(name, value)
 	}
 	w.WriteHeader(a.status)
-	_, _ = w.Write(a.body) // a client that has gone is no fault of ours
+	if a.drip == 0 {
+		_, _ = w.Write(a.body) // a client that has gone is no fault of ours
+		return
+	}
+	dripping := http.NewResponseController(w)
+	for i := range a.body {
+		if dripping.Flush() != nil || !pause(ctx, a.drip) {
+			panic(http.ErrAbortHandler) // or net/http would end the body properly
+		}
+		_, _ = w.Write(a.body[i : i+1])
+	}
 }
 
 // cut ends the connection without an answer.

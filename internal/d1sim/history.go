@@ -31,6 +31,7 @@ type Request struct {
 	OperationID     string    `json:"operationId,omitempty"`
 	CardMade        bool      `json:"cardMade"`
 	Script          Action    `json:"script,omitempty"` // the script that had its say
+	Fault           Fault     `json:"fault,omitempty"`  // of Settings.Faults, that it met
 }
 
 // historyLimit bounds what is remembered of requests and of deliveries each: the older half is forgotten beyond it.
@@ -66,6 +67,9 @@ func (s *Sim) History(f Filter) []Request {
 func (s *Sim) remember(r Request) {
 	s.mu.Lock()
 	s.book.history = append(forgetHalf(s.book.history), r)
+	if r.Fault != "" {
+		s.book.faults[r.Fault]++
+	}
 	s.announce()
 	s.mu.Unlock()
 
@@ -74,6 +78,7 @@ func (s *Sim) remember(r Request) {
 		slog.String("correlation_id", r.CorrelationID), slog.Int("status", r.Status), slog.Bool("cut", r.Cut),
 		slog.String("error_code", r.ErrorCode), slog.String("operation_id", r.OperationID),
 		slog.Bool("card_made", r.CardMade), slog.String("script", string(r.Script)),
+		slog.String("fault", string(r.Fault)),
 		slog.Duration("took", time.Since(r.Time)))
 }
 

@@ -26,13 +26,16 @@ func (s *Sim) ManagementHandler() http.Handler {
 	r.Patch("/settings", s.servePatchSettings)
 	r.Get("/encryption-key", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.EncryptionKey()) })
 	r.Get("/history", s.serveHistory)
-	r.Get("/cards", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.Cards()) })
+	r.Get("/cards", s.serveCards)
+	r.Post("/cards/move", s.serveMove)
 	r.Get("/cards/counts", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.CardCounts()) })
 	r.Get("/script", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.Scripts()) })
 	r.Post("/script", s.serveScript)
 	r.Delete("/script", func(w http.ResponseWriter, _ *http.Request) { s.ClearScripts(); w.WriteHeader(http.StatusNoContent) })
 	r.Get("/notifications", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.Notifications()) })
 	r.Post("/notifications", s.serveSendNotification)
+	r.Get("/faults", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.FaultCounts()) })
+	r.Delete("/tokens", func(w http.ResponseWriter, _ *http.Request) { s.RevokeTokens(); w.WriteHeader(http.StatusNoContent) })
 	r.Post("/reset", func(w http.ResponseWriter, _ *http.Request) { s.Reset(); w.WriteHeader(http.StatusNoContent) })
 	r.Get("/wait", s.serveWait)
 	return r
@@ -65,15 +68,34 @@ func (s *Sim) serveHistory(w http.ResponseWriter, r *http.Request) {
 	}))
 }
 
-func (s *Sim) serveScript(w http.ResponseWriter, r *http.Request) {
+// serveCards lists all cards, or those of the issuer that the query names.
+func (s *Sim) serveCards(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	if err := onlyKnown(query, "issuerId"); err != nil {
+		replyError(w, http.StatusBadRequest, err)
+		return
+	}
+	if query.Has("issuerId") {
+		reply(w, http.StatusOK, s.CardsOf(query.Get("issuerId")))
+		return
+	}
+	reply(w, http.StatusOK, s.Cards())
+}
+
+func (s *Sim) serveScript(w http.ResponseWriter, r *http.Request) { serveCommand(w, r, s.Script) }
+
+func (s *Sim) serveMove(w http.ResponseWriter, r *http.Request) { serveCommand(w, r, s.Move) }
+
+// serveCommand does what the body says.
+func serveCommand[T any](w http.ResponseWriter, r *http.Request, do func(T) error) {
 	body, ok := readBody(w, r)
 	if !ok {
 		return
 	}
-	var script Script
-	err := decodeStrict(body, &script)
+	var command T
+	err := decodeStrict(body, &command)
 	if err == nil {
-		err = s.Script(script)
+		err = do(command)
 	}
 	if err != nil {
 		replyError(w, http.StatusBadRequest, err)

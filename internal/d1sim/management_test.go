@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,6 +49,12 @@ func TestManagementPort(t *testing.T) {
 		cards[0].DistributionChannel != "THALES" || cards[0].Status != d1sim.CardShipped || cards[0].StartTime.IsZero() {
 		t.Errorf("cards %+v", cards)
 	}
+	if of, err := m.CardsOf(ctx, issuerID); err != nil || !slices.Equal(of, cards) || cards[0].TrackingNumber == "" {
+		t.Errorf("cards of the issuer %+v %v", of, err)
+	}
+	if none, err := m.CardsOf(ctx, lowercaseID); err != nil || none == nil || len(none) != 0 {
+		t.Errorf("cards of another issuer %+v %v", none, err)
+	}
 	counts, err := m.CardCounts(ctx)
 	must(err)
 	if len(counts) != 1 || counts["request-1"] != 1 {
@@ -72,6 +79,42 @@ func TestManagementPort(t *testing.T) {
 	must(err)
 	if len(history) != 1 {
 		t.Errorf("history after the reset %+v", history)
+	}
+}
+
+// A card can be put where production does not lead to by itself, and goes on from where it was.
+func TestMove(t *testing.T) {
+	t.Parallel()
+	b := newBureau(t, still)
+	ctx, m := t.Context(), b.management
+	op := b.accepted("card-1", b.thales("request-1"))
+	if err := m.Move(ctx, d1sim.Move{OperationID: op, Status: "CARD_PROD_ON_HOLD", Reason: "a test"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.operations("card-1")[0]; got.Details.Status != "CARD_PROD_ON_HOLD" || got.Details.Reason != "a test" || got.Status != d1sim.OperationPending {
+		t.Errorf("moved to %+v", got)
+	}
+	b.wait(d1sim.Condition{Idle: true})
+	if got := b.bank.statuses(); !slices.Equal(got, []string{d1sim.CardProdRequested, "CARD_PROD_ON_HOLD"}) {
+		t.Errorf("notified of %v", got)
+	}
+	b.set(func(s *d1sim.Settings) {
+		s.StopAt, s.StepInterval = d1sim.DataPrepared, d1sim.Duration(time.Millisecond)
+	})
+	b.wait(d1sim.Condition{Cards: 1, Status: d1sim.DataPrepared, Idle: true})
+
+	if err := m.Move(ctx, d1sim.Move{OperationID: op, Status: "CARD_PROD_CANCELED", OperationStatus: d1sim.OperationFailed}); err != nil {
+		t.Fatal(err)
+	}
+	b.set(func(s *d1sim.Settings) { s.StopAt = "" })
+	b.wait(d1sim.Condition{Idle: true})
+	if got := b.operations("card-1")[0]; got.Details.Status != "CARD_PROD_CANCELED" || got.Status != d1sim.OperationFailed || got.EndTime == nil {
+		t.Errorf("a cancelled card went on to %+v", got)
+	}
+	for _, wrong := range []d1sim.Move{{OperationID: op}, {OperationID: "x", Status: "x"}} {
+		if err := m.Move(ctx, wrong); err == nil {
+			t.Errorf("%+v: accepted", wrong)
+		}
 	}
 }
 
@@ -124,6 +167,8 @@ func TestSettingsArePatched(t *testing.T) {
 	for _, patch := range []map[string]any{
 		{"stepIntervall": "1s"}, {"stepInterval": 5}, {"stepInterval": "-1s"}, {"repeat": "twice"}, {"requestIdPlace": "x"},
 		{"unknownCard": "x"}, {"maxPerCall": -1}, {"stopAt": "x"}, {"failAt": map[string]any{"status": "CARD_SHIPPED"}},
+		{"faults": map[string]any{"lostBefore": 0.6, "lostAfter": 0.6}}, {"faults": map[string]any{"tokenErrors": -0.1}},
+		{"faults": map[string]any{"lostNotifications": 1.1}}, {"faults": map[string]any{"lateBy": "-1s"}}, {"faults": map[string]any{"x": 1}},
 		{"tokenLifetime": "1ms"}, {"answerDelay": "-1s"}, {"failAt": map[string]any{"status": "DATA_EXCEPTION", "operationStatus": "x"}},
 	} {
 		if _, err := m.PatchSettings(ctx, patch); err == nil {

@@ -36,7 +36,8 @@ type bearer struct {
 type notification struct {
 	op         Operation // as it was at that step
 	attempts   int
-	secondTime bool // delivered once already, on its way again for Settings.DuplicateNotifications
+	again      bool // to be delivered twice, by Settings.Faults
+	secondTime bool // delivered once already, on its way again
 }
 
 // Delivery is one notification call.
@@ -188,7 +189,7 @@ func (s *Sim) settle(ctx context.Context, iss *issuer, from *book, batch []*noti
 		switch {
 		case err != nil:
 			from.queued[iss.id] = append(from.queued[iss.id], n)
-		case s.settings.DuplicateNotifications && !n.secondTime:
+		case (s.settings.DuplicateNotifications || n.again) && !n.secondTime:
 			from.queued[iss.id] = append(from.queued[iss.id], &notification{op: n.op, secondTime: true})
 		}
 	}

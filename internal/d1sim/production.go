@@ -42,6 +42,9 @@ func (s *Sim) production(q *inquiry) answer {
 	if f := checkOrder(body, q.settings); f != nil {
 		return q.refuse(http.StatusBadRequest, f.code, f.String())
 	}
+	if q.settings.WrongKey {
+		return q.refuse(http.StatusBadRequest, cryptoError, "encryptedData")
+	}
 	if f := s.checkCardData(body["encryptedData"].(string)); f != nil {
 		return q.refuse(http.StatusBadRequest, f.code, f.String())
 	}
@@ -80,6 +83,9 @@ func (s *Sim) accept(q *inquiry, o order) answer {
 	}
 	c := s.book.make(q.record.IssuerID, q.record.CardID, o, time.Now(), s.settings)
 	q.record.CardMade = true
+	if q.twice {
+		s.book.make(q.record.IssuerID, q.record.CardID, o, time.Now(), s.settings)
+	}
 	s.announce()
 	return q.taken(c.op.OperationID)
 }

@@ -1,6 +1,7 @@
 package d1sim
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
@@ -11,15 +12,18 @@ import (
 // Action is what a script does to the request it meets.
 type Action string
 
-// The actions. The first three answer before anything is judged, so nothing is accepted. The others let the request be
+// The actions. The first four act before anything is judged, so nothing is accepted. The others let the request be
 // judged and accepted; one that is refused by the contract gets that refusal, and the script waits on.
 const (
 	ActionAnswer        Action = "answer"          // Status, Body and Headers of the script
 	ActionReject        Action = "reject"          // 400 with ErrorCode and Error of the script
 	ActionLostBefore    Action = "lost-before"     // the connection is cut
+	ActionRevoke        Action = "revoke"          // the request's access token ends now, so it gets 401; not for token
+	ActionAnswerAfter   Action = "answer-after"    // accepted, then answered with what is given of Status, Body and Headers
 	ActionLostAfter     Action = "lost-after"      // accepted, then the connection is cut
 	ActionErrorAfter    Action = "error-after"     // accepted, then 500 with a D1 error body
 	ActionNoOperationID Action = "no-operation-id" // accepted, then 202 {}: production only
+	ActionTwoOperations Action = "two-operations"  // accepted, with a second card by a second operation: production only
 	ActionDelay         Action = "delay"           // accepted and answered as ever, after Delay
 )
 
@@ -46,8 +50,14 @@ type Script struct {
 	// Delay passes before the answer, or before the cut. Required for delay, else default 0.
 	Delay Duration `json:"delay,omitempty"`
 
-	// Status, Body and Headers are for answer. Status is required; a body is sent as application/json unless Headers
-	// say otherwise.
+	// Drip sends the answer's body one byte at a time, with this long before each. Default 0: all at once.
+	Drip Duration `json:"drip,omitempty"`
+
+	// Size makes the answer's body at least this many bytes long, by spaces after it. Default 0.
+	Size int `json:"size,omitempty"`
+
+	// Status, Body and Headers are for answer and answer-after. Status is required for answer; a body is sent as
+	// application/json unless Headers say otherwise.
 	Status  int               `json:"status,omitempty"`
 	Body    string            `json:"body,omitempty"`
 	Headers map[string]string `json:"headers,omitempty"`
@@ -72,10 +82,14 @@ func (sc Script) checked() (Script, error) {
 		}
 	}
 	fail(!slices.Contains([]Kind{KindProduction, KindStatus, KindToken}, sc.Kind), "kind: %q is not known", sc.Kind)
-	fail(!slices.Contains([]Action{ActionAnswer, ActionReject, ActionLostBefore, ActionLostAfter, ActionErrorAfter,
-		ActionNoOperationID, ActionDelay}, sc.Action), "action: %q is not known", sc.Action)
-	fail(sc.Action == ActionNoOperationID && sc.Kind != KindProduction, "action: no-operation-id is for production")
-	fail(sc.Action == ActionAnswer && (sc.Status < 200 || sc.Status > 599), "status: must be 200 to 599")
+	fail(!slices.Contains([]Action{ActionAnswer, ActionReject, ActionLostBefore, ActionRevoke, ActionAnswerAfter, ActionLostAfter,
+		ActionErrorAfter, ActionNoOperationID, ActionTwoOperations, ActionDelay}, sc.Action), "action: %q is not known", sc.Action)
+	fail((sc.Action == ActionNoOperationID || sc.Action == ActionTwoOperations) && sc.Kind != KindProduction,
+		"action: %s is for production", sc.Action)
+	fail(sc.Action == ActionRevoke && sc.Kind == KindToken, "action: revoke is not for token")
+	fail((sc.Action == ActionAnswer || sc.Status != 0) && (sc.Status < 200 || sc.Status > 599), "status: must be 200 to 599")
+	fail(sc.Drip < 0, "drip: must not be negative")
+	fail(sc.Size < 0 || sc.Size > maxSize, "size: must be 0 to %d", maxSize)
 	fail(sc.Action == ActionDelay && sc.Delay == 0, "delay: is required")
 	fail(sc.Delay < 0, "delay: must not be negative")
 	fail(sc.Times < 0, "times: must not be negative")
@@ -83,6 +97,8 @@ func (sc Script) checked() (Script, error) {
 	fail(sc.CardID != "" && sc.Kind == KindToken, "cardId: token requests have none")
 	return sc, errors.Join(faults...)
 }
+
+const maxSize = 100 << 20 // of a scripted answer, in bytes
 
 func (sc *Script) fits(r *Request) bool {
 	return sc.Kind == r.Kind &&
@@ -99,13 +115,20 @@ func (sc *Script) answer() answer {
 	case ActionReject:
 		ans = d1Error(http.StatusBadRequest, sc.ErrorCode, sc.Error)
 	}
-	ans.delay = time.Duration(sc.Delay)
-	return ans
+	return sc.paced(ans)
 }
 
 // after is what a script makes of the answer to an accepted request.
 func (sc *Script) after(ans answer) answer {
 	switch sc.Action {
+	case ActionAnswerAfter:
+		if sc.Status != 0 {
+			ans.status, ans.body = sc.Status, nil
+		}
+		if sc.Body != "" {
+			ans.body = []byte(sc.Body)
+		}
+		ans.headers = sc.Headers
 	case ActionLostAfter:
 		ans = answer{cut: true}
 	case ActionErrorAfter:
@@ -113,7 +136,15 @@ func (sc *Script) after(ans answer) answer {
 	case ActionNoOperationID:
 		ans = answer{status: http.StatusAccepted, body: []byte("{}")}
 	}
-	ans.delay = time.Duration(sc.Delay)
+	return sc.paced(ans)
+}
+
+// paced gives an answer the length and the speed that the script asks for.
+func (sc *Script) paced(ans answer) answer {
+	ans.delay, ans.drip = time.Duration(sc.Delay), time.Duration(sc.Drip)
+	if missing := sc.Size - len(ans.body); missing > 0 {
+		ans.body = append(slices.Clip(ans.body), bytes.Repeat([]byte(" "), missing)...)
+	}
 	return ans
 }
 

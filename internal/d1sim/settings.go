@@ -109,6 +109,20 @@ type Settings struct {
 
 	// Paused answers 503 to everything on the D1 side. Default false. Cards and notifications go on.
 	Paused bool `json:"paused" yaml:"paused"`
+
+	// WrongURL answers 404 without a D1 body to everything but token requests, as if the API were elsewhere. Default
+	// false.
+	WrongURL bool `json:"wrongUrl" yaml:"wrongUrl"`
+
+	// WrongKey answers CRYPTO_ERROR to every order, as if D1's key were another one. Default false.
+	WrongKey bool `json:"wrongKey" yaml:"wrongKey"`
+
+	// ClockSkew is how far the bureau's clock is ahead of this machine's: in the Date header, in the times of operations
+	// and when the times of a token assertion are judged. Default 0.
+	ClockSkew Duration `json:"clockSkew" yaml:"clockSkew"`
+
+	// Faults are misbehaviours by chance. Default none.
+	Faults *Faults `json:"faults" yaml:"faults"`
 }
 
 // FailAt is an exception that cards run into.
@@ -134,7 +148,8 @@ func (f *FailAt) hits(status string, op *Operation) bool {
 		(f.CardID == "" || f.CardID == op.CardID)
 }
 
-// patched returns the settings with the members of a JSON patch changed, unknown ones refused; a null failAt removes it.
+// patched returns the settings with the members of a JSON patch changed, unknown ones refused; a null failAt, or faults,
+// removes it.
 func (s Settings) patched(patch []byte) (Settings, error) {
 	next := s.clone()
 	if err := decodeStrict(patch, &next); err != nil {
@@ -148,6 +163,10 @@ func (s Settings) clone() Settings {
 	if s.FailAt != nil {
 		failAt := *s.FailAt
 		s.FailAt = &failAt
+	}
+	if s.Faults != nil {
+		faults := *s.Faults
+		s.Faults = &faults
 	}
 	return s
 }
@@ -165,6 +184,9 @@ func (s Settings) checked() (Settings, error) {
 	if s.FailAt != nil {
 		defaultTo(&s.FailAt.OperationStatus, OperationFailed)
 		defaultTo(&s.FailAt.Reason, "simulated exception")
+	}
+	if s.Faults != nil {
+		*s.Faults = s.Faults.checked()
 	}
 	return s, s.faults()
 }
@@ -195,6 +217,9 @@ func (s Settings) faults() error {
 	atLeast("answerDelay", s.AnswerDelay, 0)
 	atLeast("retryBackoff", s.RetryBackoff, Duration(time.Millisecond))
 	atLeast("tokenLifetime", s.TokenLifetime, Duration(time.Second))
+	if s.Faults != nil {
+		faults = append(faults, s.Faults.wrong())
+	}
 	if s.MaxPerCall < 1 {
 		faults = append(faults, errors.New("maxPerCall: must be at least 1"))
 	}

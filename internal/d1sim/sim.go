@@ -279,14 +279,19 @@ func (s *Sim) Run(ctx context.Context) error {
 func (s *Sim) walk(ctx context.Context) {
 	for {
 		s.mu.Lock()
-		moved, next := s.book.walkDue(time.Now(), s.settings)
-		if moved > 0 {
+		now := time.Now()
+		moved, next := s.book.walkDue(now, s.settings)
+		queued, late := s.book.queueLate(now)
+		if moved+queued > 0 {
 			s.announce()
+		}
+		if next.IsZero() || !late.IsZero() && late.Before(next) {
+			next = late
 		}
 		changed := s.changed
 		s.mu.Unlock()
 
-		var due <-chan time.Time // nil, never ready, while no card is walking
+		var due <-chan time.Time // nil, never ready, while no card is walking and no notification late
 		if !next.IsZero() {
 			due = time.After(time.Until(next))
 		}

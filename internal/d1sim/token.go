@@ -44,7 +44,7 @@ func (s *Sim) token(q *inquiry) answer {
 	if grantType != grantJWTBearer {
 		return oauthError("unsupported_grant_type", "grant_type must be "+grantJWTBearer)
 	}
-	now := time.Now()
+	now := s.now(q.settings)
 	claims, who, err := s.checkAssertion(assertion, now)
 	if err != nil {
 		return oauthError("invalid_grant", err.Error())
@@ -53,7 +53,7 @@ func (s *Sim) token(q *inquiry) answer {
 
 	token := rand.Text()
 	lifetime := time.Duration(q.settings.TokenLifetime)
-	if !s.keepToken(token, accessToken{who.issuerIDs, now.Add(lifetime)}, claims, now) {
+	if !s.keepToken(token, accessToken{who.issuerIDs, time.Now().Add(lifetime)}, claims, now) {
 		return oauthError("invalid_grant", "jti was used before")
 	}
 	ans := jsonAnswer(http.StatusOK, map[string]any{
@@ -156,7 +156,7 @@ func (s *Sim) keepToken(text string, token accessToken, claims jwt.Claims, now t
 		}
 	}
 	for old, t := range s.tokens {
-		if t.expires.Before(now) {
+		if t.expires.Before(time.Now()) {
 			delete(s.tokens, old)
 		}
 	}
@@ -173,14 +173,14 @@ func (s *Sim) keepToken(text string, token accessToken, claims jwt.Claims, now t
 
 // authorize checks the bearer token and the issuer of the path; nil means welcome.
 func (s *Sim) authorize(q *inquiry) *answer {
-	text, isBearer := strings.CutPrefix(q.Header.Get("Authorization"), "Bearer ")
+	text := bearerOf(q.Request)
 	s.mu.Lock()
 	token, known := s.tokens[text]
 	s.mu.Unlock()
 
 	var refusal answer
 	switch issuerID := q.record.IssuerID; {
-	case !isBearer || !known || !token.expires.After(time.Now()):
+	case !known || !token.expires.After(time.Now()):
 		refusal = q.refuse(http.StatusUnauthorized, "AUTHORIZER_UNAUTHORIZED", "access token is missing, unknown or expired")
 	case s.issuers[issuerID] == nil:
 		refusal = q.refuse(http.StatusNotFound, "", "issuer is not known")
@@ -190,6 +190,28 @@ func (s *Sim) authorize(q *inquiry) *answer {
 		return nil
 	}
 	return &refusal
+}
+
+// bearerOf is the access token that a request carries; "" for none.
+func bearerOf(r *http.Request) string {
+	if text, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
+		return text
+	}
+	return ""
+}
+
+// revoke ends an access token before its time.
+func (s *Sim) revoke(token string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.tokens, token)
+}
+
+// RevokeTokens ends all access tokens before their time.
+func (s *Sim) RevokeTokens() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.tokens)
 }
 
 // oauthError is the error body of RFC 6749.

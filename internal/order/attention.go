@@ -81,6 +81,15 @@ var advices = []struct {
 		"support", "Wait for D1, or ask it for the reason."}},
 }
 
+// Attentions returns every Attention there is, the gravest first.
+func Attentions() []Attention {
+	all := make([]Attention, len(advices))
+	for i, row := range advices {
+		all[i] = row.Attention
+	}
+	return all
+}
+
 // Advice returns what to tell a person about a.
 func (a Attention) Advice() Advice {
 	for _, row := range advices {

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"time"
 
@@ -21,20 +22,24 @@ type Policy struct {
 	ResendAfter time.Duration
 	// NeverResend asks for ever instead (afterUnknown: wait).
 	NeverResend bool
-	// RetryRefusedFor is for how long an order is tried again after a refusal that
-	// need not be its own fault: 403, 404, a wrong key, no error body; 0 means 15 min.
-	RetryRefusedFor time.Duration
+	// Retry404For is for how long after the first one a 404 to an order proves nothing:
+	// the card may be registered at D1 a moment later; 0 means 15 min.
+	Retry404For time.Duration
+	// StopAfterRefusals is how many different orders D1 must refuse in a way that need
+	// not be their fault, accepting none between, for the lane to stop; 0 means 5.
+	StopAfterRefusals int
+	// GiveUpAfter is how much waiting between tries of its own an order gets before it
+	// is given up; 0 means 72 h.
+	GiveUpAfter time.Duration
 	// OnHold names the values of details.status that mean "on hold".
 	OnHold []string
 }
 
 func (p Policy) withDefaults() Policy {
-	if p.ResendAfter == 0 {
-		p.ResendAfter = 5 * time.Minute
-	}
-	if p.RetryRefusedFor == 0 {
-		p.RetryRefusedFor = 15 * time.Minute
-	}
+	setDefault(&p.ResendAfter, 5*time.Minute)
+	setDefault(&p.Retry404For, 15*time.Minute)
+	setDefault(&p.StopAfterRefusals, 5)
+	setDefault(&p.GiveUpAfter, 72*time.Hour)
 	return p
 }
 
@@ -53,12 +58,16 @@ func (p Policy) submitted(m store.Message, attempt store.Attempt, a d1client.Ans
 		c.Next = retry
 		c.Next.Unsent = true
 	case d1client.Refused:
-		if ownFault(a) || m.RefusedFor > p.RetryRefusedFor {
+		if ownFault(a) {
 			c.Evidence = []order.Evidence{order.Refusal{}}
-		} else {
-			c.Next = retry
-			c.Next.Refused = true
+			break
 		}
+		// Whose fault it is, the next answer to another order tells: see the store.
+		retry.Refused, retry.StopAfter = true, p.StopAfterRefusals
+		if a.Status == http.StatusNotFound {
+			retry.RejectAfter = p.Retry404For
+		}
+		c.Evidence, c.Next = p.burning(m, retry)
 	default:
 		c.Evidence = []order.Evidence{order.LostAnswer{}}
 		c.Next = store.Next{RunIn: max(a.RetryAfter, p.askIn(0, 0)), Maybe: store.MaybeNow}
@@ -77,6 +86,36 @@ func ownFault(a d1client.Answer) bool {
 	return a.Status == 400 && a.HasErrorBody && a.ErrorCode != "CRYPTO_ERROR"
 }
 
+// burning makes a wait count towards giving up, and ends the trying when enough has
+// been waited.
+func (p Policy) burning(m store.Message, next store.Next) ([]order.Evidence, store.Next) {
+	next.Burns = true
+	if m.TryingFor+next.RunIn <= p.GiveUpAfter {
+		return nil, next
+	}
+	next.GiveUp = true
+	return []order.Evidence{order.Notice{Attention: order.AttentionGivenUp}}, next
+}
+
+// unreadable keeps an order whose content cannot be read and calls for help.
+func (p Policy) unreadable(m store.Message, attempt store.Attempt) store.Completion {
+	attempt.Kind, attempt.Outcome, attempt.Reason = store.AttemptSubmit, d1client.NotTaken.String(), string(reasonUnreadableContent)
+	attempt.CorrelationID = attempt.ID.String()
+	evidence, next := p.burning(m, store.Next{RunIn: unreadableAgain, Tries: m.Tries + 1, Unsent: true})
+	return store.Completion{
+		Message: m, Attempt: attempt, Next: next,
+		Evidence: append([]order.Evidence{order.Notice{Attention: order.AttentionUnreadable}}, evidence...),
+	}
+}
+
+// reasonUnreadableContent is the reason of an attempt that was no call: the order cannot
+// be written.
+const reasonUnreadableContent d1client.Reason = "unreadable-content"
+
+// unreadableAgain is when to look again whether an order can be read: a key may have
+// been missing.
+const unreadableAgain = 5 * time.Minute
+
 // surroundings is what the store knows about the card that D1 was asked about.
 type surroundings struct {
 	owners  map[string]uuid.UUID // which operations belong to which orders
@@ -85,50 +124,83 @@ type surroundings struct {
 	proven  bool                 // a 404 means an unknown card: D1 answers for a card that it has
 }
 
-// asked says what follows from D1's answer to the question whether it has an order.
+// asked says what follows from D1's answer to the question whether it has an order
+// whose outcome is unknown, or how it stands.
 func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusAnswer, around surroundings) store.Completion {
 	attempt.Kind, attempt.Outcome = store.AttemptAsk, a.Finding.String()
 	c := store.Completion{Message: m, Attempt: note(attempt, a.Reply)}
 	if a.Finding == d1client.LookupFailed {
-		c.Evidence = p.stillUnknown(m)
 		c.Next = store.Next{RunIn: max(a.RetryAfter, backoff(m.Tries)), Tries: m.Tries + 1, Asks: m.Asks, Negatives: m.Negatives}
+		if m.Kind == store.KindAsk {
+			c.Next.Done = c.Next.Tries >= questionTries
+		} else {
+			c.Evidence = p.stillUnknown(m)
+		}
 		return c
 	}
 	mine, doubtful := candidates(m, a.Operations, around)
-	switch {
-	case len(mine) > 0:
+	if len(mine) > 0 {
 		c.Attempt.OperationID = mine[0].OperationID
-		report := mine[0].Report(p.OnHold)
-		report.Now = true
-		c.Evidence = []order.Evidence{report}
 		for _, op := range mine {
+			report := op.Report(p.OnHold)
+			report.Now = true
+			c.Evidence = append(c.Evidence, report)
 			if op.OperationID != "" {
 				c.Seen = append(c.Seen, op.OperationID)
 			}
 		}
-		return c
-	case doubtful:
-		c.Evidence = append(p.stillUnknown(m), order.Notice{Attention: order.AttentionAmbiguous})
-		c.Next = store.Next{RunIn: p.askIn(m.Asks+1, m.SentAgo), Asks: m.Asks + 1}
+		c.Next.Done = true
 		return c
 	}
-	negatives := m.Negatives
-	clean := a.Skipped == 0 && (a.Finding == d1client.Found || around.proven)
-	if clean && m.SentAgo >= p.ResendAfter {
-		negatives++
-	}
-	if negatives >= 2 && !m.ResendOff && !p.NeverResend {
-		c.Evidence = []order.Evidence{order.NotFound{}}
-		if m.Resends > 0 {
-			c.Evidence = append(c.Evidence, order.Notice{Attention: order.AttentionResending})
-		}
-		c.Next = store.Next{Maybe: store.MaybeClear}
+	if m.Kind == store.KindAsk {
+		c.Next.Done = true // nothing new; whoever wants to know asks again
 		return c
 	}
-	c.Evidence = p.stillUnknown(m)
-	c.Next = store.Next{RunIn: p.askIn(m.Asks+1, m.SentAgo), Asks: m.Asks + 1, Negatives: negatives}
+	c.Evidence, c.Next = p.notSeen(m, a, doubtful, around.proven)
 	return c
 }
+
+// questionTries is how often a question how an order stands is tried before it is
+// dropped: for some minutes.
+const questionTries = 12
+
+// notSeen says what follows when D1 showed nothing of an order whose outcome is unknown.
+func (p Policy) notSeen(m store.Message, a d1client.StatusAnswer, doubtful, proven bool) ([]order.Evidence, store.Next) {
+	again := store.Next{RunIn: p.askIn(m.Asks+1, m.SentAgo), Asks: m.Asks + 1}
+	if doubtful {
+		return append(p.stillUnknown(m), order.Notice{Attention: order.AttentionAmbiguous}), again
+	}
+	again.Negatives = m.Negatives
+	clean := a.Skipped == 0 && (a.Finding == d1client.Found || proven)
+	if clean && m.SentAgo >= p.ResendAfter {
+		again.Negatives++
+	}
+	if again.Negatives < 2 || m.ResendOff || p.NeverResend {
+		return p.stillUnknown(m), again
+	}
+	evidence, resend := p.burning(m, store.Next{RunIn: p.resendIn(m.Resends), Maybe: store.MaybeClear})
+	if resend.GiveUp { // it is asked about for ever all the same
+		again.ResendOff = true
+		return append(p.stillUnknown(m), evidence...), again
+	}
+	evidence = append(evidence, order.NotFound{})
+	if m.Resends > 0 {
+		evidence = append(evidence, order.Notice{Attention: order.AttentionResending})
+	}
+	return evidence, resend
+}
+
+// resendIn is how long to wait before an order is sent again that D1 certainly does not
+// have: not at all at first, then ever longer.
+func (p Policy) resendIn(resends int) time.Duration {
+	if resends == 0 {
+		return 0
+	}
+	wait := min(p.ResendAfter/30<<min(resends-1, 10), maxResendWait)
+	return wait + jitter(wait/10)
+}
+
+const maxResendWait = time.Hour
 
 // stillUnknown keeps the outcome unknown, and calls for a human when it should
 // have been known by now.

@@ -28,48 +28,77 @@ func policy() Policy { return Policy{}.withDefaults() }
 // What an answer to an order means for the order and for sending it again.
 func TestSubmitted(t *testing.T) {
 	t.Parallel()
-	reply := func(status int, body bool, code string) d1client.Reply {
-		return d1client.Reply{Status: status, HasErrorBody: body, ErrorCode: code}
+	p := policy()
+	answer := func(outcome d1client.Outcome, status int, body bool, code string) d1client.Answer {
+		return d1client.Answer{Outcome: outcome, Reply: d1client.Reply{Status: status, HasErrorBody: body, ErrorCode: code}}
 	}
+	aside := store.Next{Tries: 1, Refused: true, StopAfter: 5, Burns: true}
+	aside404 := aside
+	aside404.RejectAfter = p.Retry404For
 	for _, c := range []struct {
 		name     string
 		answer   d1client.Answer
-		age      time.Duration
 		evidence []order.Evidence
-		maybe    store.Maybe
-		noResend bool
+		next     store.Next // without RunIn
+		waits    bool
 	}{
-		{"taken", d1client.Answer{Outcome: d1client.Taken, OperationID: "op"}, 0, []order.Evidence{order.Taken{OperationID: "op"}}, store.MaybeKeep, false},
-		{"taken without an id", d1client.Answer{Outcome: d1client.Taken}, 0, []order.Evidence{order.Taken{}}, store.MaybeKeep, false},
-		{"not taken", d1client.Answer{Outcome: d1client.NotTaken, Reply: reply(429, false, "")}, time.Hour, nil, store.MaybeKeep, false},
-		{"a field is wrong", d1client.Answer{Outcome: d1client.Refused, Reply: reply(400, true, "FIELD_INVALID_VALUE")}, 0, []order.Evidence{order.Refusal{}}, store.MaybeKeep, false},
-		{"perhaps the key is wrong", d1client.Answer{Outcome: d1client.Refused, Reply: reply(400, true, "CRYPTO_ERROR")}, 0, nil, store.MaybeKeep, false},
-		{"the key is wrong", d1client.Answer{Outcome: d1client.Refused, Reply: reply(400, true, "CRYPTO_ERROR")}, time.Hour, []order.Evidence{order.Refusal{}}, store.MaybeKeep, false},
-		{"a 400 that is not D1's", d1client.Answer{Outcome: d1client.Refused, Reply: reply(400, false, "")}, 0, nil, store.MaybeKeep, false},
-		{"403", d1client.Answer{Outcome: d1client.Refused, Reply: reply(403, true, "X")}, 0, nil, store.MaybeKeep, false},
-		{"404, a moment later perhaps", d1client.Answer{Outcome: d1client.Refused, Reply: reply(404, true, "X")}, 0, nil, store.MaybeKeep, false},
-		{"404 for too long", d1client.Answer{Outcome: d1client.Refused, Reply: reply(404, true, "X")}, time.Hour, []order.Evidence{order.Refusal{}}, store.MaybeKeep, false},
-		{"no answer", d1client.Answer{Outcome: d1client.Unknown}, 0, []order.Evidence{order.LostAnswer{}}, store.MaybeNow, false},
-		{"conflict", d1client.Answer{Outcome: d1client.Unknown, Reply: d1client.Reply{Status: 409, Reason: d1client.ReasonConflict}}, 0, []order.Evidence{order.LostAnswer{}, order.Notice{Attention: order.AttentionConflict}}, store.MaybeNow, true},
+		{"taken", d1client.Answer{Outcome: d1client.Taken, OperationID: "op"}, []order.Evidence{order.Taken{OperationID: "op"}}, store.Next{}, false},
+		{"taken without an id", d1client.Answer{Outcome: d1client.Taken}, []order.Evidence{order.Taken{}}, store.Next{}, false},
+		{"not taken burns nothing", answer(d1client.NotTaken, 429, false, ""), nil, store.Next{Tries: 1, Unsent: true}, true},
+		{"a field is wrong", answer(d1client.Refused, 400, true, "FIELD_INVALID_VALUE"), []order.Evidence{order.Refusal{}}, store.Next{}, false},
+		{"perhaps the key is wrong", answer(d1client.Refused, 400, true, "CRYPTO_ERROR"), nil, aside, true},
+		{"a 400 that is not D1's", answer(d1client.Refused, 400, false, ""), nil, aside, true},
+		{"403", answer(d1client.Refused, 403, true, "X"), nil, aside, true},
+		{"404, a moment later perhaps", answer(d1client.Refused, 404, true, "X"), nil, aside404, true},
+		{"no answer", answer(d1client.Unknown, 0, false, ""), []order.Evidence{order.LostAnswer{}}, store.Next{Maybe: store.MaybeNow}, true},
+		{"conflict", d1client.Answer{Outcome: d1client.Unknown, Reply: d1client.Reply{Status: 409, Reason: d1client.ReasonConflict}},
+			[]order.Evidence{order.LostAnswer{}, order.Notice{Attention: order.AttentionConflict}},
+			store.Next{Maybe: store.MaybeNow, ResendOff: true}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			m := message()
-			m.RefusedFor = c.age
-			got := policy().submitted(m, store.Attempt{}, c.answer)
+			got := p.submitted(message(), store.Attempt{}, c.answer)
 			if !slices.Equal(got.Evidence, c.evidence) {
 				t.Errorf("evidence %#v, want %#v", got.Evidence, c.evidence)
 			}
-			if got.Next.Maybe != c.maybe || got.Next.ResendOff != c.noResend {
-				t.Errorf("next %+v", got.Next)
+			if waits := got.Next.RunIn > 0; waits != c.waits {
+				t.Errorf("tried again in %v", got.Next.RunIn)
 			}
-			if notTaken := c.answer.Outcome == d1client.NotTaken; got.Next.Unsent != notTaken {
-				t.Errorf("unsent %v", got.Next.Unsent)
-			}
-			if len(c.evidence) == 0 && (got.Next.RunIn <= 0 || got.Next.Tries != m.Tries+1) {
-				t.Errorf("it is not tried again later: %+v", got.Next)
+			got.Next.RunIn = 0
+			if got.Next != c.next {
+				t.Errorf("next %+v, want %+v", got.Next, c.next)
 			}
 		})
+	}
+}
+
+// Trying ends by the waits that count, and never while it is unknown whether D1 has the
+// order: that is asked for ever.
+func TestGivingUp(t *testing.T) {
+	t.Parallel()
+	p := policy()
+	m := message()
+	m.TryingFor = p.GiveUpAfter
+	givenUp := order.Evidence(order.Notice{Attention: order.AttentionGivenUp})
+
+	refused := p.submitted(m, store.Attempt{}, d1client.Answer{Outcome: d1client.Refused, Reply: d1client.Reply{Status: 403}})
+	if !refused.Next.GiveUp || !slices.Contains(refused.Evidence, givenUp) {
+		t.Errorf("refused for too long: %+v", refused)
+	}
+	if got := p.unreadable(m, store.Attempt{}); !got.Next.GiveUp || !slices.Contains(got.Evidence, givenUp) {
+		t.Errorf("unreadable for too long: %+v", got)
+	}
+	if got := p.submitted(m, store.Attempt{}, d1client.Answer{Outcome: d1client.NotTaken}); got.Next.GiveUp || got.Next.Burns {
+		t.Errorf("D1 was away for long: %+v", got.Next)
+	}
+	m.MaybeSent, m.SentAgo, m.Negatives, m.Resends = true, p.ResendAfter, 1, 3
+	lost := p.asked(m, store.Attempt{}, d1client.StatusAnswer{Finding: d1client.Found}, surroundings{})
+	if lost.Next.GiveUp || !lost.Next.ResendOff || lost.Next.RunIn <= 0 || !slices.Contains(lost.Evidence, givenUp) {
+		t.Errorf("lost again and again: %+v", lost)
+	}
+	m.TryingFor = 0
+	if got := p.asked(m, store.Attempt{}, d1client.StatusAnswer{Finding: d1client.Found}, surroundings{}); !got.Next.Burns || got.Next.RunIn <= 0 {
+		t.Errorf("the wait before the fourth sending: %+v", got.Next)
 	}
 }
 
@@ -136,6 +165,44 @@ func TestCandidates(t *testing.T) {
 				t.Errorf("mine %v doubtful %v, want %v %v", ids, doubtful, c.mine, c.doubtful)
 			}
 		})
+	}
+}
+
+// What follows from the question how an order stands.
+func TestAskedHowItStands(t *testing.T) {
+	t.Parallel()
+	p := policy()
+	m := message()
+	m.Kind = store.KindAsk
+	ask := func(answer d1client.StatusAnswer) store.Completion {
+		return p.asked(m, store.Attempt{}, answer, surroundings{})
+	}
+	found := ask(d1client.StatusAnswer{Finding: d1client.Found, Operations: []d1client.Operation{operation("b", "ours", 2), operation("a", "ours", 1)}})
+	if !found.Next.Done || !slices.Equal(found.Seen, []string{"a", "b"}) || len(found.Evidence) != 2 {
+		t.Errorf("two operations of the order: %+v", found)
+	}
+	for _, e := range found.Evidence {
+		if r, ok := e.(order.Report); !ok || !r.Now || r.Status != "CARD_PROD_READY" {
+			t.Errorf("evidence %#v", e)
+		}
+	}
+	doubtful := []d1client.Operation{operation("a", "theirs", 0)}
+	for name, answer := range map[string]d1client.StatusAnswer{
+		"nothing":    {Finding: d1client.Found},
+		"a 404":      {Finding: d1client.CardNotFound},
+		"a stranger": {Finding: d1client.Found, Operations: doubtful},
+	} {
+		if got := ask(answer); !got.Next.Done || len(got.Evidence) > 0 || len(got.Seen) > 0 {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+	failed := d1client.StatusAnswer{Finding: d1client.LookupFailed}
+	if got := ask(failed); got.Next.Done || got.Next.RunIn <= 0 || got.Next.Tries != 1 || len(got.Evidence) > 0 {
+		t.Errorf("no answer: %+v", got)
+	}
+	m.Tries = questionTries - 1
+	if got := ask(failed); !got.Next.Done {
+		t.Errorf("no answer for long: %+v", got)
 	}
 }
 

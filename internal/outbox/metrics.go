@@ -1,9 +1,12 @@
 package outbox
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"cardorder/internal/d1client"
+	"cardorder/internal/order"
 	"cardorder/internal/store"
 )
 
@@ -11,34 +14,145 @@ import (
 type Metrics struct {
 	attempts *prometheus.CounterVec
 	duration *prometheus.HistogramVec
+	accepted *prometheus.HistogramVec
+	breaker  *prometheus.GaugeVec
+	inFlight *prometheus.GaugeVec
+	share    *prometheus.GaugeVec
+	unstored *prometheus.GaugeVec
+	lost     *prometheus.CounterVec
+	rescued  *prometheus.CounterVec
+	raised   *prometheus.CounterVec
+	probes   *prometheus.CounterVec
+	d1Skew   *prometheus.GaugeVec
+	skew     prometheus.Gauge
+	replicas prometheus.Gauge
 }
 
 // NewMetrics registers the metrics, with every label value of the issuers at zero.
 func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, append([]string{"issuer"}, labels...))
+		r.MustRegister(c)
+		return c
+	}
+	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, append([]string{"issuer"}, labels...))
+		r.MustRegister(g)
+		return g
+	}
+	histogram := func(name, help string, buckets []float64, label string) *prometheus.HistogramVec {
+		h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, []string{"issuer", label})
+		r.MustRegister(h)
+		return h
+	}
 	m := &Metrics{
-		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cardorder_d1_attempts_total",
-			Help: "Calls to D1 by issuer, kind (submit, ask) and reason.",
-		}, []string{"issuer", "kind", "reason"}),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "cardorder_d1_attempt_duration_seconds",
-			Help:    "Time a call to D1 took, token included.",
-			Buckets: prometheus.ExponentialBuckets(0.005, 2, 14),
-		}, []string{"issuer", "kind"}),
+		attempts: counter("cardorder_d1_attempts_total", "Calls to D1 by issuer, kind (submit, ask) and reason.", "kind", "reason"),
+		duration: histogram("cardorder_d1_attempt_duration_seconds", "Time a call to D1 took, token included.",
+			prometheus.ExponentialBuckets(0.005, 2, 14), "kind"),
+		accepted: histogram("cardorder_accept_to_taken_seconds", "Time from accepting an order to D1's 202, by class (single, batch).",
+			prometheus.ExponentialBuckets(0.005, 3, 15), "class"),
+		breaker: gauge("cardorder_lane_breaker_state", "1 for the state (closed, open, half-open) of this process's breaker for a direction (sending, asking).",
+			"direction", "state"),
+		inFlight: gauge("cardorder_lane_in_flight", "Calls to D1 under way in this process."),
+		share:    gauge("cardorder_lane_share", "Calls to D1 that this process may have open: its share of sending.concurrency."),
+		unstored: gauge("cardorder_lane_unstored", "Calls of this process whose outcome is not stored yet."),
+		lost:     counter("cardorder_lane_leases_lost_total", "Calls that ended when another worker had taken their message over."),
+		rescued:  counter("cardorder_lane_leases_rescued_total", "Messages taken over from a process whose lease ran out."),
+		raised:   counter("cardorder_attention_raised_total", "Orders that newly need a human, by code.", "code"),
+		probes:   counter("cardorder_lane_probes_total", "Orders tried while their lane was stopped."),
+		d1Skew:   gauge("cardorder_d1_clock_skew_seconds", "By how much this process's clock is behind D1's, to the second."),
+		skew: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "cardorder_database_clock_skew_seconds", Help: "By how much this process's clock is behind the database's.",
+		}),
+		replicas: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "cardorder_live_replicas", Help: "Processes that share the lanes, as this one sees it.",
+		}),
 	}
+	r.MustRegister(m.skew, m.replicas)
 	for _, issuer := range issuers {
-		for _, kind := range []store.AttemptKind{store.AttemptSubmit, store.AttemptAsk} {
-			m.duration.WithLabelValues(issuer, string(kind))
-			for _, reason := range d1client.Reasons() {
-				m.attempts.WithLabelValues(issuer, string(kind), string(reason))
-			}
-		}
+		m.lane(issuer)
 	}
-	r.MustRegister(m.attempts, m.duration)
 	return m
 }
 
-func (m *Metrics) attempt(issuer string, a store.Attempt) {
-	m.attempts.WithLabelValues(issuer, string(a.Kind), a.Reason).Inc()
-	m.duration.WithLabelValues(issuer, string(a.Kind)).Observe(a.Duration.Seconds())
+// Attention counts an order that newly needs a human.
+func (m *Metrics) Attention(issuer string, a order.Attention) {
+	m.raised.WithLabelValues(issuer, string(a)).Inc()
+}
+
+// ClaimLost counts a call whose message another worker had taken over.
+func (m *Metrics) ClaimLost(issuer string) { m.lost.WithLabelValues(issuer).Inc() }
+
+// laneMetrics are those of one lane, looked up once.
+type laneMetrics struct {
+	all    *Metrics
+	issuer string
+
+	taken                             map[store.Class]prometheus.Observer
+	duration                          map[store.AttemptKind]prometheus.Observer
+	breaker                           map[breakerLabel]prometheus.Gauge
+	inFlight, share, unstored, d1Skew prometheus.Gauge
+	rescued, probes                   prometheus.Counter
+}
+
+type breakerLabel struct {
+	direction string
+	state     breakerState
+}
+
+func (m *Metrics) lane(issuer string) *laneMetrics {
+	l := &laneMetrics{
+		all: m, issuer: issuer,
+		taken:    make(map[store.Class]prometheus.Observer),
+		duration: make(map[store.AttemptKind]prometheus.Observer),
+		breaker:  make(map[breakerLabel]prometheus.Gauge),
+		inFlight: m.inFlight.WithLabelValues(issuer), share: m.share.WithLabelValues(issuer),
+		unstored: m.unstored.WithLabelValues(issuer), d1Skew: m.d1Skew.WithLabelValues(issuer),
+		rescued: m.rescued.WithLabelValues(issuer), probes: m.probes.WithLabelValues(issuer),
+	}
+	m.lost.WithLabelValues(issuer)
+	for _, a := range order.Attentions() {
+		m.raised.WithLabelValues(issuer, string(a))
+	}
+	for _, kind := range []store.AttemptKind{store.AttemptSubmit, store.AttemptAsk} {
+		l.duration[kind] = m.duration.WithLabelValues(issuer, string(kind))
+		for _, reason := range append(d1client.Reasons(), reasonUnreadableContent) {
+			m.attempts.WithLabelValues(issuer, string(kind), string(reason))
+		}
+	}
+	for _, class := range []store.Class{store.ClassSingle, store.ClassBatch} {
+		l.taken[class] = m.accepted.WithLabelValues(issuer, class.String())
+	}
+	for _, d := range []string{direction(false), direction(true)} {
+		for _, s := range breakerStates {
+			l.breaker[breakerLabel{d, s}] = m.breaker.WithLabelValues(issuer, d, s.String())
+		}
+	}
+	l.breakers(breakerClosed, breakerClosed)
+	return l
+}
+
+func (l *laneMetrics) attempt(c store.Completion) {
+	l.all.attempts.WithLabelValues(l.issuer, string(c.Attempt.Kind), c.Attempt.Reason).Inc()
+	l.duration[c.Attempt.Kind].Observe(c.Attempt.Duration.Seconds())
+}
+
+func (l *laneMetrics) accepted(c store.Class, took time.Duration) {
+	if o := l.taken[c]; o != nil {
+		o.Observe(took.Seconds())
+	}
+}
+
+func (l *laneMetrics) breakers(sending, asking breakerState) {
+	for label, gauge := range l.breaker {
+		is := sending
+		if label.direction == direction(true) {
+			is = asking
+		}
+		value := 0.0
+		if label.state == is {
+			value = 1
+		}
+		gauge.Set(value)
+	}
 }

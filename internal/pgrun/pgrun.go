@@ -82,8 +82,9 @@ type Config struct {
 	choosePort func() (int, error) // for tests
 }
 
-// Server is a running PostgreSQL.
+// Server is a running PostgreSQL. It belongs to one goroutine, but for Done.
 type Server struct {
+	cfg       Config
 	database  string
 	dir       string // data, log, password
 	runDir    string // always private: socket, lock
@@ -91,16 +92,23 @@ type Server struct {
 	password  string
 	as        *syscall.Credential
 	locks     []*os.File
-	proc      *os.Process
-	done      chan struct{}
-	exit      string // how it ended; set before done is closed
+	proc      *os.Process // nil while it does not run
+	exit      string      // how it ended; set before done is closed
 	stopOnce  sync.Once
 	stopError error
+
+	mu   sync.Mutex
+	done chan struct{} // of the last start
 }
 
 // Start runs a server and returns once it answers and the database exists.
 // ctx bounds the start only; Stop ends the server.
-func Start(ctx context.Context, cfg Config) (_ *Server, err error) {
+func Start(ctx context.Context, cfg Config) (*Server, error) {
+	return startServer(ctx, cfg, nil)
+}
+
+// startServer makes a missing cluster anew, or as a standby of the given server.
+func startServer(ctx context.Context, cfg Config, primary *Server) (_ *Server, err error) {
 	if cfg.Database == "" {
 		cfg.Database = "cardorder"
 	}
@@ -123,7 +131,7 @@ func Start(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, fmt.Errorf("pgrun: %w", err)
 	}
 
-	s := &Server{database: cfg.Database}
+	s := &Server{cfg: cfg, database: cfg.Database}
 	defer func() {
 		if err != nil {
 			_ = s.Stop()
@@ -136,7 +144,12 @@ func Start(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := s.openFolders(ctx, cfg); err != nil {
 		return nil, err
 	}
-	if err := s.initCluster(ctx, cfg, major); err != nil {
+	if primary != nil {
+		err = s.copyCluster(ctx, primary)
+	} else {
+		err = s.initCluster(ctx, cfg, major)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if err := s.startPostgres(ctx, cfg); err != nil {
@@ -176,8 +189,13 @@ func (s *Server) Dir() string { return s.dir }
 // Port is the TCP port on 127.0.0.1.
 func (s *Server) Port() int { return s.port }
 
-// Done is closed when the server has ended, by Stop or by itself.
-func (s *Server) Done() <-chan struct{} { return s.done }
+// Done is closed when the server has ended, by Stop, by Halt or by itself. After
+// another start it is another channel.
+func (s *Server) Done() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.done
+}
 
 // Stop ends the server with a fast shutdown: open transactions are rolled
 // back. After 20 s it gets rough. A private folder is removed. Stop may be
@@ -199,16 +217,22 @@ func (s *Server) Stop() error {
 }
 
 func (s *Server) endProcess() error {
+	return s.shutDown([]step{{syscall.SIGINT, fastShutdown}, {syscall.SIGQUIT, immediateShutdown}})
+}
+
+// step is one way to ask for the end, and for how long to wait for it.
+type step struct {
+	signal   syscall.Signal
+	patience time.Duration
+}
+
+// shutDown ends the process with the first step that works.
+func (s *Server) shutDown(steps []step) error {
 	if s.proc == nil {
 		return nil
 	}
-	for _, step := range []struct {
-		signal   os.Signal
-		patience time.Duration
-	}{
-		{syscall.SIGINT, fastShutdown},
-		{syscall.SIGQUIT, immediateShutdown},
-	} {
+	defer func() { s.proc = nil }()
+	for _, step := range steps {
 		_ = s.proc.Signal(step.signal) // fails only when it is gone already
 		select {
 		case <-s.done:
@@ -340,7 +364,6 @@ func (s *Server) startPostgres(ctx context.Context, cfg Config) error {
 			return nil
 		}
 		stopErr := s.endProcess()
-		s.proc = nil
 		log, _ := os.ReadFile(s.logPath())
 		taken := bytes.Contains(log, []byte("Address already in use"))
 		if taken && cfg.Port == 0 && attempt < portAttempts && ctx.Err() == nil {
@@ -399,7 +422,10 @@ func (s *Server) launch(cfg Config) error {
 	if err := <-started; err != nil {
 		return err
 	}
-	s.proc, s.done = cmd.Process, done
+	s.proc = cmd.Process
+	s.mu.Lock()
+	s.done = done
+	s.mu.Unlock()
 	return nil
 }
 

@@ -25,6 +25,7 @@ type lockedOrder struct {
 	cardProductID string
 	issuance      order.Issuance
 	operations    []string    // every PRODUCE operation seen for it
+	doubted       bool        // it did not change since the database's history did: what was sent in the other one is unknown
 	halt          BatchAction // hold or cancel, when one came while D1 may have had it
 	changes       []change    // made in this transaction, to be logged after it
 }
@@ -40,8 +41,11 @@ func (s *Store) logChanges(ctx context.Context, locked map[orderKey]*lockedOrder
 	for _, o := range locked {
 		for _, c := range o.changes {
 			level := slog.LevelInfo
-			if slices.ContainsFunc(c.after.Attention, func(a order.Attention) bool { return !slices.Contains(c.before.Attention, a) }) {
-				level = slog.LevelWarn // somebody should look
+			for _, a := range c.after.Attention {
+				if !slices.Contains(c.before.Attention, a) {
+					level = slog.LevelWarn // somebody should look
+					s.cfg.OnAttention(o.issuer, a)
+				}
 			}
 			s.cfg.Log.Log(ctx, level, "order changed", "issuerId", o.issuer, "orderId", o.id, "version", c.after.Version,
 				"from", c.before.Status, "status", c.after.Status, "attention", attentions(c.after),
@@ -82,7 +86,8 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orderKey]*lockedOrder) {
 	issuers, ids := columns(distinctKeys(keys))
 	b.Queue(`
-		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, coalesce(o.terms -> 'services' ->> 'issuance', ''), `+stateColumns+`
+		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, coalesce(o.terms -> 'services' ->> 'issuance', ''),
+			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false), `+stateColumns+`
 		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
 			JOIN order_state s ON s.issuer_id = t.issuer_id AND s.order_id = t.order_id
 			JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
@@ -91,7 +96,7 @@ func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orde
 		issuers, ids).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			o := &lockedOrder{}
-			fields := []any{&o.issuer, &o.id, &o.firstSentAt, &o.cardID, &o.cardProductID, &o.issuance}
+			fields := []any{&o.issuer, &o.id, &o.firstSentAt, &o.cardID, &o.cardProductID, &o.issuance, &o.doubted}
 			if err := rows.Scan(append(fields, stateFields(&o.state)...)...); err != nil {
 				return err
 			}
@@ -225,7 +230,7 @@ func (a *advances) advance(o *lockedOrder, cause Cause, evidence ...order.Eviden
 	o.state = next
 	o.changes = append(o.changes, change{before, next, cause})
 	a.touch(o)
-	a.events = append(a.events, event{o.orderKey, eventType(before, next), next, before.Status, cause})
+	a.events = append(a.events, event{o.orderKey, cmp.Or(cause.Action, eventType(before, next)), next, before.Status, cause})
 }
 
 // advanceOne advances one order and writes what follows.
@@ -380,22 +385,21 @@ func queueSubmits(b *pgx.Batch, list []*lockedOrder) {
 		return
 	}
 	issuers, ids := columns(keysOf(list))
-	known := make([]bool, len(list))
+	known, doubted := make([]bool, len(list)), make([]bool, len(list))
 	for i, o := range list {
-		known[i] = len(o.operations) > 0
+		known[i], doubted[i] = len(o.operations) > 0, o.doubted
 	}
 	exec(b, `
 		INSERT INTO outbox (lane, kind, class, issuer_id, order_id, card_id, first_sent_at, maybe_sent_at)
-		SELECT $4 || o.issuer_id, 'submit', CASE WHEN o.batch_id IS NULL OR o.urgent THEN $5::smallint ELSE $6 END, o.issuer_id, o.id, o.card_id,
-			coalesce(s.first_sent_at, p.since, CASE WHEN d.doubted THEN o.created_at END),
-			CASE WHEN t.known OR d.doubted OR p.since IS NOT NULL THEN now() END
-		FROM unnest($1::text[], $2::uuid[], $3::boolean[]) AS t(issuer_id, order_id, known)
+		SELECT $5 || o.issuer_id, 'submit', CASE WHEN o.batch_id IS NULL OR o.urgent THEN $6::smallint ELSE $7 END, o.issuer_id, o.id, o.card_id,
+			coalesce(s.first_sent_at, p.since, CASE WHEN t.doubted THEN o.created_at END),
+			CASE WHEN t.known OR t.doubted OR p.since IS NOT NULL THEN now() END
+		FROM unnest($1::text[], $2::uuid[], $3::boolean[], $4::boolean[]) AS t(issuer_id, order_id, known, doubted)
 			JOIN orders o ON o.issuer_id = t.issuer_id AND o.id = t.order_id
 			JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
 			CROSS JOIN LATERAL (SELECT min(n.created_at) AS since FROM notifications n
 				WHERE n.issuer_id = o.issuer_id AND n.issuer_request_id = o.issuer_request_id AND n.outcome = 'parked') p
-			CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM database_history h WHERE o.created_at < h.seen_at) AS doubted) d
-		ORDER BY t.order_id`, issuers, ids, known, LaneOf(""), ClassSingle, ClassBatch)
+		ORDER BY t.order_id`, issuers, ids, known, doubted, LaneOf(""), ClassSingle, ClassBatch)
 }
 
 func keysOf(list []*lockedOrder) []orderKey {

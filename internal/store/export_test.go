@@ -1,6 +1,9 @@
 package store
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // CommitTogether stores orders as one group and returns what each caller is told.
 func (s *Store) CommitTogether(ctx context.Context, list []Acceptance) (orders []*Accepted, errs []error) {
@@ -23,4 +26,17 @@ func (s *Store) CommitTogether(ctx context.Context, list []Acceptance) (orders [
 		orders, errs = append(orders, a), append(errs, err)
 	}
 	return orders, errs
+}
+
+// ListenWith is Listen that pings often and gives up soon.
+func (s *Store) ListenWith(ctx context.Context, url string, ping, timeout, retry time.Duration, wake func(lane string)) {
+	l := &listener{store: s, url: url, wake: wake, pingEvery: ping, pingTimeout: timeout, retryMax: retry}
+	l.run(ctx)
+}
+
+// SawFurther makes the store remember that the database's log was further on.
+func (s *Store) SawFurther() {
+	s.wal.mu.Lock()
+	defer s.wal.mu.Unlock()
+	s.wal.position += 1 << 40
 }

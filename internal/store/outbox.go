@@ -345,9 +345,10 @@ func (s *Store) Release(ctx context.Context, messages []Message) error {
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `
 			UPDATE outbox m SET claim_token = NULL, run_at = now(),
+				class = CASE WHEN m.maybe_sent_at IS NULL THEN m.class ELSE $4 END, -- a lapsed lease, which is asked about
 				first_sent_at = CASE WHEN t.sent_before THEN m.first_sent_at END
 			FROM unnest($1::bigint[], $2::uuid[], $3::boolean[]) AS t(id, token, sent_before)
-			WHERE m.id = t.id AND m.claim_token = t.token AND (m.halt IS NULL OR m.maybe_sent_at IS NOT NULL)`, ids, tokens, before)
+			WHERE m.id = t.id AND m.claim_token = t.token AND (m.halt IS NULL OR m.maybe_sent_at IS NOT NULL)`, ids, tokens, before, ClassQuestion)
 		released = int(tag.RowsAffected())
 		return err
 	})
@@ -493,6 +494,9 @@ func (s *Store) Complete(ctx context.Context, completions []Completion) error {
 	if len(c.parked) > 0 {
 		s.cfg.OnParked(c.parked)
 	}
+	for _, issuer := range c.lost {
+		s.cfg.OnClaimLost(issuer)
+	}
 	c.judgeLanes(ctx)
 	return nil
 }
@@ -508,6 +512,8 @@ type completing struct {
 	held   map[claim]heldMessage
 	lanes  map[string]*laneNews
 	parked []int64 // notifications that wait for an operation that was seen
+
+	lost []string // issuers of claims that were lost to another worker, not to evidence from D1
 }
 
 // claim is one claim of a message: a batch may hold two of the same message, of
@@ -528,7 +534,7 @@ type heldMessage struct {
 func (c *completing) ask(b *pgx.Batch) {
 	keys, messages := make([]orderKey, len(c.list)), make([]Message, len(c.list))
 	var seen []operation
-	c.locked, c.owners = make(map[orderKey]*lockedOrder, len(keys)), make(map[string]orderKey)
+	c.locked, c.owners, c.lost = make(map[orderKey]*lockedOrder, len(keys)), make(map[string]orderKey), nil
 	c.held, c.lanes = make(map[claim]heldMessage, len(keys)), make(map[string]*laneNews)
 	for i := range c.list {
 		m := &c.list[i].Message
@@ -594,6 +600,9 @@ func (c *completing) answer(b *pgx.Batch) {
 		evidence, next := c.decide(done, o, h, held)
 		w.advance(o, Cause{Kind: CauseAttempt, ID: done.Attempt.ID.String()}, evidence...)
 		if !held {
+			if m.Kind != KindAsk && o.stored.ToBeSent() {
+				c.lost = append(c.lost, m.IssuerID)
+			}
 			continue
 		}
 		if !next.Unsent && o.firstSentAt == nil && !m.FirstSentAt.IsZero() {

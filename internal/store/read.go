@@ -38,6 +38,9 @@ type Order struct {
 	UpdatedAt         time.Time
 	EndedAt           *time.Time
 	Shipments         []Shipment
+	// Asking tells that D1 is being asked about the order. It is read with a single
+	// order only.
+	Asking bool
 }
 
 // Shipment is what the carrier says of a parcel.
@@ -65,8 +68,15 @@ func stateFields(s *order.State) []any {
 }
 
 // selectOrders reads whole orders; conditions follow.
-const selectOrders = `
-	SELECT o.issuer_id, o.id, o.issuer_request_id, o.card_id, o.consumer_id, o.card_product_id,
+const selectOrders = "SELECT " + orderColumns + orderTables
+
+// selectOrder reads one, and whether D1 is being asked about it.
+const selectOrder = "SELECT " + orderColumns + `, EXISTS (SELECT FROM outbox m WHERE m.issuer_id = o.issuer_id AND m.order_id = o.id
+		AND (m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL) AND m.run_at < 'infinity')` + orderTables + `
+	WHERE o.issuer_id = $1 AND o.id = $2`
+
+// orderColumns are what makes an Order, in the order of orderFields.
+const orderColumns = `o.issuer_id, o.id, o.issuer_request_id, o.card_id, o.consumer_id, o.card_product_id,
 		o.distribution_channel, o.terms, o.metadata, o.urgent, coalesce(o.duplicate_override, ''), o.warnings,
 		o.created_at, o.created_by, s.updated_at, s.ended_at, o.replaces_order_id, o.batch_id,
 		ARRAY(SELECT r.id FROM orders r WHERE r.issuer_id = o.issuer_id AND r.replaces_order_id = o.id ORDER BY r.id),
@@ -75,26 +85,35 @@ const selectOrders = `
 				'trackingNumber', p.tracking_number, 'carrier', p.carrier, 'status', p.status,
 				'trackingUrl', p.tracking_url, 'createdAt', p.created_at, 'updatedAt', p.updated_at)
 				ORDER BY p.created_at), '[]')
-			FROM shipments p WHERE p.issuer_id = o.issuer_id AND p.order_id = o.id)
+			FROM shipments p WHERE p.issuer_id = o.issuer_id AND p.order_id = o.id)`
+
+const orderTables = `
 	FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id `
 
-func scanOrder(row pgx.CollectableRow) (*Order, error) {
-	var o Order
+func orderFields(o *Order) []any {
 	fields := append([]any{
 		&o.IssuerID, &o.ID, &o.IssuerRequestID, &o.CardID, &o.ConsumerID, &o.CardProductID,
 		&o.Channel, &o.Terms, &o.Metadata, &o.Urgent, &o.DuplicateOverride, &o.Warnings,
 		&o.CreatedAt, &o.CreatedBy, &o.UpdatedAt, &o.EndedAt, &o.ReplacesOrderID, &o.BatchID, &o.ReplacedBy,
 	}, stateFields(&o.State)...)
-	return &o, row.Scan(append(fields, &o.Shipments)...)
+	return append(fields, &o.Shipments)
+}
+
+func scanOrder(row pgx.CollectableRow) (*Order, error) {
+	var o Order
+	return &o, row.Scan(orderFields(&o)...)
 }
 
 // Order reads one order. The error is ErrNotFound when the issuer has no such order.
 func (s *Store) Order(ctx context.Context, issuer string, id uuid.UUID) (*Order, error) {
-	rows, err := s.pool.Query(ctx, selectOrders+`WHERE o.issuer_id = $1 AND o.id = $2`, issuer, id)
+	rows, err := s.pool.Query(ctx, selectOrder, issuer, id)
 	if err != nil {
 		return nil, fmt.Errorf("reading an order: %w", err)
 	}
-	o, err := pgx.CollectExactlyOneRow(rows, scanOrder)
+	o, err := pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (*Order, error) {
+		var o Order
+		return &o, row.Scan(append(orderFields(&o), &o.Asking)...)
+	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, ErrNotFound
 	}
@@ -325,6 +344,7 @@ type Cause struct {
 	ID     string // of the attempt or notification
 	Actor  string // client or person
 	Detail json.RawMessage
+	Action EventType // what somebody wanted, "" when the change itself tells; written only
 }
 
 // CauseKind is where a change came from.
@@ -344,4 +364,6 @@ const (
 	EventStatusChanged    EventType = "status-changed"
 	EventAttentionChanged EventType = "attention-changed"
 	EventDetailsChanged   EventType = "details-changed"
+	EventRefreshRequested EventType = "refresh-requested" // D1 is to be asked
+	EventRetryRequested   EventType = "retry-requested"   // its sending begins anew
 )

@@ -349,29 +349,17 @@ func (s *Store) Sweep(ctx context.Context, ids []int64, parse func(issuer string
 	var failed []error
 	for _, w := range list {
 		n := &stored{Notification: parse(w.issuer, w.raw, w.correlationID), id: w.id}
-		var locked map[orderKey]*lockedOrder
-		err := s.inTx(ctx, func(tx pgx.Tx) error {
-			var still bool
-			err := tx.QueryRow(ctx, `SELECT outcome IN ('parked', 'unapplied') FROM notifications WHERE id = $1 FOR UPDATE SKIP LOCKED`, w.id).Scan(&still)
-			if errors.Is(err, pgx.ErrNoRows) || err == nil && !still {
-				return nil // another replica has it
-			}
-			if err != nil {
-				return fmt.Errorf("locking a waiting notification: %w", err)
-			}
-			locked, err = s.apply(ctx, tx, w.issuer, []*stored{n}, func(_ *stored, outcome Outcome) {
-				if outcome == OutcomeApplied {
-					applied++
-				}
-			})
-			return err
-		})
+		outcome, err := s.sweepOne(ctx, w.issuer, n)
+		if Away(err) { // it is not this one that makes trouble
+			return applied, false, fmt.Errorf("applying waiting notifications: %w", err)
+		}
 		if err != nil {
 			failed = append(failed, err)
 			s.postpone(ctx, w.id)
-			continue
 		}
-		s.logChanges(ctx, locked)
+		if outcome == OutcomeApplied {
+			applied++
+		}
 	}
 	if len(failed) > 0 {
 		return applied, false, fmt.Errorf("applying waiting notifications: %w", errors.Join(failed...))
@@ -379,8 +367,34 @@ func (s *Store) Sweep(ctx context.Context, ids []int64, parse func(issuer string
 	return applied, len(ids) == 0 && len(list) == sweepBatch, nil
 }
 
+// sweepOne applies one waiting notification, unless another replica does.
+func (s *Store) sweepOne(ctx context.Context, issuer string, n *stored) (outcome Outcome, err error) {
+	ctx, cancel := context.WithTimeout(ctx, groupTimeout) // a network that swallows everything must not end the sweeping
+	defer cancel()
+	var locked map[orderKey]*lockedOrder
+	err = s.inTx(ctx, func(tx pgx.Tx) error {
+		var still bool
+		err := tx.QueryRow(ctx, `SELECT outcome IN ('parked', 'unapplied') FROM notifications WHERE id = $1 FOR UPDATE SKIP LOCKED`, n.id).Scan(&still)
+		if errors.Is(err, pgx.ErrNoRows) || err == nil && !still {
+			return nil // another replica has it
+		}
+		if err != nil {
+			return fmt.Errorf("locking a waiting notification: %w", err)
+		}
+		locked, err = s.apply(ctx, tx, issuer, []*stored{n}, func(_ *stored, o Outcome) { outcome = o })
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	s.logChanges(ctx, locked)
+	return outcome, nil
+}
+
 // postpone keeps a notification that makes trouble from being the first again.
 func (s *Store) postpone(ctx context.Context, id int64) {
+	ctx, cancel := context.WithTimeout(ctx, groupTimeout)
+	defer cancel()
 	_, err := s.pool.Exec(ctx, `UPDATE notifications SET tries = tries + 1, next_try_at = now() + interval '1 min'
 		WHERE id = $1 AND outcome IN ('parked', 'unapplied')`, id)
 	if err != nil {
@@ -389,6 +403,8 @@ func (s *Store) postpone(ctx context.Context, id int64) {
 }
 
 func (s *Store) due(ctx context.Context, ids []int64) ([]waiting, error) {
+	ctx, cancel := context.WithTimeout(ctx, groupTimeout)
+	defer cancel()
 	condition, arg := `n.next_try_at <= now() AND $1::bigint[] IS NULL ORDER BY n.next_try_at LIMIT `+strconv.Itoa(sweepBatch), ids
 	if len(ids) > 0 {
 		condition = `n.id = ANY($1) ORDER BY n.id`

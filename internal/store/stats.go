@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -10,12 +11,23 @@ import (
 	"cardorder/internal/order"
 )
 
-// Stats is what the database tells about the work that lies before it.
+// Stats is what the database tells about the work that lies before it. It is shared:
+// nobody changes it.
 type Stats struct {
 	Lanes        []LaneStats
 	Open         map[IssuerStatus]int // open orders
 	Waiting      int                  // notifications that wait for their order, or could not be applied; counted up to 100,000
 	WaitingSince time.Duration        // age of the oldest of them
+
+	// DeadTuples of the outbox are versions of rows that vacuum has not removed.
+	DeadTuples int
+	// OldestSnapshot is the age of the oldest transaction, prepared ones included, that
+	// keeps vacuum from removing them. Those of other roles show only to a member of
+	// pg_read_all_stats.
+	OldestSnapshot time.Duration
+	// OldestSnapshotXIDs is the same in transactions, and counts standbys and
+	// replication slots too.
+	OldestSnapshotXIDs int
 }
 
 // LaneStats is one lane's backlog of one class.
@@ -27,6 +39,8 @@ type LaneStats struct {
 	Oldest   time.Duration // for how long the oldest of those has been due
 	Age      time.Duration // of the oldest message, whatever it waits for
 	Unknown  int           // those whose outcome at D1 is unknown
+	Refused  int           // those set aside after a refusal that need not be their own fault
+	GivenUp  int           // those not tried any more
 }
 
 // IssuerStatus is a label of the open orders.
@@ -35,19 +49,49 @@ type IssuerStatus struct {
 	Status   order.Status
 }
 
-// Stats reads them. It looks at open orders only: partial indexes keep that
-// cheap however many orders there are in all.
+// statsShare bounds how much of the time is spent on reading statistics: one part in
+// so many. What was read stands until then, however many ask.
+const statsShare = 20
+
+// statsMemory is the last answer.
+type statsMemory struct {
+	mu    sync.Mutex // held while they are read: who comes meanwhile gets the same
+	last  *Stats
+	until time.Time
+}
+
+// Stats reads them. It looks at open orders and at messages only, however many orders
+// there are in all; those are counted one by one, so with a million of them the answer
+// may be some seconds old.
 func (s *Store) Stats(ctx context.Context) (*Stats, error) {
+	m := &s.stats
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	begun := time.Now()
+	if m.last != nil && begun.Before(m.until) {
+		return m.last, nil
+	}
+	stats, err := s.readStats(ctx)
+	if err != nil {
+		m.last = nil
+		return nil, fmt.Errorf("reading statistics: %w", err)
+	}
+	m.last, m.until = stats, time.Now().Add(time.Since(begun)*(statsShare-1))
+	return stats, nil
+}
+
+func (s *Store) readStats(ctx context.Context) (*Stats, error) {
 	stats := &Stats{Open: make(map[IssuerStatus]int)}
 	var b pgx.Batch
 	b.Queue(`
 		SELECT lane, class, count(*), count(*) FILTER (WHERE run_at <= now()),
 			coalesce(now() - min(run_at) FILTER (WHERE run_at <= now()), '0'),
-			coalesce(now() - min(created_at), '0'), count(*) FILTER (WHERE maybe_sent_at IS NOT NULL)
+			coalesce(now() - min(created_at), '0'), count(*) FILTER (WHERE maybe_sent_at IS NOT NULL),
+			count(*) FILTER (WHERE refused_at IS NOT NULL), count(*) FILTER (WHERE run_at = 'infinity')
 		FROM outbox GROUP BY lane, class`).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var l LaneStats
-			err := rows.Scan(&l.Lane, &l.Class, &l.Messages, &l.Due, &l.Oldest, &l.Age, &l.Unknown)
+			err := rows.Scan(&l.Lane, &l.Class, &l.Messages, &l.Due, &l.Oldest, &l.Age, &l.Unknown, &l.Refused, &l.GivenUp)
 			stats.Lanes = append(stats.Lanes, l)
 			return err
 		})
@@ -65,8 +109,18 @@ func (s *Store) Stats(ctx context.Context) (*Stats, error) {
 		coalesce((SELECT now() - created_at FROM notifications WHERE outcome IN ('parked', 'unapplied') ORDER BY id LIMIT 1), '0')`).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&stats.Waiting, &stats.WaitingSince)
 	})
-	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
-		return nil, fmt.Errorf("reading statistics: %w", err)
-	}
-	return stats, nil
+	// Only sessions of this database and those of no database, as standbys, hold back
+	// vacuum here.
+	b.Queue(`
+		SELECT coalesce((SELECT n_dead_tup FROM pg_stat_user_tables WHERE relid = 'outbox'::regclass), 0),
+			greatest('0', (SELECT max(now() - xact_start) FROM pg_stat_activity
+					WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid() AND coalesce(datname, current_database()) = current_database()),
+				(SELECT max(now() - prepared) FROM pg_prepared_xacts WHERE database = current_database())),
+			greatest(0, (SELECT max(age(backend_xmin)) FROM pg_stat_activity
+					WHERE pid <> pg_backend_pid() AND coalesce(datname, current_database()) = current_database()),
+				(SELECT max(age(transaction)) FROM pg_prepared_xacts WHERE database = current_database()),
+				(SELECT max(age(xmin)) FROM pg_replication_slots))`).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&stats.DeadTuples, &stats.OldestSnapshot, &stats.OldestSnapshotXIDs)
+	})
+	return stats, s.pool.SendBatch(ctx, &b).Close()
 }

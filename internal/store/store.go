@@ -24,6 +24,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"cardorder/internal/order"
 )
 
 // Config says which database to use and with which keys.
@@ -44,45 +46,47 @@ type Config struct {
 	// OnParked is called after a commit that lets the given parked notifications
 	// find their orders. It must not block.
 	OnParked func(ids []int64)
+	// OnAttention is called after a commit that raised an attention of an order, and
+	// OnClaimLost after one that stored what came of a call whose claim was lost. They
+	// must not block.
+	OnAttention func(issuerID string, a order.Attention)
+	OnClaimLost func(issuerID string)
 	// Log gets what callers are not told; nil means nothing.
 	Log *slog.Logger
 }
 
 // Store is the service's database.
 type Store struct {
-	pool   *pgxpool.Pool
-	cfg    Config
-	groups groups
-	lists  chan struct{} // lists being read: they may take long, and leave half of the connections
-	floors floors
+	pool    *pgxpool.Pool
+	cfg     Config
+	trouble *trouble
+	groups  groups
+	lists   chan struct{} // lists being read: they may take long, and leave half of the connections
+
+	announcer announcer
+	wal       walMemory
+	stats     statsMemory
+	floors    floors
 }
 
 // Open connects to the database. The schema is not looked at: see Migrated.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
-	pc, err := pgxpool.ParseConfig(cfg.URL)
+	var t trouble
+	pc, err := poolConfig(cfg, &t)
 	if err != nil {
-		// The error of pgx masks the password, but not every other part.
-		return nil, errors.New("parsing the database URL: it is not a PostgreSQL URL")
+		return nil, err
 	}
-	pc.MaxConns = cfg.MaxConns
-	if pc.MaxConns == 0 {
-		pc.MaxConns = 16
-	}
-	pc.ConnConfig.Tracer = cfg.Tracer
-	params := pc.ConnConfig.RuntimeParams
-	params["application_name"] = "cardorder"
-	params["timezone"] = "UTC"
-	params["default_transaction_isolation"] = "read committed" // what every lock here was thought out for
-	// No statement of the service is slow, and no transaction waits for anything
-	// outside the database; what does, is broken and must not hold locks.
-	params["statement_timeout"] = "10s"
-	params["lock_timeout"] = "5s"
-	params["idle_in_transaction_session_timeout"] = "10s"
 	if cfg.OnReady == nil {
 		cfg.OnReady = func(string) {}
 	}
 	if cfg.OnParked == nil {
 		cfg.OnParked = func([]int64) {}
+	}
+	if cfg.OnAttention == nil {
+		cfg.OnAttention = func(string, order.Attention) {}
+	}
+	if cfg.OnClaimLost == nil {
+		cfg.OnClaimLost = func(string) {}
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -91,23 +95,17 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the database pool: %w", err)
 	}
-	s := &Store{pool: pool, cfg: cfg, lists: make(chan struct{}, max(1, pc.MaxConns/2))}
+	s := &Store{pool: pool, cfg: cfg, trouble: &t, lists: make(chan struct{}, max(1, pc.MaxConns/2))}
 	s.startCommitters()
+	s.startAnnouncer()
 	return s, nil
 }
 
 // Close closes every connection; it waits for those in use.
 func (s *Store) Close() {
 	s.stopCommitters()
+	s.stopAnnouncer()
 	s.pool.Close()
-}
-
-// Ping checks that the database answers.
-func (s *Store) Ping(ctx context.Context) error {
-	if err := s.pool.Ping(ctx); err != nil {
-		return fmt.Errorf("asking the database: %w", err)
-	}
-	return nil
 }
 
 // Durable tells whether a commit survives a crash of the database: whether an
@@ -223,9 +221,9 @@ func Away(err error) bool {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		// A connection that was ended, a server that is stopping, a standby, a
 		// session that was idle in a transaction for too long.
-		return pg.Code[:2] == "08" || strings.HasPrefix(pg.Code, "57P") || pg.Code == "25006" || pg.Code == "25P03"
+		return pg.Code[:2] == "08" || strings.HasPrefix(pg.Code, "57P") || pg.Code == codeReadOnly || pg.Code == "25P03"
 	}
-	return pgconn.Timeout(err) || errors.Is(err, context.DeadlineExceeded) ||
+	return pgconn.Timeout(err) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, pgconn.ErrConnClosed) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || isNetError(err)
 }
 

@@ -1,0 +1,60 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"strconv"
+)
+
+// Refresh has D1 asked how an order stands, and returns the order as it is before,
+// with Asking set. Read it again until Asking is gone: it then is as D1 says. The
+// problem is [ProblemNotSent] when D1 has never heard of the order.
+func (c *Client) Refresh(ctx context.Context, orderID string) (*Order, error) {
+	r, err := actionRequest("refreshing an order", orderPath(orderID, "/refresh"), nil)
+	if err != nil {
+		return nil, err
+	}
+	return get[Order](ctx, c, r)
+}
+
+// Retry is what [Client.Retry] may change.
+type Retry struct {
+	// EncryptedData is a JWE that takes the place of the order's.
+	EncryptedData string `json:"encryptedData,omitempty"`
+	// DuplicateOverride says why a second card is wanted, where the card has another
+	// order by now.
+	DuplicateOverride *DuplicateOverride `json:"duplicateOverride,omitempty"`
+	// Version is the one that the order must still have; 0 means any. The problem is
+	// [ProblemVersionMismatch] when it has another.
+	Version int `json:"-"`
+}
+
+// Format prints nothing of card data.
+func (r Retry) Format(f fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(f, "{retry of version %d}", r.Version)
+}
+
+// LogValue logs what Format prints.
+func (r Retry) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(r)) }
+
+// Retry starts the sending of an order anew that was rejected, was given up, or
+// whose outcome is unknown. It stays the same order with the same IssuerRequestID
+// and makes one card, however often it is called.
+//
+// As every call it is repeated after a lost answer. When the lost one did it, the
+// repetition gets [ProblemNotRetryable] or [ProblemVersionMismatch]: read the order
+// to see whether it is on its way.
+func (c *Client) Retry(ctx context.Context, orderID string, with Retry) (*Order, error) {
+	r, err := actionRequest("retrying an order", orderPath(orderID, "/retry"), with)
+	if err != nil {
+		return nil, err
+	}
+	if with.Version != 0 {
+		r.header.Set("If-Match", `"`+strconv.Itoa(with.Version)+`"`)
+	}
+	return get[Order](ctx, c, r)
+}
+
+func orderPath(orderID, more string) string { return "/orders/" + url.PathEscape(orderID) + more }

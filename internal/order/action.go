@@ -1,0 +1,55 @@
+package order
+
+import (
+	"fmt"
+	"unicode"
+)
+
+// These read what people and core banking send along with an action, as strictly
+// as an order: every fault is told, and a card number found, before anything is done.
+
+// DecodePause reads why a lane is paused.
+func DecodePause(text []byte, rules *Rules) (reason string, _ Faults) {
+	faults := decodeAction(text, rules, "a pause", func(root *object) { reason = root.need("reason", pauseReason) })
+	return reason, faults
+}
+
+// DecodeRetry reads what a retry of an order may bring: another JWE in place of the
+// first one, and why a second card is wanted.
+func DecodeRetry(text []byte, rules *Rules) (jwe, override string, _ Faults) {
+	faults := decodeAction(text, rules, "a retry", func(root *object) {
+		jwe = root.text("encryptedData", encryptedData)
+		if o, ok := root.object("duplicateOverride"); ok {
+			override = o.need("reason", overrideReason)
+			o.closeAs("a retry")
+		}
+	})
+	return jwe, override, faults
+}
+
+// DecodeNothing reads the body of an action that has no members.
+func DecodeNothing(text []byte, rules *Rules) Faults {
+	return decodeAction(text, rules, "this call", func(*object) {})
+}
+
+func decodeAction(text []byte, rules *Rules, what string, read func(root *object)) Faults {
+	d := newDocument(text, rules)
+	defer d.release()
+	if root, ok := d.root(); ok {
+		read(&root)
+		root.closeAs(what)
+	}
+	return d.faults
+}
+
+// pauseReason is text that is shown to others as it is: one that hides or turns
+// around what stands beside it is refused.
+var pauseReason = textRule{free: true, check: func(s string) (string, string) {
+	position := 0
+	for _, r := range s {
+		if position++; !unicode.IsGraphic(r) {
+			return CodeInvalidCharacter, fmt.Sprintf("has a character that cannot be seen at position %d", position)
+		}
+	}
+	return text(200).check(s)
+}}

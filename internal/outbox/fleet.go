@@ -1,0 +1,234 @@
+package outbox
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"cardorder/internal/d1client"
+	"cardorder/internal/store"
+)
+
+// FleetConfig is how a process shares the lanes with others.
+type FleetConfig struct {
+	// Host names the machine or pod for people; "" means its own name.
+	Host string
+	// Beat is the time between two heartbeats, and half of it more by chance; 0 means
+	// 1 s.
+	Beat time.Duration
+	Log  *slog.Logger
+}
+
+// Fleet is one process's place among the replicas that share the lanes. It owns a lane
+// for each issuer, says that it lives, and allots each lane its share of the limits.
+type Fleet struct {
+	cfg     FleetConfig
+	id      uuid.UUID
+	store   *store.Store
+	metrics *Metrics
+	lanes   map[string]*lane // by name
+	live    atomic.Int32
+	now     func() time.Time // the process's clock: for its skew only
+
+	// Only the beat uses these.
+	shares  map[string]*share
+	skew    time.Duration
+	failing bool
+}
+
+// NewFleet makes a fleet without lanes. Add them before Run.
+func NewFleet(cfg FleetConfig, st *store.Store, m *Metrics) (*Fleet, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, fmt.Errorf("making a replica's id: %w", err)
+	}
+	if cfg.Host == "" {
+		if cfg.Host, err = os.Hostname(); err != nil {
+			cfg.Host = "unknown"
+		}
+	}
+	setDefault(&cfg.Beat, time.Second)
+	return &Fleet{
+		cfg: cfg, id: id, store: st, metrics: m,
+		lanes: make(map[string]*lane), shares: make(map[string]*share), now: time.Now,
+	}, nil
+}
+
+// Add adds the lane of an issuer. It sends nothing before the first heartbeat.
+func (f *Fleet) Add(cfg Config, d1 *d1client.Client) {
+	l := newLane(cfg, f.store, d1, f.metrics)
+	f.lanes[l.name] = l
+	f.shares[l.name] = &share{settle: 2 * f.cfg.Beat}
+}
+
+// Wake makes a lane look for due messages now, or all of them when name is "". It never
+// blocks.
+func (f *Fleet) Wake(name string) {
+	if l := f.lanes[name]; l != nil {
+		l.wake()
+	}
+	if name == "" {
+		for _, l := range f.lanes {
+			l.wake()
+		}
+	}
+}
+
+// Alone tells whether no other process is known to share the lanes: then nobody needs
+// to be told of new messages.
+func (f *Fleet) Alone() bool { return f.live.Load() == 1 }
+
+// Run works until ctx is cancelled; then the lanes drain, and the process takes itself
+// off the list.
+func (f *Fleet) Run(ctx context.Context) {
+	var lanes sync.WaitGroup
+	for _, l := range f.lanes {
+		lanes.Go(func() { l.run(ctx) })
+	}
+	for ctx.Err() == nil {
+		f.beat(ctx)
+		next := time.NewTimer(f.cfg.Beat + jitter(f.cfg.Beat/2))
+		select {
+		case <-next.C:
+		case <-ctx.Done():
+		}
+		next.Stop()
+	}
+	lanes.Wait()
+	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), beatTimeout)
+	defer cancel()
+	if err := f.store.Depart(short, f.id); err != nil {
+		f.cfg.Log.Warn("taking this process off the list of replicas failed; the others notice by themselves", "error", err)
+	}
+}
+
+// beatTimeout bounds one heartbeat.
+const beatTimeout = 5 * time.Second
+
+// beat says that this process lives, and passes on what that teaches. While the database
+// is away everything stays as it was last heard.
+func (f *Fleet) beat(ctx context.Context) {
+	short, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	err := f.tryBeat(short)
+	switch {
+	case err != nil && ctx.Err() == nil && !f.failing:
+		f.cfg.Log.Error("the heartbeat fails; the shares of the lanes stay as they are", "error", err)
+	case err == nil && f.failing:
+		f.cfg.Log.Info("the heartbeat works again")
+	}
+	f.failing = err != nil
+}
+
+func (f *Fleet) tryBeat(ctx context.Context) error {
+	// How long a worker of any replica may still hold a claim.
+	var lease time.Duration
+	for _, l := range f.lanes {
+		lease = max(lease, l.lease)
+	}
+	changed, err := f.store.CheckTimeline(ctx, lease)
+	if err != nil {
+		return err
+	}
+	health, err := f.health()
+	if err != nil {
+		return err
+	}
+	began, beganAt := time.Now(), f.now()
+	fleet, err := f.store.Beat(ctx, store.Replica{ID: f.id, Host: f.cfg.Host, Health: health})
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	// The database looked at its clock somewhere in the middle of the round trip.
+	f.skew = fleet.Now.Sub(beganAt) - now.Sub(began)/2
+	f.metrics.skew.Set(f.skew.Seconds())
+	f.metrics.replicas.Set(float64(fleet.Live))
+	if f.live.Swap(int32(fleet.Live)) != int32(fleet.Live) { //nolint:gosec // some replicas, never billions
+		f.cfg.Log.Info("replicas", "live", fleet.Live, "rank", fleet.Rank)
+	}
+	for name, l := range f.lanes {
+		state := fleet.Lanes[name]
+		a := allotment{
+			share:  f.shares[name].allot(now, fleet.Share(l.cfg.Concurrency), fleet.Live == 1),
+			state:  state,
+			forget: changed,
+		}
+		if l.cfg.RatePerSecond > 0 {
+			// Shared among those that may make a call at all.
+			a.perSecond = float64(l.cfg.RatePerSecond) / float64(min(fleet.Live, l.cfg.Concurrency))
+		}
+		if !state.StoppedAt.IsZero() {
+			a.probeIn = max(0, state.ProbeAt.Sub(fleet.Now))
+		}
+		l.allot(ctx, now, a)
+	}
+	return f.check(ctx)
+}
+
+// check has D1 asked about the orders whose time has come.
+func (f *Fleet) check(ctx context.Context) error {
+	for _, l := range f.lanes {
+		if !l.takesQuestions() {
+			continue
+		}
+		n, err := f.store.Check(ctx, l.cfg.IssuerID, l.cfg.Concurrency)
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			l.wake()
+		}
+	}
+	return nil
+}
+
+// takesQuestions tells whether it is any use to have D1 asked.
+func (l *lane) takesQuestions() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.paused && !l.stopped && l.slots.share > 0 && l.asking.state == breakerClosed
+}
+
+// health is what this process says of its lanes.
+func (f *Fleet) health() (map[string]json.RawMessage, error) {
+	health := make(map[string]json.RawMessage, len(f.lanes))
+	for name, l := range f.lanes {
+		h := l.health(time.Now(), f.now().Add(f.skew))
+		h.ClockSkewMs = f.skew.Milliseconds()
+		text, err := json.Marshal(h)
+		if err != nil {
+			return nil, fmt.Errorf("writing the health of a lane: %w", err)
+		}
+		health[name] = text
+	}
+	return health, nil
+}
+
+// share is this process's share of a lane's concurrency. It shrinks at once, and grows
+// only when the others must have heard of it too: so the limit holds while replicas come
+// and go.
+type share struct {
+	settle  time.Duration
+	current int
+	since   time.Time // when a greater one was first heard of
+}
+
+func (s *share) allot(now time.Time, heard int, alone bool) int {
+	switch {
+	case heard <= s.current || alone:
+		s.current, s.since = heard, time.Time{}
+	case s.since.IsZero():
+		s.since = now
+	case now.Sub(s.since) >= s.settle:
+		s.current, s.since = heard, time.Time{}
+	}
+	return s.current
+}

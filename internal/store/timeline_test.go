@@ -1,0 +1,178 @@
+package store_test
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"cardorder/internal/order"
+	"cardorder/internal/store"
+)
+
+func (f *fixture) checkTimeline(st *store.Store, want bool) {
+	f.t.Helper()
+	if changed, err := st.CheckTimeline(f.t.Context(), time.Minute); err != nil || changed != want {
+		f.t.Errorf("changed: %t, %v; want %t", changed, err, want)
+	}
+}
+
+// elsewhere makes the database remember another history than it is in.
+func (f *fixture) elsewhere() { f.exec(`UPDATE database_history SET timeline = timeline + 1`) }
+
+func TestTimeline(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	other := f.traced(nil)
+	fresh, claimed, givenUp := f.accept("card-1", "r-1"), f.accept("card-2", "r-2"), f.accept("card-3", "r-3")
+	f.exec(`UPDATE outbox SET run_at = now() - interval '1 h' WHERE order_id = $1`, claimed.ID)
+	f.exec(`UPDATE outbox SET run_at = 'infinity' WHERE order_id = $1`, givenUp.ID)
+	f.checkTimeline(f.Store, false) // the first one is remembered
+	f.checkTimeline(other, false)
+	held := f.claim(1, time.Minute)
+	if len(held) != 1 || held[0].OrderID != claimed.ID {
+		t.Fatalf("claimed %+v", held)
+	}
+	f.exec(`UPDATE outbox SET refused_since = now(), refused_at = now(), reject_after = '1 min', tries = 3, negatives = 1, asks = 4 WHERE order_id = $1`, fresh.ID)
+
+	f.elsewhere()
+	f.checkTimeline(f.Store, true)
+	f.checkTimeline(f.Store, false)
+	f.checkTimeline(other, false) // one process marks for all
+	if n := value[int](f, `SELECT count(*) FROM outbox m JOIN orders o ON o.id = m.order_id
+		WHERE maybe_sent_at BETWEEN now() + interval '30 s' AND now() + interval '1 min' AND class = 2 AND claim_token IS NULL
+			AND tries = 0 AND asks = 0 AND negatives = 0 AND refused_since IS NULL AND refused_at IS NULL AND reject_after IS NULL
+			AND first_sent_at >= o.created_at`); n != 3 {
+		t.Errorf("%d messages are marked, want 3", n)
+	}
+	if n := value[int](f, `SELECT count(*) FROM outbox m JOIN orders o ON o.id = m.order_id WHERE m.first_sent_at = o.created_at`); n != 2 {
+		t.Errorf("%d messages may have been sent as soon as they were accepted, want 2", n)
+	}
+	if !value[bool](f, `SELECT run_at = 'infinity' FROM outbox WHERE order_id = $1`, givenUp.ID) {
+		t.Error("what was given up is tried again")
+	}
+	if n := value[int](f, `SELECT count(*) FROM outbox WHERE run_at <= now() + interval '1 min'`); n != 2 {
+		t.Errorf("%d messages are asked about within a minute, want 2", n)
+	}
+
+	// What a worker does with a claim of before is a fact, and moves nothing.
+	if holds, err := f.Holds(t.Context(), held[0]); err != nil || holds {
+		t.Errorf("the claim holds: %t, %v", holds, err)
+	}
+	f.complete(store.Completion{Message: held[0], Attempt: attempt("refused"), Evidence: []order.Evidence{order.Refusal{}}})
+	if o := f.order(claimed.ID); o.State.Status != order.Accepted || !o.Asking {
+		t.Errorf("a lost claim moved the order to %s (asking: %t)", o.State.Status, o.Asking)
+	}
+	f.complete(taken(held[0], "operation"))
+	if n := value[int](f, `SELECT count(*) FROM operations`); n != 1 {
+		t.Error("the operation of a lost claim was forgotten")
+	}
+	if lost := value[int](f, `SELECT count(*) FROM attempts WHERE claim_lost`); lost != 2 {
+		t.Errorf("%d attempts of the lost claim, want 2", lost)
+	}
+	f.exec(`UPDATE outbox SET run_at = now() WHERE run_at < 'infinity'`)
+	messages, err := f.Claim(t.Context(), store.ClaimRequest{Lane: lane, Class: store.ClassQuestion, Limit: 10, Lease: time.Minute})
+	if err != nil || len(messages) != 2 || slices.ContainsFunc(messages, func(m store.Message) bool { return !m.MaybeSent }) {
+		t.Errorf("claimed %+v, %v: not all are to be asked about", messages, err)
+	}
+	f.whole()
+}
+
+// A process that dies while it marks leaves the rest to the next one: nothing is
+// claimed meanwhile.
+func TestInterruptedMarking(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.checkTimeline(f.Store, false)
+	f.accept("card", "r")
+	f.exec(`UPDATE database_history SET timeline = 0, seen_at = now()`)
+	f.checkTimeline(f.Store, true)
+	if n := value[int](f, `SELECT count(*) FROM outbox WHERE maybe_sent_at IS NOT NULL`); n != 1 {
+		t.Error("the message is not marked")
+	}
+	f.checkTimeline(f.Store, false)
+}
+
+// A copy of the database's files that was put back has no new timeline: a process that
+// saw it further on sees it.
+func TestDatabaseSetBack(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.checkTimeline(f.Store, false)
+	f.accept("card", "r")
+	f.SawFurther()
+	f.checkTimeline(f.Store, true)
+	f.checkTimeline(f.Store, false)
+	if n := value[int](f, `SELECT count(*) FROM outbox WHERE maybe_sent_at IS NOT NULL`); n != 1 {
+		t.Error("the message is not marked")
+	}
+}
+
+func TestRestored(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.accept("card", "r")
+	if err := f.Restored(t.Context(), time.Minute); err != nil { // also when the service never ran on it
+		t.Fatal(err)
+	}
+	f.checkTimeline(f.Store, false)
+	if n := value[int](f, `SELECT count(*) FROM outbox WHERE maybe_sent_at IS NOT NULL`); n != 1 {
+		t.Error("the message is not marked")
+	}
+	f.accept("card-2", "r-2")
+	if n := value[int](f, `SELECT count(*) FROM outbox WHERE maybe_sent_at IS NOT NULL`); n != 1 {
+		t.Error("an order that came later is marked")
+	}
+}
+
+// An order that has no message may have been released, or tried again, in the lost
+// history: D1 is asked before it is sent. Once it has changed since, that is settled.
+func TestOrdersWithoutAMessage(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.checkTimeline(f.Store, false)
+	b := f.upload(store.BatchUpload{IssuerID: issuer, Key: "k", Client: "test", Format: "ndjson", Hold: true}, 1)
+	act := func(action store.BatchAction) {
+		t.Helper()
+		if n, err := f.Act(t.Context(), issuer, b.ID, action, "ada"); err != nil || n.Changed != 1 {
+			t.Fatalf("%s: %+v, %v", action, n, err)
+		}
+	}
+	maybe := `SELECT maybe_sent_at IS NOT NULL AND first_sent_at = (SELECT created_at FROM orders WHERE id = order_id) FROM outbox`
+	f.elsewhere()
+	f.checkTimeline(f.Store, true)
+	act(store.BatchRelease)
+	if !value[bool](f, maybe) {
+		t.Error("an order that was held before the change is sent unasked")
+	}
+	f.exec(`UPDATE outbox SET maybe_sent_at = NULL, first_sent_at = NULL`) // D1 does not have it
+	act(store.BatchHold)
+	act(store.BatchRelease)
+	if value[bool](f, `SELECT maybe_sent_at IS NOT NULL FROM outbox`) {
+		t.Error("what was held after the change is doubted")
+	}
+
+	rejected := f.accept("card-r", "r-r").ID
+	m := f.claim(10, time.Minute)
+	f.complete(store.Completion{
+		Message:  m[slices.IndexFunc(m, func(m store.Message) bool { return m.OrderID == rejected })],
+		Attempt:  attempt("refused"),
+		Evidence: []order.Evidence{order.Refusal{}},
+	})
+	f.elsewhere()
+	f.checkTimeline(f.Store, true)
+	if o := f.retry(rejected); !o.Asking || o.State.Status != order.Accepted {
+		t.Errorf("retried: %s, asking %t", o.State.Status, o.Asking)
+	}
+	f.whole()
+}
+
+func (f *fixture) retry(id uuid.UUID) *store.Order {
+	f.t.Helper()
+	o, err := f.Retry(f.t.Context(), store.Retry{Action: store.Action{IssuerID: issuer, OrderID: id, Actor: "ada"}})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return o
+}
