@@ -23,7 +23,7 @@ const freshClaim = time.Second
 // mayStillSend is asked when the token and the connection are there, immediately
 // before the first byte. Getting them takes time, and meanwhile D1 may have told
 // that it has the order from an earlier sending, or a person may have stopped it.
-func (l *lane) mayStillSend(ctx context.Context, j job, deadline time.Time) error {
+func (l *lane) mayStillSend(ctx context.Context, j *job, deadline time.Time) error {
 	if !time.Now().Before(deadline) {
 		return errLease
 	}
@@ -39,7 +39,7 @@ func (l *lane) mayStillSend(ctx context.Context, j job, deadline time.Time) erro
 
 // call asks D1 for what the message needs. sent is false when the message is to
 // be given back as it was.
-func (l *lane) call(ctx context.Context, j job, deadline time.Time) (c store.Completion, reply d1client.Reply, sent bool) {
+func (l *lane) call(ctx context.Context, j *job, deadline time.Time) (c store.Completion, reply d1client.Reply, sent bool) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return c, reply, false

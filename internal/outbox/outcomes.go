@@ -21,10 +21,11 @@ import (
 type outcomes struct {
 	lane *lane
 
-	mu      sync.Mutex
-	fresh   []store.Completion
-	kept    []store.Completion // failed once
-	storing int                // in the hands of a storer
+	mu    sync.Mutex
+	fresh [][]store.Completion // batches, the last one still growing
+	spare [][]store.Completion // empty ones, to be filled again
+	kept  []store.Completion   // failed once
+	count int                  // of all that is not stored, in the hands of a storer too
 
 	ready chan struct{} // one token while there may be something fresh
 	done  chan struct{} // closed when no more will come
@@ -45,7 +46,17 @@ func newOutcomes(l *lane) *outcomes {
 func (o *outcomes) add(c store.Completion) {
 	c.Message.Production = order.Production{} // not needed any more, and large
 	o.mu.Lock()
-	o.fresh = append(o.fresh, c)
+	o.count++
+	last := len(o.fresh) - 1
+	if last < 0 || len(o.fresh[last]) == maxBatch {
+		var batch []store.Completion
+		if n := len(o.spare); n > 0 {
+			batch, o.spare = o.spare[n-1], o.spare[:n-1]
+		}
+		o.fresh = append(o.fresh, batch)
+		last++
+	}
+	o.fresh[last] = append(o.fresh[last], c)
 	o.mu.Unlock()
 	o.signal()
 }
@@ -61,7 +72,7 @@ func (o *outcomes) signal() {
 func (o *outcomes) unstored() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return len(o.fresh) + len(o.kept) + o.storing
+	return o.count
 }
 
 func (o *outcomes) full() bool { return o.unstored() >= maxUnstored }
@@ -77,7 +88,7 @@ func (o *outcomes) run(ctx context.Context) {
 	}
 	work.Go(func() { o.retry(ctx) })
 	work.Wait()
-	o.storeAll(ctx, o.take(&o.kept, maxUnstored*2))
+	o.retryKept(ctx)
 	if len(o.kept) > 0 {
 		o.lane.log.Error("stopping with calls that are not stored; D1 is asked when their leases end", "count", len(o.kept))
 	}
@@ -86,20 +97,50 @@ func (o *outcomes) run(ctx context.Context) {
 // store writes what is fresh, batch by batch.
 func (o *outcomes) store(ctx context.Context) {
 	for {
-		batch := o.take(&o.fresh, maxBatch)
-		if len(batch) > 0 {
-			o.storeAll(ctx, batch)
+		if batch := o.take(); batch != nil {
+			o.settle(batch, o.storeBatch(ctx, batch))
 			continue
 		}
 		select {
 		case <-o.ready:
 		case <-o.done:
-			if batch := o.take(&o.fresh, maxBatch); len(batch) > 0 {
-				o.storeAll(ctx, batch)
+			if batch := o.take(); batch != nil {
+				o.settle(batch, o.storeBatch(ctx, batch))
 				continue
 			}
 			return
 		}
+	}
+}
+
+// take takes the oldest fresh batch into the hands of the caller; nil when there is none.
+func (o *outcomes) take() []store.Completion {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.fresh) == 0 {
+		return nil
+	}
+	batch := o.fresh[0]
+	if o.fresh = slices.Delete(o.fresh, 0, 1); len(o.fresh) > 0 {
+		o.signal() // for another storer
+	}
+	return batch
+}
+
+// settle ends the storing of a batch, and keeps what is to be tried again.
+func (o *outcomes) settle(batch, again []store.Completion) {
+	o.mu.Lock()
+	wasFull := o.count >= maxUnstored
+	o.kept = append(o.kept, again...)
+	o.count -= len(batch) - len(again)
+	isFull := o.count >= maxUnstored
+	clear(batch)
+	if len(o.spare) <= storers {
+		o.spare = append(o.spare, batch[:0])
+	}
+	o.mu.Unlock()
+	if wasFull && !isFull {
+		o.lane.look()
 	}
 }
 
@@ -110,45 +151,20 @@ func (o *outcomes) retry(ctx context.Context) {
 	for {
 		select {
 		case <-again.C:
-			o.storeAll(ctx, o.take(&o.kept, maxUnstored))
+			o.retryKept(ctx)
 		case <-o.done:
 			return
 		}
 	}
 }
 
-// take takes up to n from a list, into the hands of the caller.
-func (o *outcomes) take(list *[]store.Completion, n int) []store.Completion {
+func (o *outcomes) retryKept(ctx context.Context) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	all := *list
-	if len(all) <= n {
-		*list = nil
-		o.storing += len(all)
-		return all
-	}
-	*list = slices.Clone(all[n:])
-	o.storing += n
-	o.signal() // for another storer
-	return all[:n:n]
-}
-
-// storeAll stores what was taken, and keeps what is to be tried again.
-func (o *outcomes) storeAll(ctx context.Context, taken []store.Completion) {
-	var again []store.Completion
-	for batch := range slices.Chunk(taken, maxBatch) {
-		again = append(again, o.storeBatch(ctx, batch)...)
-	}
-	if len(taken) == 0 {
-		return
-	}
-	wasFull := o.full()
-	o.mu.Lock()
-	o.storing -= len(taken)
-	o.kept = append(o.kept, again...)
+	kept := o.kept
+	o.kept = nil
 	o.mu.Unlock()
-	if wasFull && !o.full() {
-		o.lane.look()
+	for batch := range slices.Chunk(kept, maxBatch) {
+		o.settle(batch, o.storeBatch(ctx, batch))
 	}
 }
 

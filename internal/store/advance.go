@@ -25,7 +25,7 @@ type lockedOrder struct {
 	cardProductID string
 	issuance      order.Issuance
 	operations    []string    // every PRODUCE operation seen for it
-	doubted       bool        // it did not change since the database's history did: what was sent in the other one is unknown
+	doubted       bool        // it did not change since the database's history did: D1 may have it
 	halt          BatchAction // hold or cancel, when one came while D1 may have had it
 	changes       []change    // made in this transaction, to be logged after it
 }
@@ -378,7 +378,7 @@ func queueRetired(b *pgx.Batch, list []*lockedOrder) {
 }
 
 // queueSubmits adds the messages of orders that are to be sent. D1 has an order already
-// when it told of it meanwhile, and may have one that is older than the history of this
+// when it told of it meanwhile, and may have one that was sent in another history of the
 // database: it is then asked first.
 func queueSubmits(b *pgx.Batch, list []*lockedOrder) {
 	if len(list) == 0 {
