@@ -70,7 +70,9 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 		return locked, owners, nil
 	}
 	var b pgx.Batch
-	queueLocks(&b, keys, seen, locked, owners)
+	exec(&b, steadyPlans)
+	queueLocks(&b, keys, seen, locked)
+	queueKnownOperations(&b, keys, locked, owners)
 	queueHalts(&b, keys, locked)
 	if err := send(ctx, tx, &b); err != nil {
 		return nil, nil, fmt.Errorf("locking orders: %w", err)
@@ -78,16 +80,17 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 	return locked, owners, nil
 }
 
-// queueLocks queues what lockOrders does; locked and owners are filled when the batch
-// is run. The statements are sent in one round trip but each has a snapshot of
-// its own: what is read after the lock includes what others wrote before it.
-func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orderKey]*lockedOrder, owners map[string]orderKey) {
-	issuers, ids := columns(keys)
+// queueLocks queues the locking of orders and the storing of operations; locked is filled
+// when the batch is run. Statements of one round trip have each a snapshot of their own:
+// what is read after a lock includes what others wrote before it.
+func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orderKey]*lockedOrder) {
+	issuers, ids := columns(distinctKeys(keys))
 	b.Queue(`
-		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, o.terms -> 'services' ->> 'issuance',
+		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, coalesce(o.terms -> 'services' ->> 'issuance', ''),
 			coalesce(s.updated_at < (SELECT seen_at FROM database_history), false), `+stateColumns+`
-		FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
-		WHERE (s.issuer_id, s.order_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[]))
+		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
+			JOIN order_state s ON s.issuer_id = t.issuer_id AND s.order_id = t.order_id
+			JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
 		ORDER BY s.issuer_id, s.order_id
 		FOR UPDATE OF s`,
 		issuers, ids).Query(func(rows pgx.Rows) error {
@@ -103,9 +106,19 @@ func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orde
 		})
 	})
 	queueOperations(b, seen)
+}
+
+// queueKnownOperations queues the reading of every PRODUCE operation seen for orders.
+// The range and the order leave one index to read them by, whatever the statistics say.
+func queueKnownOperations(b *pgx.Batch, keys []orderKey, locked map[orderKey]*lockedOrder, owners map[string]orderKey) {
+	issuers, ids := columns(distinctKeys(keys))
+	exec(b, sortOff)
 	b.Queue(`
-		SELECT p.issuer_id, p.order_id, p.operation_id FROM operations p
-		WHERE (p.issuer_id, p.order_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[])) AND p.operation = 'PRODUCE'`,
+		SELECT t.issuer_id, t.order_id, p.operation_id
+		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id) CROSS JOIN LATERAL (
+			SELECT p.operation_id FROM operations p
+			WHERE p.issuer_id = t.issuer_id AND p.order_id BETWEEN t.order_id AND t.order_id AND p.operation = 'PRODUCE'
+			ORDER BY p.order_id LIMIT 100) p`,
 		issuers, ids).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var key orderKey
@@ -120,6 +133,7 @@ func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orde
 			return nil
 		})
 	})
+	exec(b, sortOn)
 }
 
 // queueHalts queues the reading of holds and cancels that came too late: they are
@@ -127,8 +141,9 @@ func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orde
 func queueHalts(b *pgx.Batch, keys []orderKey, locked map[orderKey]*lockedOrder) {
 	issuers, ids := columns(keys)
 	b.Queue(`
-		SELECT m.issuer_id, m.order_id, m.halt FROM outbox m
-		WHERE (m.issuer_id, m.order_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[])) AND m.kind = 'submit' AND m.halt IS NOT NULL`,
+		SELECT m.issuer_id, m.order_id, m.halt
+		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
+			JOIN outbox m ON m.issuer_id = t.issuer_id AND m.order_id = t.order_id AND m.kind = 'submit' AND m.halt IS NOT NULL`,
 		issuers, ids).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var key orderKey
@@ -161,6 +176,18 @@ func queueOperations(b *pgx.Batch, seen []operation) {
 		INSERT INTO operations (issuer_id, operation_id, order_id, operation, source)
 		SELECT i, p, o, 'PRODUCE', s FROM unnest($1::text[], $2::text[], $3::uuid[], $4::text[]) AS t(i, p, o, s)
 		ON CONFLICT DO NOTHING`, issuers, ids, orders, sources)
+}
+
+func distinctKeys(keys []orderKey) []orderKey {
+	seen := make(map[orderKey]bool, len(keys))
+	list := make([]orderKey, 0, len(keys))
+	for _, k := range keys {
+		if !seen[k] {
+			seen[k] = true
+			list = append(list, k)
+		}
+	}
+	return list
 }
 
 func columns(keys []orderKey) (issuers []string, ids []pgtype.UUID) {

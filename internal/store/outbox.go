@@ -133,18 +133,23 @@ func (s *Store) ClaimProbe(ctx context.Context, lane string, lease time.Duration
 	return messages, nil
 }
 
-// steadyPlan keeps the plans of the statements after it from depending on statistics,
-// which are always old for a table that empties and fills within minutes: through
-// indexes, in their order. It holds for the transaction: a batch is one.
-const steadyPlan = `SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
-	set_config('enable_sort', 'off', true), set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
-	set_config('jit', 'off', true)`
+// steadyPlans keeps the plans of the statements after it from depending on statistics,
+// which are always old for tables that fill and empty within minutes: they go through
+// indexes. It holds for the transaction, and a batch is one.
+const steadyPlans = `SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+	set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true)`
+
+// sortOff does the same for statements that have to read an index in its order.
+const (
+	sortOff = `SELECT set_config('enable_sort', 'off', true)`
+	sortOn  = `SELECT set_config('enable_sort', 'on', true)`
+)
 
 // sameHistory is true while the database is in the history that CheckTimeline
 // remembered, and before it remembered any.
 const sameHistory = `NOT EXISTS (SELECT FROM database_history h
-	WHERE h.timeline <> ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
-		OR h.system_identifier <> (SELECT system_identifier FROM pg_control_system()))`
+	WHERE h.only_row AND (h.timeline <> ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
+		OR h.system_identifier <> (SELECT system_identifier FROM pg_control_system())))`
 
 // claimable is true for messages m that may be claimed as far as their card and what
 // people want of their order are concerned. D1 is asked at any time about what it may
@@ -221,7 +226,8 @@ func (s *Store) claim(ctx context.Context, sql, lane string, class Class, limit 
 	}
 	var messages []Message
 	var b pgx.Batch
-	exec(&b, steadyPlan)
+	exec(&b, steadyPlans)
+	exec(&b, sortOff)
 	b.Queue(sql, lane, class, limit, token, lease, from).Query(func(rows pgx.Rows) (err error) {
 		messages, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Message, error) {
 			m := Message{Token: token}
@@ -539,8 +545,10 @@ func (c *completing) ask(b *pgx.Batch) {
 		}
 		c.lanes[LaneOf(m.IssuerID)] = &laneNews{}
 	}
-	queueLocks(b, keys, seen, c.locked, c.owners)
+	exec(b, steadyPlans)
+	queueLocks(b, keys, seen, c.locked)
 	queueClaimLocks(b, messages, c.held)
+	queueKnownOperations(b, keys, c.locked, c.owners)
 	queueLaneNews(b, c.lanes)
 	if len(seen) > 0 {
 		issuers, ids := make([]string, len(seen)), make([]string, len(seen))
@@ -562,8 +570,9 @@ func (c *completing) ask(b *pgx.Batch) {
 func queueClaimLocks(b *pgx.Batch, messages []Message, held map[claim]heldMessage) {
 	ids, tokens := claims(messages)
 	b.Queue(`
-		SELECT m.id, m.claim_token, coalesce(m.halt, ''), m.maybe_sent_at IS NOT NULL FROM outbox m
-		WHERE (m.id, m.claim_token) IN (SELECT * FROM unnest($1::bigint[], $2::uuid[])) ORDER BY m.id FOR UPDATE`,
+		SELECT m.id, m.claim_token, coalesce(m.halt, ''), m.maybe_sent_at IS NOT NULL
+		FROM unnest($1::bigint[], $2::uuid[]) AS t(id, token) JOIN outbox m ON m.id = t.id AND m.claim_token = t.token
+		ORDER BY m.id FOR UPDATE OF m`,
 		ids, tokens).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var c claim
