@@ -79,17 +79,24 @@ const codeReadOnly = "25006"
 type trouble struct {
 	mu   sync.Mutex
 	at   time.Time
-	last *pgconn.PgError
+	last error
 }
+
+// errCommit is a commit that nobody confirmed. It may have been carried out.
+var errCommit = errors.New("a commit was not confirmed in time, as when a synchronous standby is missing")
 
 // note looks at an error of any statement.
 func (t *trouble) note(e *pgconn.PgError) {
 	switch e.Code[:2] {
 	case "53", "58": // resources, the system
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.at, t.last = time.Now(), e
+		t.set(e)
 	}
+}
+
+func (t *trouble) set(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.at, t.last = time.Now(), err
 }
 
 // recent returns the trouble of the last moments.
