@@ -86,8 +86,8 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orderKey]*lockedOrder) {
 	issuers, ids := columns(distinctKeys(keys))
 	b.Queue(`
-		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, o.terms -> 'services' ->> 'issuance',
-			coalesce(s.updated_at < (SELECT seen_at FROM database_history), false), `+stateColumns+`
+		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, coalesce(o.terms -> 'services' ->> 'issuance', ''),
+			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false), `+stateColumns+`
 		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
 			JOIN order_state s ON s.issuer_id = t.issuer_id AND s.order_id = t.order_id
 			JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id

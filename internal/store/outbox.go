@@ -154,8 +154,8 @@ const (
 // sameHistory is true while the database is in the history that CheckTimeline
 // remembered, and before it remembered any.
 const sameHistory = `NOT EXISTS (SELECT FROM database_history h
-	WHERE h.timeline <> ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
-		OR h.system_identifier <> (SELECT system_identifier FROM pg_control_system()))`
+	WHERE h.only_row AND (h.timeline <> ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
+		OR h.system_identifier <> (SELECT system_identifier FROM pg_control_system())))`
 
 // claimable is true for messages m that may be claimed as far as their card and what
 // people want of their order are concerned. D1 is asked at any time about what it may
