@@ -68,18 +68,19 @@ func (t trouble) make(ctx context.Context, r *rand.Rand, counts *tally) {
 	}
 }
 
-// troubles is everything that goes wrong in a run.
+// troubles is everything that goes wrong in a run: often enough that a minute has some of
+// each kind, seldom enough that work gets done in between.
 func (c *cluster) troubles(b bureau, l *load, fail func(string, ...any)) []trouble {
 	return []trouble{
-		{2500 * time.Millisecond, c.replicaFaults(b)},
-		{10 * time.Second, c.databaseFaults(fail)},
-		{3 * time.Second, networkFaults("database", func(r *replica) *netfault.Proxy { return r.toDatabase }, c.replicas, [2]time.Duration{time.Second, 4 * time.Second})},
-		{3 * time.Second, networkFaults("D1", func(r *replica) *netfault.Proxy { return r.toD1 }, c.replicas, b.stall)},
-		{3 * time.Second, networkFaults("core banking", func(r *replica) *netfault.Proxy { return r.toAPI }, c.replicas, [2]time.Duration{time.Second, 4 * time.Second})},
-		{600 * time.Millisecond, c.answerFaults(b)},
-		{4 * time.Second, c.bureauFaults(b)},
+		{4 * time.Second, c.replicaFaults(b)},
+		{15 * time.Second, c.databaseFaults(fail)},
+		{5 * time.Second, networkFaults("database", func(r *replica) *netfault.Proxy { return r.toDatabase }, c.replicas, [2]time.Duration{time.Second, 4 * time.Second})},
+		{5 * time.Second, networkFaults("D1", func(r *replica) *netfault.Proxy { return r.toD1 }, c.replicas, b.stall)},
+		{4 * time.Second, networkFaults("core banking", func(r *replica) *netfault.Proxy { return r.toAPI }, c.replicas, [2]time.Duration{time.Second, 4 * time.Second})},
+		{800 * time.Millisecond, c.answerFaults(b)},
+		{6 * time.Second, c.bureauFaults(b)},
 		{2 * time.Second, c.notificationFaults()},
-		{3 * time.Second, operatorFaults(l, fail)},
+		{4 * time.Second, operatorFaults(l, fail)},
 	}
 }
 
@@ -119,7 +120,7 @@ func operatorFaults(l *load, fail func(string, ...any)) []fault {
 		}
 	}
 	return []fault{{"lane resumed by hand", resume}, {"lane resumed by hand", resume}, {"lane paused", func(ctx context.Context, r *rand.Rand) {
-		d := between(r, [2]time.Duration{500 * time.Millisecond, 3 * time.Second})
+		d := between(r, [2]time.Duration{500 * time.Millisecond, 2 * time.Second})
 		err := l.insist(ctx, func(c *client.Client) error {
 			_, err := c.PauseLane(ctx, client.LaneD1, "chaos")
 			return err
