@@ -195,8 +195,8 @@ func report(c *cluster, l *load, v *verdict, counts *tally) {
 	for _, r := range c.replicas {
 		starts, refusals = starts+r.starts, refusals+r.refusals
 	}
-	say("%d orders, %d batches among them; core banking repeated %d calls; %d starts of replicas, %d of them in vain",
-		len(l.orders), len(l.batches), l.retries, starts, refusals)
+	say("%d orders, those of %d batches among them, %d cancelled; core banking repeated %d calls; %d starts of replicas, %d of them in vain",
+		len(l.orders), len(l.batches), v.cancelled, l.retries, starts, refusals)
 	sum := counts.each(func(name string, count int) { say("%5d  %s", count, name) })
 	say("%d faults in all", sum)
 	var flags []string
