@@ -72,7 +72,7 @@ func (t trouble) make(ctx context.Context, r *rand.Rand, counts *tally) {
 // each kind, seldom enough that work gets done in between.
 func (c *cluster) troubles(b bureau, l *load, fail func(string, ...any)) []trouble {
 	return []trouble{
-		{4 * time.Second, c.replicaFaults(b)},
+		{4 * time.Second, c.replicaFaults(b, fail)},
 		{15 * time.Second, c.databaseFaults(fail)},
 		{5 * time.Second, networkFaults("database", func(r *replica) *netfault.Proxy { return r.toDatabase }, c.replicas, [2]time.Duration{time.Second, 4 * time.Second})},
 		{5 * time.Second, networkFaults("D1", func(r *replica) *netfault.Proxy { return r.toD1 }, c.replicas, b.stall)},
@@ -84,7 +84,7 @@ func (c *cluster) troubles(b bureau, l *load, fail func(string, ...any)) []troub
 	}
 }
 
-func (c *cluster) replicaFaults(b bureau) []fault {
+func (c *cluster) replicaFaults(b bureau, fail func(string, ...any)) []fault {
 	one := func(r *rand.Rand) *replica { return c.replicas[r.IntN(len(c.replicas))] }
 	kill := fault{"replica killed", func(_ context.Context, r *rand.Rand) {
 		one(r).kill(between(r, [2]time.Duration{0, 2 * time.Second}))
@@ -102,7 +102,8 @@ func (c *cluster) replicaFaults(b bureau) []fault {
 				select {
 				case <-ended:
 				case <-time.After(drainLimit):
-					replica.kill(0) // it is told by the missing "stopped" in its log
+					fail("%s did not stop within %v of SIGTERM", replica.name, drainLimit)
+					replica.kill(0)
 				case <-ctx.Done():
 					return
 				}

@@ -191,12 +191,12 @@ func (l *load) progress(ctx context.Context) {
 }
 
 func report(c *cluster, l *load, v *verdict, counts *tally) {
-	starts, refusals := 0, 0
+	starts := 0
 	for _, r := range c.replicas {
-		starts, refusals = starts+r.starts, refusals+r.refusals
+		starts += r.starts
 	}
-	say("%d orders, those of %d batches among them, %d cancelled; core banking repeated %d calls; %d starts of replicas, %d of them in vain",
-		len(l.orders), len(l.batches), v.cancelled, l.retries, starts, refusals)
+	say("%d orders, those of %d batches among them, %d cancelled; core banking repeated %d calls; %d starts of replicas",
+		len(l.orders), len(l.batches), v.cancelled, l.retries, starts)
 	sum := counts.each(func(name string, count int) { say("%5d  %s", count, name) })
 	say("%d faults in all", sum)
 	var flags []string
