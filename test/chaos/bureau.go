@@ -21,6 +21,7 @@ type bureau struct {
 	ids        bool // notifications and answers name our requests
 	settings   map[string]any
 	noise      map[string]any // d1sim.Faults
+	losing     float64        // share of the notifications that get lost
 
 	// Of the service's configuration.
 	callTimeout, resendAfter                               time.Duration
@@ -78,7 +79,8 @@ func newBureau(r *rand.Rand) bureau {
 	}
 	// What only a question can tell then must not be hidden behind a later order.
 	if !b.latestOnly() {
-		b.noise["lostNotifications"] = pick(r, 0.02, 0.2, 0.85)
+		b.losing = pick(r, 0, 0.2, 0.85)
+		b.noise["lostNotifications"] = b.losing
 	}
 	return b
 }
@@ -96,8 +98,8 @@ func (b bureau) String() string {
 	if b.latestOnly() {
 		words = append(words, "it shows only the latest order of a card")
 	}
-	if share, ok := b.noise["lostNotifications"]; ok {
-		words = append(words, fmt.Sprintf("a share of %v of the notifications gets lost", share))
+	if b.losing > 0 {
+		words = append(words, fmt.Sprintf("a share of %v of the notifications gets lost", b.losing))
 	}
 	words = append(words, fmt.Sprintf("status answers lag %v", b.settings["statusLag"]), fmt.Sprintf("resendAfter %v", b.resendAfter),
 		fmt.Sprintf("%d calls at once", b.concurrency))

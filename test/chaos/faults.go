@@ -186,7 +186,7 @@ func networkFaults(peer string, of func(*replica) *netfault.Proxy, replicas []*r
 }
 
 // twoCards is the bureau's own fault, and the one that the service cannot prevent: it
-// has to see it.
+// has to see it, unless D1 keeps quiet about it.
 const twoCards = "two cards for one order"
 
 // answerFaults are wrong answers of D1 to the next few requests.
@@ -225,7 +225,7 @@ func (c *cluster) answerFaults(b bureau) []fault {
 	add("accepted, answer drips", 3, d1sim.Script{Kind: order, Action: d1sim.ActionAnswerAfter, Drip: d1sim.Duration(b.callTimeout / 2)})
 	add("accepted, answer of 10 MB", 2, d1sim.Script{Kind: order, Action: d1sim.ActionAnswerAfter, Size: 10 << 20})
 	add("token ends before its time", 2, d1sim.Script{Kind: order, Action: d1sim.ActionRevoke})
-	if b.ids {
+	if b.ids && b.losing == 0 {
 		add(twoCards, 2, d1sim.Script{Kind: order, Action: d1sim.ActionTwoOperations})
 	}
 	add("500 to an order", 10, answer(order, http.StatusInternalServerError, `{"errorCode":"X","error":"internal"}`, nil))

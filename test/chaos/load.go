@@ -197,7 +197,8 @@ func (l *load) retryRejected(ctx context.Context) (n int, err error) {
 	}
 	for _, o := range list {
 		err := l.insist(ctx, func(c *client.Client) error {
-			_, err := c.Retry(ctx, o.ID, client.Retry{})
+			// Meanwhile its card may have been ordered again.
+			_, err := c.Retry(ctx, o.ID, client.Retry{DuplicateOverride: &client.DuplicateOverride{Reason: "both are wanted"}})
 			if p, ok := errors.AsType[*client.Problem](err); ok && p.Type == client.ProblemNotRetryable {
 				return nil // an answer that was lost had done it
 			}

@@ -49,25 +49,18 @@ func (c *cluster) settle(ctx context.Context, l *load) error {
 	if err := l.resume(ctx); err != nil {
 		return fmt.Errorf("resuming the lane: %w", err)
 	}
+	var errs []error
 	for {
-		if err := c.quiet(ctx, l); err != nil {
-			return err
-		}
+		errs = append(errs, c.quiet(ctx, l))
 		n, err := l.retryRejected(ctx)
-		if err != nil {
-			return err
-		}
-		if n == 0 {
+		if errs = append(errs, err); n == 0 {
 			break
 		}
 		say("%d orders were rejected along with others and are tried again", n)
 	}
 	n, err := l.refreshOpen(ctx)
-	if err != nil {
-		return err
-	}
 	say("D1 is asked about %d orders that have not ended", n)
-	return c.quiet(ctx, l)
+	return errors.Join(append(errs, err, c.quiet(ctx, l))...)
 }
 
 // quiet waits until every caller has its answer, nothing is left to be sent, and D1
