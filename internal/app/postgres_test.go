@@ -426,6 +426,13 @@ func TestPostgresFailover(t *testing.T) {
 	b := newBankOn(t, primary.URL(""), unforgivingAndEmpty(), through(hosts(primary, second)))
 	l := b.load()
 	l.more(40)
+	// One order that nobody has sent yet: the new primary cannot know that.
+	lane := "/v1/issuers/" + b.env.Ready.IssuerID + "/lanes/d1/"
+	b.do(http.MethodPost, lane+"pause", nil, []byte(`{"reason": "a test"}`))
+	unsent := b.place(b.thales("unsent"))
+	b.execute(`UPDATE outbox SET run_at = now() + interval '1 h' WHERE order_id = $1`, unsent)
+	b.do(http.MethodPost, lane+"resume", nil, nil)
+	l.more(10)
 	if err := primary.Halt(pgrun.Immediate); err != nil {
 		t.Fatal(err)
 	}
@@ -440,6 +447,9 @@ func TestPostgresFailover(t *testing.T) {
 	b.askNow()
 	l.settled()
 	b.everyAnswerKept()
+	if calls := b.requests(d1sim.Filter{CardID: "card-unsent"}); calls[0].Kind != d1sim.KindStatus {
+		t.Errorf("an unfinished order was sent without a question: %+v", calls)
+	}
 }
 
 // askNow has D1 asked at once about all that a change of the database's history made
