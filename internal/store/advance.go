@@ -47,9 +47,14 @@ func (s *Store) logChanges(ctx context.Context, locked map[orderKey]*lockedOrder
 					s.cfg.OnAttention(o.issuer, a)
 				}
 			}
-			s.cfg.Log.Log(ctx, level, "order changed", "issuerId", o.issuer, "orderId", o.id, "version", c.after.Version,
-				"from", c.before.Status, "status", c.after.Status, "attention", attentions(c.after),
-				"operationId", c.after.OperationID, "cause", c.cause.Kind, "causeId", c.cause.ID)
+			// Strings only: it is written for every change, and what is not costs reflection.
+			attrs := append(make([]slog.Attr, 0, 9), slog.String("issuerId", o.issuer), slog.String("orderId", o.id.String()),
+				slog.Int("version", c.after.Version), slog.String("from", string(c.before.Status)), slog.String("status", string(c.after.Status)),
+				slog.String("operationId", c.after.OperationID), slog.String("cause", string(c.cause.Kind)), slog.String("causeId", c.cause.ID))
+			if len(c.after.Attention) > 0 {
+				attrs = append(attrs, slog.Any("attention", c.after.Attention))
+			}
+			s.cfg.Log.LogAttrs(ctx, level, "order changed", attrs...)
 		}
 	}
 }
@@ -86,8 +91,8 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orderKey]*lockedOrder) {
 	issuers, ids := columns(distinctKeys(keys))
 	b.Queue(`
-		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, o.terms -> 'services' ->> 'issuance',
-			coalesce(s.updated_at < (SELECT seen_at FROM database_history), false), `+stateColumns+`
+		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, coalesce(o.terms -> 'services' ->> 'issuance', ''),
+			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false), `+stateColumns+`
 		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
 			JOIN order_state s ON s.issuer_id = t.issuer_id AND s.order_id = t.order_id
 			JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
