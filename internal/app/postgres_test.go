@@ -518,6 +518,27 @@ func TestRestoredBackupAsksFirst(t *testing.T) {
 	}
 }
 
+// A host of the URL that swallows everything, and one that is a standby, keep the
+// service from nothing: migrations, the pool and the listener go on to the next.
+func TestPostgresOtherHostsArePassedOver(t *testing.T) {
+	t.Parallel()
+	primary := startPostgres(t, pgrun.Config{})
+	second := standby(t, primary)
+	dead := startProxy(t, primary)
+	breakNetwork(t, dead, netfault.Fault{Stall: true})
+	all, err := url.Parse(primary.URL(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all.Host = dead.Addr() + "," + hosts(second, primary)
+	b := newBankOn(t, all.String(), unforgivingAndEmpty())
+	b.env.Ready.DatabaseURL = primary.URL("")
+	b.await(b.place(b.thales("found")), "SHIPPED")
+	b.eventually("it listens", func() bool {
+		return query[int](b, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cardorder-listener'`) == 1
+	})
+}
+
 // A commit that waits for a standby that is gone is no commit: no 201 is given, the
 // service is not ready, and when the standby is back all goes on.
 func TestPostgresStandbyGone(t *testing.T) {
