@@ -51,7 +51,7 @@ type Message struct {
 	ClaimedAt  time.Time     // the same of this claim
 	TryingFor  time.Duration // waits between tries that count towards giving up
 
-	dueAt time.Time // since when it could be claimed
+	reached time.Time // since when the last message of the same claim was due
 }
 
 // MessageKind is what a message is for.
@@ -217,7 +217,7 @@ const claimRest = `claimed AS (
 		c.first_sent_at IS DISTINCT FROM now() AND c.first_sent_at IS NOT NULL,
 		coalesce(now() - c.refused_since, '0'), c.maybe_sent_at IS NOT NULL, coalesce(now() - c.maybe_sent_at, '0'),
 		c.asks, c.negatives, c.resend_off, c.resends, o.created_at, now(), c.trying_for,
-		(SELECT d.run_at FROM due d WHERE d.id = c.id), p.production, p.encrypted_data
+		(SELECT max(run_at) FROM due), p.production, p.encrypted_data
 	FROM claimed c JOIN orders o ON o.issuer_id = c.issuer_id AND o.id = c.order_id
 		LEFT JOIN order_payload p ON p.issuer_id = c.issuer_id AND p.order_id = c.order_id`
 
@@ -241,7 +241,7 @@ func (s *Store) claim(ctx context.Context, sql, lane string, class Class, limit 
 			var firstSentAt *time.Time
 			err := row.Scan(&m.ID, &m.Kind, &m.Class, &m.IssuerID, &m.OrderID, &m.CardID, &m.IssuerRequestID, &m.Tries, &firstSentAt, &m.SentBefore,
 				&m.RefusedFor, &m.MaybeSent, &m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &m.Resends,
-				&m.AcceptedAt, &m.ClaimedAt, &m.TryingFor, &m.dueAt, &sealed.production, &sealed.encryptedData)
+				&m.AcceptedAt, &m.ClaimedAt, &m.TryingFor, &m.reached, &sealed.production, &sealed.encryptedData)
 			if firstSentAt != nil {
 				m.FirstSentAt = *firstSentAt
 			}
@@ -303,12 +303,7 @@ func (f *floors) learn(c ClaimRequest, from time.Time, found []Message) {
 		delete(f.m, key)
 		return
 	}
-	next := floor{found[0].dueAt, f.m[key].until}
-	for _, m := range found {
-		if m.dueAt.After(next.at) {
-			next.at = m.dueAt
-		}
-	}
+	next := floor{found[0].reached, f.m[key].until}
 	if from.IsZero() {
 		next.until = time.Now().Add(floorLife)
 	}
