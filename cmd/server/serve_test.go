@@ -412,9 +412,10 @@ func TestConfig(t *testing.T) {
 		t.Errorf("in effect: %s", got)
 	}
 
-	// No database there: the error of a start says so, and tells no password.
-	p = s.run(t, "serve")
-	p.wantExit(1)
-	wantParts(t, p.stderr.String(), "127.0.0.1:1")
+	// No database there: a start says so, tells no password, and waits for it.
+	p = s.start(t, "serve")
+	p.eventually("it says that there is no database", func() bool { return strings.Contains(p.stderr.String(), "127.0.0.1:1") })
+	p.signal(syscall.SIGTERM)
+	p.wait()
 	s.wantNoSecret(t, p)
 }

@@ -81,7 +81,7 @@ func (b *bank) load() *load {
 	}
 	l := &load{b: b, end: make(chan struct{})}
 	var next atomic.Int64
-	orders := make([]*client.NewOrder, 4)
+	orders := make([]*client.NewOrder, 3)
 	for i := range orders {
 		orders[i] = b.newOrder("")
 	}
@@ -91,7 +91,7 @@ func (b *bank) load() *load {
 				select {
 				case <-l.end:
 					return
-				case <-time.After(30 * time.Millisecond): // a rate, so that the numbers stay small
+				case <-time.After(60 * time.Millisecond): // a rate, so that the numbers stay small
 				}
 				n := next.Add(1)
 				o.CardID, o.IssuerRequestID = fmt.Sprintf("card-%d", n), fmt.Sprintf("request-%d", n)
@@ -146,7 +146,7 @@ func (l *load) settled() {
 			b.t.Logf("%d of %d orders are not shipped: %q", len(open), n, open)
 		}
 	}()
-	b.eventually("all orders are shipped", func() bool {
+	b.within(3*patience, "all orders are shipped", func() bool {
 		open = query[[]string](b, `
 			SELECT coalesce(array_agg(concat_ws(' ', s.order_id, s.status, s.version, m.tries, m.asks, m.negatives, m.run_at - now(), m.claim_token)), '{}')
 			FROM order_state s LEFT JOIN outbox m USING (issuer_id, order_id) WHERE s.status <> 'SHIPPED'`)
@@ -436,8 +436,78 @@ func TestPostgresFailover(t *testing.T) {
 	b.env.Ready.DatabaseURL = second.URL("")
 	b.ready()
 	l.more(40)
+	b.eventually("the other history is seen", func() bool { return b.logged("the database is in another history") })
+	b.askNow()
 	l.settled()
 	b.everyAnswerKept()
+}
+
+// askNow has D1 asked at once about all that a change of the database's history made
+// doubtful: the questions are spread over a minute, which a test does not have.
+func (b *bank) askNow() {
+	b.t.Helper()
+	b.eventually("every message is marked", func() bool { return b.logged("D1 will be asked about every message before it is sent") })
+	b.execute(`UPDATE outbox SET run_at = now() WHERE class = 2 AND claim_token IS NULL AND run_at > now()`)
+}
+
+// Rule 11: what a database has forgotten was done all the same. An order that was
+// made, and that the restored database knows only as one to be sent, is asked about
+// first and adopted; one that was never sent is sent, after a question too.
+func TestRestoredBackupAsksFirst(t *testing.T) {
+	t.Parallel()
+	pg := startPostgres(t, pgrun.Config{})
+	sim := unforgivingAndEmpty()
+	b := newBankOn(t, pg.URL(""), sim)
+	before := b.place(b.thales("before"))
+	b.await(before, "SHIPPED")
+
+	if err := b.env.StopService(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	made, unsent := accept(t, b, b.thales("made")), accept(t, b, b.thales("unsent"))
+	if err := pg.Backup(t.Context(), "monday"); errors.Is(err, pgrun.ErrNoBaseBackup) {
+		t.Skip(err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	// After the backup, one of them is made, and an order comes that no backup has.
+	b.execute(`UPDATE outbox SET run_at = now() + interval '1 h' WHERE order_id = $1`, unsent)
+	if err := b.env.StartService(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.await(made, "SHIPPED")
+	after := b.place(b.thales("after"))
+	b.await(after, "SHIPPED")
+	cards := []string{"card-made", "card-unsent"}
+	calls := make(map[string]int) // so far
+	for _, card := range cards {
+		calls[card] = len(b.requests(d1sim.Filter{CardID: card}))
+	}
+	if err := pg.Restore(t.Context(), "monday"); err != nil {
+		t.Fatal(err)
+	}
+	b.ready()
+	if a := b.get(made); a.view.Status != "ACCEPTED" && a.view.Status != "OUTCOME_UNKNOWN" {
+		t.Fatalf("the restored database has the order as %s", a.view.Status)
+	}
+	b.askNow()
+	b.await(made, "SHIPPED")
+	b.await(unsent, "SHIPPED")
+	for _, card := range cards {
+		if since := b.requests(d1sim.Filter{CardID: card})[calls[card]:]; since[0].Kind != d1sim.KindStatus {
+			t.Errorf("%s: D1 was not asked first: %+v", card, since)
+		}
+	}
+	b.oneCard("request-made")
+	b.oneCard("request-unsent")
+	b.noGaps(made)
+	b.noGaps(unsent)
+	if a := b.get(before); a.view.Status != "SHIPPED" {
+		t.Errorf("an order that was done is %s", a.view.Status)
+	}
+	if a := b.get(after); a.status != http.StatusNotFound {
+		t.Errorf("an order of after the backup: %d", a.status)
+	}
 }
 
 // A commit that waits for a standby that is gone is no commit: no 201 is given, the

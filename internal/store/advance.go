@@ -47,9 +47,14 @@ func (s *Store) logChanges(ctx context.Context, locked map[orderKey]*lockedOrder
 					s.cfg.OnAttention(o.issuer, a)
 				}
 			}
-			s.cfg.Log.Log(ctx, level, "order changed", "issuerId", o.issuer, "orderId", o.id, "version", c.after.Version,
-				"from", c.before.Status, "status", c.after.Status, "attention", attentions(c.after),
-				"operationId", c.after.OperationID, "cause", c.cause.Kind, "causeId", c.cause.ID)
+			// Strings only: it is written for every change, and what is not costs reflection.
+			attrs := append(make([]slog.Attr, 0, 9), slog.String("issuerId", o.issuer), slog.String("orderId", o.id.String()),
+				slog.Int("version", c.after.Version), slog.String("from", string(c.before.Status)), slog.String("status", string(c.after.Status)),
+				slog.String("operationId", c.after.OperationID), slog.String("cause", string(c.cause.Kind)), slog.String("causeId", c.cause.ID))
+			if len(c.after.Attention) > 0 {
+				attrs = append(attrs, slog.Any("attention", c.after.Attention))
+			}
+			s.cfg.Log.LogAttrs(ctx, level, "order changed", attrs...)
 		}
 	}
 }

@@ -150,3 +150,16 @@ func (s *Store) UnsafeFailover(ctx context.Context) (bool, error) {
 	}
 	return unsafe, nil
 }
+
+// Unbounded tells whether a statement, a wait for a lock or an idle transaction may
+// last for ever: behind a pooler that ignores what we ask for when we connect, the
+// role's settings have to say it.
+func (s *Store) Unbounded(ctx context.Context) (bool, error) {
+	var unbounded bool
+	err := s.pool.QueryRow(ctx, `SELECT '0' IN (current_setting('statement_timeout'), current_setting('lock_timeout'),
+		current_setting('idle_in_transaction_session_timeout'))`).Scan(&unbounded)
+	if err != nil {
+		return false, fmt.Errorf("reading the timeouts: %w", err)
+	}
+	return unbounded, nil
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -145,13 +146,9 @@ func TestAcceptedOrderComesOutOfTheClaim(t *testing.T) {
 	if len(messages) != 1 || messages[0].OrderID != o.ID || messages[0].MaybeSent || messages[0].Err != nil {
 		t.Fatalf("claimed %+v", messages)
 	}
-	want, err := json.Marshal(request("card", "request").Production)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := messages[0].Production.Body()
-	if err != nil || string(got) != string(want) {
-		t.Errorf("production %s, want %s (%v)", got, want, err)
+	var got order.Production
+	if err := json.Unmarshal(messages[0].Body, &got); err != nil || !reflect.DeepEqual(got, request("card", "request").Production) {
+		t.Errorf("production %s (%v)", messages[0].Body, err)
 	}
 	if n := value[int](f, `SELECT count(*) FROM order_payload p WHERE position('Paris'::bytea IN production) > 0`); n != 0 {
 		t.Error("the payload rests in clear")

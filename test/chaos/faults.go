@@ -79,7 +79,7 @@ func (c *cluster) troubles(b bureau, l *load, fail func(string, ...any)) []troub
 		{600 * time.Millisecond, c.answerFaults(b)},
 		{4 * time.Second, c.bureauFaults(b)},
 		{2 * time.Second, c.notificationFaults()},
-		{8 * time.Second, operatorFaults(l, fail)},
+		{3 * time.Second, operatorFaults(l, fail)},
 	}
 }
 
@@ -113,7 +113,12 @@ func (c *cluster) replicaFaults(b bureau) []fault {
 
 // operatorFaults are what people do to a lane.
 func operatorFaults(l *load, fail func(string, ...any)) []fault {
-	return []fault{{"lane paused", func(ctx context.Context, r *rand.Rand) {
+	resume := func(ctx context.Context, _ *rand.Rand) {
+		if err := l.resume(ctx); err != nil && ctx.Err() == nil {
+			fail("resuming the lane: %v", err)
+		}
+	}
+	return []fault{{"lane resumed by hand", resume}, {"lane resumed by hand", resume}, {"lane paused", func(ctx context.Context, r *rand.Rand) {
 		d := between(r, [2]time.Duration{500 * time.Millisecond, 3 * time.Second})
 		err := l.insist(ctx, func(c *client.Client) error {
 			_, err := c.PauseLane(ctx, client.LaneD1, "chaos")
@@ -123,9 +128,7 @@ func operatorFaults(l *load, fail func(string, ...any)) []fault {
 			fail("pausing the lane: %v", err)
 		}
 		if sleep(ctx, d) { // the end of a run resumes it too
-			if err := l.resume(ctx); err != nil && ctx.Err() == nil {
-				fail("resuming the lane: %v", err)
-			}
+			resume(ctx, r)
 		}
 	}}}
 }
@@ -194,7 +197,11 @@ func (c *cluster) answerFaults(b bureau) []fault {
 		faults = append(faults, fault{"D1: " + name, func(ctx context.Context, r *rand.Rand) {
 			sc := sc
 			sc.Times = 1 + r.IntN(times)
-			_ = c.management.Script(ctx, sc) // fails only when the run ends
+			// What has not met anybody by now goes: an open breaker lets one call through
+			// at a time, and one trouble would be all that a run has. Both fail only when
+			// the run ends.
+			_ = c.management.ClearScripts(ctx)
+			_ = c.management.Script(ctx, sc)
 		}})
 	}
 	answer := func(kind d1sim.Kind, status int, body string, headers map[string]string) d1sim.Script {

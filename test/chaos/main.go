@@ -150,7 +150,11 @@ func try(ctx context.Context, o options, v *verdict) error {
 		return errors.New("interrupted")
 	}
 
-	say("the faults are over; waiting until all is settled")
+	early, err := c.management.Cards(whole)
+	if err != nil {
+		return err
+	}
+	say("the faults are over, %d cards were ordered during them; waiting until all is settled", len(early))
 	began := time.Now()
 	if err := c.heal(whole, b); err != nil {
 		return fmt.Errorf("healing: %w", err)

@@ -111,7 +111,7 @@ func (r *replica) finish(cmd *exec.Cmd, waited chan error) error {
 		return err
 	case <-time.After(drainLimit):
 		_ = cmd.Process.Kill()
-		<-waited
+		<-waited //nolint:errcheck // it says that it was killed
 		return fmt.Errorf("did not stop within %v", drainLimit)
 	}
 }
