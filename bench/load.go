@@ -105,7 +105,7 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // patience is for how long anything is waited for.
-const patience = 3 * time.Minute
+const patience = time.Minute
 
 // until asks again and again whether something is so.
 func until(ctx context.Context, every time.Duration, failure string, reached func() (bool, error)) error {

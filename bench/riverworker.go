@@ -198,7 +198,7 @@ func (w *riverWorker) post(ctx context.Context, card string, body []byte) (opera
 
 // seedRiver puts n accepted orders and their jobs into empty tables.
 func (b *bench) seedRiver(ctx context.Context, n int) error {
-	if err := b.db.reset(ctx); err != nil {
+	if err := b.clear(ctx); err != nil {
 		return err
 	}
 	text, err := b.site.keys.Read(local.FileSealing)

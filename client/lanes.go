@@ -30,7 +30,7 @@ type Lane struct {
 	Pause  *LanePause `json:"pause"`
 	Stop   *LaneStop  `json:"stop"`
 	Limits LaneLimits `json:"limits"`
-	// Backlog is what waits; like the counts below it is counted up to 100,000.
+	// Backlog is what waits; like the counts below it is counted up to 10,000.
 	Backlog  []LaneBacklog `json:"backlog"`
 	Unknown  int           `json:"unknown"` // orders of which it is unknown whether D1 has them
 	Refused  int           `json:"refused"` // orders set aside after a refusal

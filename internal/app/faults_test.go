@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -32,23 +31,7 @@ func (b *bank) oneCard(issuerRequestID string) {
 }
 
 // An answer that gets lost must not make a second card, also where D1 is not
-// idempotent: D1 is asked, and the order is adopted.
-func TestLostAnswersMakeOneCard(t *testing.T) {
-	t.Parallel()
-	for _, action := range []d1sim.Action{d1sim.ActionLostAfter, d1sim.ActionErrorAfter, d1sim.ActionNoOperationID} {
-		t.Run(string(action), func(t *testing.T) {
-			t.Parallel()
-			b := newBank(t, unforgiving())
-			b.script(d1sim.Script{Kind: d1sim.KindProduction, Action: action})
-			id := b.place(b.thales("lost"))
-			b.await(id, "SHIPPED")
-			b.oneCard("request-lost")
-			b.noGaps(id)
-		})
-	}
-}
-
-// The same when D1's answers to questions are as poor as its documents allow.
+// idempotent and its answers to questions are as poor as its documents allow.
 func TestLostAnswerIsAdoptedFromPoorStatus(t *testing.T) {
 	t.Parallel()
 	for name, poor := range map[string]func(*d1sim.Settings){
@@ -158,61 +141,20 @@ func TestConflictIsAskedAboutForEver(t *testing.T) {
 	}
 }
 
-// What D1 certainly did not take is tried again as it is.
-func TestNotTakenIsTriedAgain(t *testing.T) {
+// A refusal that need not be the order's fault rejects nothing by itself: it may pass.
+func TestRefusalThatPasses(t *testing.T) {
 	t.Parallel()
 	for name, s := range map[string]d1sim.Script{
-		"429":           {Kind: d1sim.KindProduction, Action: d1sim.ActionAnswer, Status: 429, Times: 2},
-		"425":           {Kind: d1sim.KindProduction, Action: d1sim.ActionAnswer, Status: 425},
-		"401 twice":     {Kind: d1sim.KindProduction, Action: d1sim.ActionAnswer, Status: 401, Times: 2},
-		"no token":      {Kind: d1sim.KindToken, Action: d1sim.ActionAnswer, Status: 500, Times: 2},
-		"404 for once":  {Kind: d1sim.KindProduction, Action: d1sim.ActionAnswer, Status: 404},
 		"crypto error":  {Kind: d1sim.KindProduction, Action: d1sim.ActionReject, ErrorCode: "CRYPTO_ERROR"},
 		"400 by a wall": {Kind: d1sim.KindProduction, Action: d1sim.ActionAnswer, Status: 400, Body: "<html>no</html>"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := newBank(t, unforgiving(), func(cfg *config.Config) { cfg.Issuers[0].Sending.Retry404For = time.Minute })
+			b := newBank(t, unforgiving())
 			b.script(s)
 			id := b.place(b.thales("again"))
 			b.await(id, "SHIPPED")
 			b.oneCard("request-again")
-			b.noGaps(id)
-		})
-	}
-}
-
-// D1's own word that a field is wrong rejects the order at once; a refusal that
-// need not be the order's fault rejects it when another order is accepted.
-func TestRefusals(t *testing.T) {
-	t.Parallel()
-	for name, s := range map[string]d1sim.Script{
-		"field error":   {Kind: d1sim.KindProduction, Action: d1sim.ActionReject},
-		"parsing error": {Kind: d1sim.KindProduction, Action: d1sim.ActionReject, ErrorCode: "PARSING_ERROR"},
-		"403 for good":  {Kind: d1sim.KindProduction, Action: d1sim.ActionAnswer, Status: 403, Times: 1000, IssuerRequestID: "request-refused"},
-		"404 for good":  {Kind: d1sim.KindProduction, Action: d1sim.ActionAnswer, Status: 404, Times: 1000, IssuerRequestID: "request-refused"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			b := newBank(t, fast)
-			b.script(s)
-			id := b.place(b.thales("refused"))
-			if strings.HasSuffix(name, "for good") {
-				b.eventually("it is set aside for long enough", func() bool {
-					return query[int](b, `SELECT count(*) FROM outbox WHERE refused_since < now() - interval '300 ms'`) == 1
-				})
-				b.await(b.place(b.thales("other")), "SHIPPED")
-			}
-			a := b.await(id, "REJECTED")
-			if len(a.view.Attention) != 1 || a.view.Attention[0].Code != "rejected" {
-				t.Errorf("attention %v", a.view.Attention)
-			}
-			if n := b.cards("request-refused"); n != 0 {
-				t.Errorf("%d cards", n)
-			}
-			if n := query[int](b, `SELECT count(*) FROM outbox`); n != 0 {
-				t.Errorf("%d messages are left", n)
-			}
 			b.noGaps(id)
 		})
 	}

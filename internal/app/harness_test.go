@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"io"
 	"log/slog"
 	"maps"
 	"net/http"
 	"os"
+	"runtime"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,7 +27,14 @@ import (
 	"cardorder/internal/store"
 )
 
-func TestMain(m *testing.M) { os.Exit(pgtest.Main(m, store.Migrate)) }
+func TestMain(m *testing.M) {
+	// Most of the time these tests wait, for back-offs and leases, so more of them than
+	// there are processors may be under way. A -parallel of the command line wins.
+	if err := flag.Set("test.parallel", strconv.Itoa(3*runtime.GOMAXPROCS(0))); err != nil {
+		panic(err)
+	}
+	os.Exit(pgtest.Main(m, store.Migrate))
+}
 
 // bank is a core banking system in front of a whole environment: the service
 // in-process, the simulator over HTTP, a database of its own.
@@ -31,10 +42,39 @@ type bank struct {
 	t         *testing.T
 	env       *local.Environment
 	encrypter *d1client.Encrypter
+	logs      *logs
 }
 
+// logs keeps the service's log for tests that look into it.
+type logs struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logs) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(line)
+}
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// reset forgets what was logged so far.
+func (l *logs) reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text.Reset()
+}
+
+// logged tells whether the service has logged a text.
+func (b *bank) logged(text string) bool { return strings.Contains(b.logs.String(), text) }
+
 // patience is how long a test waits for what must happen.
-const patience = 20 * time.Second
+const patience = 45 * time.Second
 
 // fast are the settings of the simulator in tests.
 var fast = d1sim.Settings{StepInterval: d1sim.Duration(5 * time.Millisecond), RetryBackoff: d1sim.Duration(10 * time.Millisecond)}
@@ -55,7 +95,7 @@ func newBank(t *testing.T, sim d1sim.Settings, adjust ...func(*config.Config)) *
 // newBankOn is newBank with a given database.
 func newBankOn(t *testing.T, databaseURL string, sim d1sim.Settings, adjust ...func(*config.Config)) *bank {
 	t.Helper()
-	logs := &bytes.Buffer{}
+	logs := &logs{}
 	env, err := local.Start(t.Context(), local.Config{
 		DatabaseURL: databaseURL, Simulator: sim,
 		Adjust: func(cfg *config.Config) {
@@ -90,7 +130,7 @@ func newBankOn(t *testing.T, databaseURL string, sim d1sim.Settings, adjust ...f
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &bank{t: t, env: env, encrypter: encrypter}
+	return &bank{t: t, env: env, encrypter: encrypter, logs: logs}
 }
 
 // withoutReads drops the lines of requests that tests make while they wait.
@@ -240,11 +280,9 @@ func (b *bank) within(d time.Duration, what string, f func() bool) {
 	b.t.Helper()
 	deadline := time.NewTimer(d)
 	defer deadline.Stop()
-	again := time.NewTicker(10 * time.Millisecond)
-	defer again.Stop()
-	for !f() {
+	for wait := 5 * time.Millisecond; !f(); wait = min(2*wait, 40*time.Millisecond) {
 		select {
-		case <-again.C:
+		case <-time.After(wait):
 		case <-deadline.C:
 			b.t.Fatalf("did not happen: %s", what)
 		}

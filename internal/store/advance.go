@@ -25,7 +25,7 @@ type lockedOrder struct {
 	cardProductID string
 	issuance      order.Issuance
 	operations    []string    // every PRODUCE operation seen for it
-	doubted       bool        // it did not change since the database's history did: what was sent in the other one is unknown
+	doubted       bool        // it did not change since the database's history did: D1 may have it
 	halt          BatchAction // hold or cancel, when one came while D1 may have had it
 	changes       []change    // made in this transaction, to be logged after it
 }
@@ -92,7 +92,7 @@ func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orde
 	issuers, ids := columns(distinctKeys(keys))
 	b.Queue(`
 		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, coalesce(o.terms -> 'services' ->> 'issuance', ''),
-			coalesce(s.updated_at < (SELECT seen_at FROM database_history), false), `+stateColumns+`
+			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false), `+stateColumns+`
 		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
 			JOIN order_state s ON s.issuer_id = t.issuer_id AND s.order_id = t.order_id
 			JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
@@ -383,7 +383,7 @@ func queueRetired(b *pgx.Batch, list []*lockedOrder) {
 }
 
 // queueSubmits adds the messages of orders that are to be sent. D1 has an order already
-// when it told of it meanwhile, and may have one that is older than the history of this
+// when it told of it meanwhile, and may have one that was sent in another history of the
 // database: it is then asked first.
 func queueSubmits(b *pgx.Batch, list []*lockedOrder) {
 	if len(list) == 0 {

@@ -130,6 +130,13 @@ func (s *Store) ClaimProbe(ctx context.Context, lane string, lease time.Duration
 	if err != nil {
 		return nil, fmt.Errorf("claiming a probe: %w", err)
 	}
+	if len(messages) > 0 {
+		// An answer that was being stored when the lane stopped may have set its message
+		// aside all the same.
+		if err := s.inTx(ctx, func(tx pgx.Tx) error { return s.letGo(ctx, tx, lane, nil) }); err != nil {
+			s.cfg.Log.Error("what was refused before the lane stopped could not be let go", "lane", lane, "error", err)
+		}
+	}
 	return messages, nil
 }
 

@@ -823,29 +823,30 @@ type statement struct {
 }
 
 func (p *planner) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if verb := strings.Fields(data.SQL)[0]; slices.Contains([]string{"SELECT", "WITH", "INSERT", "UPDATE", "DELETE"}, verb) {
-		p.statements = append(p.statements, statement{data.SQL, data.Args})
-	}
+	p.saw(data.SQL, data.Args)
 	return ctx
 }
 
-func (*planner) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
-
 func (p *planner) TraceBatchStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	for _, q := range data.Batch.QueuedQueries {
-		if verb := strings.Fields(q.SQL)[0]; verb != "BEGIN" && verb != "COMMIT" {
-			p.statements = append(p.statements, statement{q.SQL, q.Arguments})
-		}
+		p.saw(q.SQL, q.Arguments)
 	}
 	return ctx
 }
 
 func (*planner) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
-func (*planner) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
+
+func (*planner) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData) {}
+
+func (p *planner) saw(sql string, args []any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if verb := strings.Fields(sql)[0]; slices.Contains([]string{"SELECT", "WITH", "INSERT", "UPDATE", "DELETE"}, verb) {
+		p.statements = append(p.statements, statement{sql, args})
+	}
+}
+
+func (*planner) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
 
 func (p *planner) reset() {
 	p.mu.Lock()
