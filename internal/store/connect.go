@@ -91,11 +91,15 @@ var errCommit = errors.New("a commit was not confirmed in time, as when a synchr
 
 // note looks at an error of any statement.
 func (t *trouble) note(e *pgconn.PgError) {
-	switch e.Code[:2] {
+	switch class(e) {
 	case "53", "58": // resources, the system
 		t.set(e)
 	}
 }
+
+// class is the class of an error's SQLSTATE. What stands between us and PostgreSQL may
+// send errors without one.
+func class(e *pgconn.PgError) string { return e.Code[:min(2, len(e.Code))] }
 
 func (t *trouble) set(err error) {
 	t.mu.Lock()
@@ -132,7 +136,7 @@ var errReadOnly = errors.New("the database takes no writes: it is a standby, or 
 // configured: waiting does not help.
 func Denied(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && (pg.Code[:2] == "28" || pg.Code == "3D000" || pg.Code == "42501")
+	return ok && (class(pg) == "28" || pg.Code == "3D000" || pg.Code == "42501")
 }
 
 // UnsafeFailover tells whether the URL names several hosts while a commit waits for
