@@ -74,7 +74,7 @@ func (l *logs) reset() {
 func (b *bank) logged(text string) bool { return strings.Contains(b.logs.String(), text) }
 
 // patience is how long a test waits for what must happen.
-const patience = 20 * time.Second
+const patience = 45 * time.Second
 
 // fast are the settings of the simulator in tests.
 var fast = d1sim.Settings{StepInterval: d1sim.Duration(5 * time.Millisecond), RetryBackoff: d1sim.Duration(10 * time.Millisecond)}

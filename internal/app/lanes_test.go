@@ -127,7 +127,7 @@ func TestLaneShowsItsReplicas(t *testing.T) {
 		len(l.Backlog) != 3 || l.Unknown+l.Refused+l.GivenUp != 0 {
 		t.Errorf("the lane is %+v", l)
 	}
-	if r.Host == "" || r.Sending.State != "closed" || r.Asking.State != "closed" || r.Sending.Reason != "" {
+	if r.Host == "" || r.Concurrency != 8 || r.Sending.State != "closed" || r.Asking.State != "closed" || r.Sending.Reason != "" {
 		t.Errorf("the replica is %+v, %+v, %+v", r, r.Sending, r.Asking)
 	}
 }

@@ -49,17 +49,12 @@ func (l *lane) call(ctx context.Context, j *job, deadline time.Time) (c store.Co
 		c, reply = l.ask(ctx, j.Message, attempt)
 		return c, reply, true
 	}
-	var body []byte
-	err = j.Err
-	if err == nil {
-		body, err = j.Production.Body()
-	}
-	if err != nil {
-		l.log.Error("an order cannot be written", "orderId", j.OrderID, "error", err)
+	if j.Err != nil {
+		l.log.Error("an order's sealed content cannot be opened", "orderId", j.OrderID, "error", j.Err)
 		return l.cfg.Policy.unreadable(j.Message, attempt), d1client.Reply{Reason: reasonUnreadableContent}, true
 	}
 	answer := l.d1.Produce(ctx, d1client.ProduceCall{
-		CardID: j.CardID, CorrelationID: id.String(), Body: body,
+		CardID: j.CardID, CorrelationID: id.String(), Body: j.Body,
 		BeforeSend: func() error { return l.mayStillSend(ctx, j, deadline) },
 	})
 	if answer.Reason == d1client.ReasonNotSent {

@@ -502,8 +502,13 @@ func (l *lane) tell(j *job, c store.Completion) {
 	if c.Attempt.Kind == store.AttemptSubmit && c.Attempt.Outcome == d1client.Taken.String() {
 		l.metrics.accepted(j.Class, j.ClaimedAt.Sub(j.AcceptedAt)+time.Since(j.claimedAt))
 	}
-	// Strings only: it is written for every call, and what is not costs reflection.
-	l.log.LogAttrs(context.Background(), slog.LevelInfo, "attempt",
+	// D1's plain yes is the rule, thousands a second in a campaign: "order changed" tells
+	// of it too. Strings only, since anything else costs reflection.
+	level := slog.LevelInfo
+	if c.Attempt.Reason == string(d1client.ReasonAccepted) {
+		level = slog.LevelDebug
+	}
+	l.log.LogAttrs(context.Background(), level, "attempt",
 		slog.String("orderId", j.OrderID.String()), slog.String("issuerRequestId", j.IssuerRequestID),
 		slog.String("attemptId", c.Attempt.ID.String()), slog.String("kind", string(c.Attempt.Kind)),
 		slog.String("outcome", c.Attempt.Outcome), slog.String("reason", c.Attempt.Reason),

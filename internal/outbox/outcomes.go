@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"cardorder/internal/order"
 	"cardorder/internal/store"
 )
 
@@ -44,7 +43,7 @@ func newOutcomes(l *lane) *outcomes {
 
 // add hands over what came of a call. It never blocks.
 func (o *outcomes) add(c store.Completion) {
-	c.Message.Production = order.Production{} // not needed any more, and large
+	c.Message.Body = nil // not needed any more, and large
 	o.mu.Lock()
 	o.count++
 	last := len(o.fresh) - 1

@@ -54,7 +54,7 @@ func newBureau(r *rand.Rand) bureau {
 		"notifyWithoutRequestIds": !b.ids,
 		"requestIdPlace":          pick(r, d1sim.PlaceTop, d1sim.PlaceDetails, d1sim.PlaceBoth),
 		"unknownCard":             pick(r, d1sim.UnknownCardNotFound, d1sim.UnknownCardEmpty),
-		"maxPerCall":              1 + r.IntN(20),
+		"maxPerCall":              5 + r.IntN(40),
 		"retryBackoff":            "50ms",
 		"answerDelay":             between(r, [2]time.Duration{0, 60 * time.Millisecond}).String(),
 		"tokenLifetime":           "15m",
@@ -78,7 +78,7 @@ func newBureau(r *rand.Rand) bureau {
 	}
 	// What only a question can tell then must not be hidden behind a later order.
 	if !b.latestOnly() {
-		b.noise["lostNotifications"] = pick(r, 0.02, 0.2, 1)
+		b.noise["lostNotifications"] = pick(r, 0.02, 0.2, 0.85)
 	}
 	return b
 }

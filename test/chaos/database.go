@@ -57,18 +57,22 @@ func (d *database) stop() error {
 	return d.server.Stop()
 }
 
-// count runs a query that counts, on a connection of its own.
-func (d *database) count(ctx context.Context, query string, args ...any) (n int, err error) {
+// count runs a query that counts and says what, on a connection of its own.
+func (d *database) count(ctx context.Context, query string) (n int, what string, err error) {
 	d.mu.Lock()
 	url := d.server.SocketURL("")
 	d.mu.Unlock()
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if err := conn.QueryRow(ctx, query, args...).Scan(&n); err != nil {
-		return 0, fmt.Errorf("counting: %w", err)
+	var text *string
+	if err := conn.QueryRow(ctx, query).Scan(&n, &text); err != nil {
+		return 0, "", fmt.Errorf("counting: %w", err)
 	}
-	return n, nil
+	if text != nil {
+		what = *text
+	}
+	return n, what, nil
 }

@@ -278,7 +278,7 @@ func (l *load) upload(ctx, whole context.Context, r *rand.Rand) {
 		u := client.Upload{
 			IdempotencyKey: fmt.Sprintf("chaos-batch-%d", n), Gzip: r.IntN(2) == 0, Hold: r.IntN(3) == 0,
 			Open: func() (io.ReadCloser, error) {
-				return &slowFile{r: bytes.NewReader(file.Bytes()), pause: 2 * time.Second / time.Duration(rows)}, nil
+				return &slowFile{ctx: whole, r: bytes.NewReader(file.Bytes()), pause: 2 * time.Second / time.Duration(rows)}, nil
 			},
 		}
 		changes := []string{}
@@ -292,12 +292,15 @@ func (l *load) upload(ctx, whole context.Context, r *rand.Rand) {
 
 // slowFile is a file that comes slowly, so that an upload meets with trouble.
 type slowFile struct {
+	ctx   context.Context
 	r     *bytes.Reader
 	pause time.Duration
 }
 
 func (f *slowFile) Read(p []byte) (int, error) {
-	time.Sleep(f.pause)
+	if !sleep(f.ctx, f.pause) {
+		return 0, f.ctx.Err()
+	}
 	return f.r.Read(p[:min(len(p), 2048)])
 }
 

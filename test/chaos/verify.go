@@ -25,6 +25,7 @@ type verdict struct {
 
 	mu                   sync.Mutex
 	lost, doubled, wrong int
+	cancelled            int
 	attention            map[string]int
 	told                 int
 }
@@ -103,13 +104,15 @@ func (c *cluster) quiet(ctx context.Context, l *load) error {
 
 // underWay tells what is still going on; "" for nothing.
 func (c *cluster) underWay(ctx context.Context) (string, error) {
-	for _, q := range []struct{ what, query string }{
-		{"messages to be sent", `SELECT count(*) FROM outbox`},
-		{"notifications not yet applied", `SELECT count(*) FROM notifications WHERE outcome IN ('parked', 'unapplied')`},
+	for _, query := range []string{
+		`SELECT count(*), 'messages to be sent, the next one in ' || date_trunc('second', min(run_at) - now()) FROM outbox`,
+		`SELECT count(*), 'notifications to be applied, of ' || count(DISTINCT operation_id) || ' operations, the first one ' ||
+			(array_agg(outcome || ' of ' || operation_id ORDER BY id))[1]
+			FROM notifications WHERE outcome IN ('parked', 'unapplied')`,
 	} {
-		n, err := c.database.count(ctx, q.query)
+		n, what, err := c.database.count(ctx, query)
 		if err != nil || n > 0 {
-			return fmt.Sprintf("%d %s", n, q.what), err
+			return fmt.Sprintf("%d %s", n, what), err
 		}
 	}
 	switch err := c.management.Wait(ctx, d1sim.Condition{Idle: true}, time.Millisecond); {
@@ -173,7 +176,7 @@ func (c *cluster) verify(ctx context.Context, l *load, v *verdict) error {
 			v.add(&v.wrong, "%d cards for %q, which nobody ordered", len(list), requestID)
 		}
 	}
-	stored, err := c.database.count(ctx, `SELECT count(*) FROM orders`)
+	stored, _, err := c.database.count(ctx, `SELECT count(*), '' FROM orders`)
 	if err != nil {
 		return err
 	}
@@ -246,6 +249,9 @@ func (c *cluster) check(ctx context.Context, l *load, v *verdict, p *placed, car
 	}
 	switch {
 	case o.Status == client.StatusCancelled && p.batch != "":
+		v.mu.Lock()
+		v.cancelled++
+		v.mu.Unlock()
 		if len(list) > 0 {
 			fault(&v.wrong, "is cancelled and has a card")
 		}
