@@ -71,7 +71,7 @@ func TestAnyOrderOfEvents(t *testing.T) {
 			weight int
 			do     func(*rapid.T)
 		}{
-			{3, w.accept}, {2, w.upload}, {6, w.claim}, {4, w.begin}, {5, w.arrive}, {5, w.answer}, {5, w.work}, {1, w.probe},
+			{3, w.accept}, {2, w.upload}, {6, w.claim}, {4, w.begin}, {5, w.arrive}, {5, w.answer}, {5, w.work}, {3, w.overtake}, {1, w.probe},
 			{2, w.crash}, {1, w.giveBack}, {3, w.produce}, {2, w.notify}, {1, w.sweep},
 			{1, w.refresh}, {2, w.retry}, {3, w.act}, {1, w.pause}, {1, w.resume}, {1, w.check}, {6, w.pass}, {2, w.history},
 		}
@@ -387,6 +387,15 @@ func (w *anyWorld) submit(x *worker, kind string) d1client.Answer {
 		return a
 	}
 	return reply(d1client.Unknown, d1client.ReasonCut, 0)
+}
+
+// overtake lets the leases of workers run out while others take over.
+func (w *anyWorld) overtake(t *rapid.T) {
+	w.claim(t)
+	w.begin(t)
+	w.arrive(t)
+	w.wait(2 * time.Minute)
+	w.work(t)
 }
 
 // take makes a card, unless D1 knows the request and makes none twice.
