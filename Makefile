@@ -53,8 +53,12 @@ test: ## Run all tests, with the race detector; they start their own PostgreSQL
 smoke: ## Kill and restart the real binaries and see that no order is lost or made twice
 	go run ./test/smoke
 
+.PHONY: chaos
+chaos: ## Break everything around the service for a minute, by a seed, and count the cards (CHAOSFLAGS=-h)
+	go run ./test/chaos $(CHAOSFLAGS)
+
 .PHONY: bench
-bench: ## Print how fast orders are accepted, against what PostgreSQL can do (BENCHFLAGS=-h)
+bench: ## Print how fast orders are accepted and sent, against what is possible (BENCHFLAGS=-h)
 	cd bench && go run . $(BENCHFLAGS)
 
 .PHONY: vet
@@ -86,8 +90,11 @@ fuzz: ## Fuzz each target for 10 seconds (FUZZTIME=30s for longer)
 	.ci/fuzz $(or $(FUZZTIME),10s)
 
 .PHONY: nightly
-nightly: ## What takes long: tests five times over, a minute of each fuzz target, PostgreSQL by npm
+nightly: ## What takes long: tests five times over, longer chaos, a minute of each fuzz target, PostgreSQL by npm
 	go test $(race) -count=5 -timeout=60m ./...
+	go run ./test/chaos -regressions
+	go run ./test/chaos -duration 5m -replicas 2
+	go run ./test/chaos -duration 10m -replicas 4 -rate 40
 	.ci/fuzz $(or $(FUZZTIME),60s)
 	CARDORDER_TEST_NPM=1 go test -count=1 -v -run NPM ./internal/pgrun
 

@@ -113,16 +113,23 @@ func (d *d1Stub) call(ctx context.Context, method, path string, body io.Reader, 
 	return json.NewDecoder(res.Body).Decode(answer)
 }
 
-// await waits for a state.
+// await waits for a state, for as long as orders come.
 func (d *d1Stub) await(ctx context.Context, what string, reached func(stubState) bool) error {
 	var s stubState
-	err := until(ctx, 20*time.Millisecond, what+" did not reach D1", func() (bool, error) {
-		var err error
-		s, err = d.state(ctx)
-		return err == nil && reached(s), err
-	})
-	if err != nil {
-		return fmt.Errorf("%w (%+v)", err, s)
+	for done := false; !done; {
+		before := s.Received
+		err := until(ctx, 20*time.Millisecond, what+" did not reach D1", func() (bool, error) {
+			var err error
+			s, err = d.state(ctx)
+			done = err == nil && reached(s)
+			return done || s.Received > before, err
+		})
+		if err == nil && !done {
+			err = pause(ctx, 20*time.Millisecond)
+		}
+		if err != nil {
+			return fmt.Errorf("%w (%+v)", err, s)
+		}
 	}
 	return nil
 }

@@ -50,7 +50,7 @@ func drivePaced(ctx context.Context, address string, f *form, clients int, inter
 	var counting, stopped atomic.Bool
 	var wg sync.WaitGroup
 	for _, c := range conns {
-		wg.Go(func() { c.run(&counting, &stopped) })
+		wg.Go(func() { c.run(ctx, &counting, &stopped) })
 	}
 	defer func() {
 		stopped.Store(true)
@@ -105,7 +105,7 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // patience is for how long anything is waited for.
-const patience = 3 * time.Minute
+const patience = time.Minute
 
 // until asks again and again whether something is so.
 func until(ctx context.Context, every time.Duration, failure string, reached func() (bool, error)) error {
@@ -133,11 +133,13 @@ type client struct {
 	errs     map[string]int
 }
 
-func (c *client) run(counting, stopped *atomic.Bool) {
+func (c *client) run(ctx context.Context, counting, stopped *atomic.Bool) {
 	next := time.Now()
 	for !stopped.Load() {
 		if c.interval > 0 {
-			time.Sleep(time.Until(next))
+			if pause(ctx, time.Until(next)) != nil {
+				return
+			}
 			next = next.Add(c.interval)
 		}
 		c.form.fill()

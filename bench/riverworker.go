@@ -98,9 +98,7 @@ func runRiverWorker(path string) error {
 		return err
 	}
 	defer w.pool.Close()
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = 0, w.Workers
-	w.client = &http.Client{Transport: transport}
+	w.client = newHTTPClient(w.Workers)
 	workers := river.NewWorkers()
 	river.AddWorker(workers, w)
 	jobs, err := river.NewClient(riverpgxv5.New(w.pool), &river.Config{
@@ -198,7 +196,7 @@ func (w *riverWorker) post(ctx context.Context, card string, body []byte) (opera
 
 // seedRiver puts n accepted orders and their jobs into empty tables.
 func (b *bench) seedRiver(ctx context.Context, n int) error {
-	if err := b.db.reset(ctx); err != nil {
+	if err := b.clear(ctx); err != nil {
 		return err
 	}
 	text, err := b.site.keys.Read(local.FileSealing)

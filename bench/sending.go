@@ -71,6 +71,9 @@ func (b *bench) measureSending(ctx context.Context) (err error) {
 		return nil
 	}
 	b.server.stop() // it would take orders that are to be sent
+	if b.river != nil {
+		b.river.stop()
+	}
 	if b.stub, err = b.site.startD1Stub(ctx); err != nil {
 		return err
 	}
@@ -117,7 +120,7 @@ func (b *bench) measureSending(ctx context.Context) (err error) {
 
 // findBody lets the service send one order, for the body of it.
 func (b *bench) findBody(ctx context.Context) error {
-	if err := b.db.reset(ctx); err != nil {
+	if err := b.clear(ctx); err != nil {
 		return err
 	}
 	if err := b.stub.control(ctx, stubControl{Reset: true, Limit: 1}); err != nil {
@@ -151,7 +154,7 @@ func (b *bench) startSender(ctx context.Context, concurrency int) (*service, err
 // seed puts n accepted orders into empty tables: the service takes them in, as one
 // batch, and is ended.
 func (b *bench) seed(ctx context.Context, n int) error {
-	if err := b.db.reset(ctx); err != nil {
+	if err := b.clear(ctx); err != nil {
 		return err
 	}
 	seeder, err := b.site.startService(ctx, "seeder", b.db.url())
@@ -168,9 +171,31 @@ func (b *bench) seed(ctx context.Context, n int) error {
 	return b.freshen(ctx)
 }
 
+// awaitAlone waits until the sessions of services that were ended are gone: what
+// these had asked for last may still be under way.
+func (b *bench) awaitAlone(ctx context.Context) error {
+	return until(ctx, 5*time.Millisecond, "sessions of a service that was ended are still there", func() (bool, error) {
+		var others int
+		err := b.db.conn.QueryRow(ctx, `SELECT count(*) FROM pg_stat_activity
+			WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()`).Scan(&others)
+		return others == 0, err
+	})
+}
+
+// clear empties the tables when nobody is at work.
+func (b *bench) clear(ctx context.Context) error {
+	if err := b.awaitAlone(ctx); err != nil {
+		return err
+	}
+	return b.db.reset(ctx)
+}
+
 // freshen makes a message that a killed service had claimed one that nobody ever
 // claimed. Its D1 kept its answer back, so nothing is lost.
 func (b *bench) freshen(ctx context.Context) error {
+	if err := b.awaitAlone(ctx); err != nil {
+		return err
+	}
 	_, err := b.db.conn.Exec(ctx, `
 		WITH claimed AS (DELETE FROM outbox WHERE claim_token IS NOT NULL OR tries > 0
 			RETURNING lane, kind, class, issuer_id, order_id, card_id)
@@ -337,12 +362,12 @@ func (b *bench) measureBacklog(ctx context.Context) error {
 	if err := short(); err != nil {
 		return err
 	}
-	real := n*b.rounds + overtaken
-	long := max(b.backlog, real)
-	if err := b.seed(ctx, real); err != nil {
+	sendable := n*b.rounds + max(600, overtakenEach*b.singles)
+	long := max(b.backlog, sendable)
+	if err := b.seed(ctx, sendable); err != nil {
 		return err
 	}
-	if err := b.fillBacklog(ctx, long-real); err != nil {
+	if err := b.fillBacklog(ctx, long-sendable); err != nil {
 		return err
 	}
 	for round := range b.rounds {
@@ -365,8 +390,9 @@ func (b *bench) measureBacklog(ctx context.Context) error {
 	return nil
 }
 
-// overtaken is more than what is sent while single orders overtake.
-const overtaken = 3000
+// overtakenEach is more than what is sent while one of b.singles overtakes: a tenth
+// of them do, each with 16 calls in 100 ms and a pause of as much.
+const overtakenEach = 15
 
 // fillBacklog adds n orders of a batch behind those that wait: rows like those of an
 // order, whose content cannot be opened, since it is bound to that order. They are
@@ -481,7 +507,7 @@ func (b *bench) placeSingles(ctx context.Context, svc *service, n int, pauses ti
 // measureIdle measures single orders, what waiting for them costs, and how long
 // orders under way take while others are accepted.
 func (b *bench) measureIdle(ctx context.Context) error {
-	if err := b.db.reset(ctx); err != nil {
+	if err := b.clear(ctx); err != nil {
 		return err
 	}
 	if err := b.stub.control(ctx, stubControl{Reset: true, Limit: 1 << 40}); err != nil {

@@ -44,6 +44,7 @@ ALTER TABLE outbox
     ADD COLUMN trying_for   interval NOT NULL DEFAULT '0', -- waits between tries that count towards giving up
     ADD COLUMN halt         text;        -- hold or cancel, which came when D1 may have had it
 
+ALTER TABLE order_state SET (fillfactor = 50);
 ALTER TABLE order_state
     ADD COLUMN next_check_at timestamptz, -- when D1 is to be asked about the order
     ADD COLUMN checks        smallint NOT NULL DEFAULT 0; -- since the last news

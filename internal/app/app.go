@@ -159,8 +159,15 @@ func (s *Service) checkDatabase(environment string) func(context.Context) error 
 			return err
 		}
 		unsafe, err := s.store.UnsafeFailover(ctx)
+		if err != nil {
+			return err
+		}
 		if unsafe {
 			s.log.Warn("the database URL names several hosts, but commits wait for no standby: an order that was answered 201 can be lost in a failover; set synchronous_standby_names")
+		}
+		unbounded, err := s.store.Unbounded(ctx)
+		if unbounded {
+			s.log.Warn("statement_timeout, lock_timeout or idle_in_transaction_session_timeout is 0, as behind a PgBouncer that ignores them: set them on the database role")
 		}
 		return err
 	}

@@ -194,7 +194,11 @@ func TestClientKnowsEveryMember(t *testing.T) {
 		Data       []client.TimelineEntry `json:"data"`
 		NextCursor *string                `json:"nextCursor"`
 	}
+	type lanesPage struct {
+		Data []client.Lane `json:"data"`
+	}
 	for path, into := range map[string]any{
+		lanes:                                new(lanesPage),
 		orders:                               new(client.OrderPage),
 		orders + "/" + whole:                 new(client.Order),
 		orders + "/" + whole + "/timeline":   new(timeline),

@@ -187,11 +187,7 @@ func deadWorker(t *testing.T, b *bank, send bool) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	content, err := claimed[0].Production.Body()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a := client.Produce(t.Context(), d1client.ProduceCall{CardID: claimed[0].CardID, Body: content}); a.Outcome != d1client.Taken {
+	if a := client.Produce(t.Context(), d1client.ProduceCall{CardID: claimed[0].CardID, Body: claimed[0].Body}); a.Outcome != d1client.Taken {
 		t.Fatalf("the dead worker's call: %+v", a)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -41,7 +42,36 @@ type bank struct {
 	t         *testing.T
 	env       *local.Environment
 	encrypter *d1client.Encrypter
+	logs      *logs
 }
+
+// logs keeps the service's log for tests that look into it.
+type logs struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logs) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(line)
+}
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// reset forgets what was logged so far.
+func (l *logs) reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text.Reset()
+}
+
+// logged tells whether the service has logged a text.
+func (b *bank) logged(text string) bool { return strings.Contains(b.logs.String(), text) }
 
 // patience is how long a test waits for what must happen.
 const patience = 45 * time.Second
@@ -65,7 +95,7 @@ func newBank(t *testing.T, sim d1sim.Settings, adjust ...func(*config.Config)) *
 // newBankOn is newBank with a given database.
 func newBankOn(t *testing.T, databaseURL string, sim d1sim.Settings, adjust ...func(*config.Config)) *bank {
 	t.Helper()
-	logs := &bytes.Buffer{}
+	logs := &logs{}
 	env, err := local.Start(t.Context(), local.Config{
 		DatabaseURL: databaseURL, Simulator: sim,
 		Adjust: func(cfg *config.Config) {
@@ -100,7 +130,7 @@ func newBankOn(t *testing.T, databaseURL string, sim d1sim.Settings, adjust ...f
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &bank{t: t, env: env, encrypter: encrypter}
+	return &bank{t: t, env: env, encrypter: encrypter, logs: logs}
 }
 
 // withoutReads drops the lines of requests that tests make while they wait.

@@ -160,7 +160,7 @@ const maxProduceAnswer = 64 << 10
 func (c *Client) Produce(ctx context.Context, p ProduceCall) Answer {
 	started := c.now()
 	id := correlation(p.CorrelationID)
-	if !cardIDPattern.MatchString(p.CardID) || len(p.Body) == 0 {
+	if !isID(p.CardID, maxCardID) || len(p.Body) == 0 {
 		return Answer{Outcome: NotTaken, Reply: invalidCall(id)}
 	}
 	res := c.exchange(ctx, request{
@@ -332,7 +332,7 @@ func (m members) has(name string) bool {
 }
 
 func (m members) id(name string) string {
-	if s := m.str(name); idPattern.MatchString(s) {
+	if s := m.str(name); isID(s, maxID) {
 		return s
 	}
 	return ""

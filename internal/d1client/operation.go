@@ -150,7 +150,7 @@ func (m members) link(name string) string {
 }
 
 func (m members) cardID(name string) string {
-	if s := m.str(name); cardIDPattern.MatchString(s) {
+	if s := m.str(name); isID(s, maxCardID) {
 		return s
 	}
 	return ""

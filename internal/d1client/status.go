@@ -51,7 +51,7 @@ const maxStatusAnswer = 1 << 20
 func (c *Client) ProductionStatus(ctx context.Context, cardID, correlationID string) StatusAnswer {
 	started := c.now()
 	id := correlation(correlationID)
-	if !cardIDPattern.MatchString(cardID) {
+	if !isID(cardID, maxCardID) {
 		return StatusAnswer{Reply: invalidCall(id)}
 	}
 	res := c.exchange(ctx, request{

@@ -23,7 +23,7 @@ const freshClaim = time.Second
 // mayStillSend is asked when the token and the connection are there, immediately
 // before the first byte. Getting them takes time, and meanwhile D1 may have told
 // that it has the order from an earlier sending, or a person may have stopped it.
-func (l *lane) mayStillSend(ctx context.Context, j job, deadline time.Time) error {
+func (l *lane) mayStillSend(ctx context.Context, j *job, deadline time.Time) error {
 	if !time.Now().Before(deadline) {
 		return errLease
 	}
@@ -39,7 +39,7 @@ func (l *lane) mayStillSend(ctx context.Context, j job, deadline time.Time) erro
 
 // call asks D1 for what the message needs. sent is false when the message is to
 // be given back as it was.
-func (l *lane) call(ctx context.Context, j job, deadline time.Time) (c store.Completion, reply d1client.Reply, sent bool) {
+func (l *lane) call(ctx context.Context, j *job, deadline time.Time) (c store.Completion, reply d1client.Reply, sent bool) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return c, reply, false
@@ -49,17 +49,12 @@ func (l *lane) call(ctx context.Context, j job, deadline time.Time) (c store.Com
 		c, reply = l.ask(ctx, j.Message, attempt)
 		return c, reply, true
 	}
-	var body []byte
-	err = j.Err
-	if err == nil {
-		body, err = j.Production.Body()
-	}
-	if err != nil {
-		l.log.Error("an order cannot be written", "orderId", j.OrderID, "error", err)
+	if j.Err != nil {
+		l.log.Error("an order's sealed content cannot be opened", "orderId", j.OrderID, "error", j.Err)
 		return l.cfg.Policy.unreadable(j.Message, attempt), d1client.Reply{Reason: reasonUnreadableContent}, true
 	}
 	answer := l.d1.Produce(ctx, d1client.ProduceCall{
-		CardID: j.CardID, CorrelationID: id.String(), Body: body,
+		CardID: j.CardID, CorrelationID: id.String(), Body: j.Body,
 		BeforeSend: func() error { return l.mayStillSend(ctx, j, deadline) },
 	})
 	if answer.Reason == d1client.ReasonNotSent {

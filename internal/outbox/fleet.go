@@ -38,9 +38,10 @@ type Fleet struct {
 	now     func() time.Time // the process's clock: for its skew only
 
 	// Only the beat uses these.
-	shares  map[string]*share
-	skew    time.Duration
-	failing bool
+	shares    map[string]*share
+	skew      time.Duration
+	failing   bool
+	announced bool // the first heartbeat is out
 }
 
 // NewFleet makes a fleet without lanes. Add them before Run.
@@ -140,6 +141,14 @@ func (f *Fleet) tryBeat(ctx context.Context) error {
 	health, err := f.health()
 	if err != nil {
 		return err
+	}
+	if !f.announced {
+		// Two processes that start together do not see each other's first heartbeat,
+		// but one of them sees it with its second: they never both believe to be alone.
+		if _, err := f.store.Beat(ctx, store.Replica{ID: f.id, Host: f.cfg.Host, Health: health}); err != nil {
+			return err
+		}
+		f.announced = true
 	}
 	began, beganAt := time.Now(), f.now()
 	fleet, err := f.store.Beat(ctx, store.Replica{ID: f.id, Host: f.cfg.Host, Health: health})

@@ -74,7 +74,7 @@ type lane struct {
 	// hungry: there may be due messages of the class in the store.
 	hungry   [3]bool
 	ahead    ahead
-	returned []job // to be given back
+	returned []*job // to be given back
 	draining bool
 	d1Skew   *time.Duration // nil before D1's first answer
 
@@ -150,7 +150,7 @@ func (l *lane) run(ctx context.Context) {
 	}
 	l.mu.Lock()
 	l.draining = true
-	l.returned = append(l.returned, l.queue.drop(func(*job) bool { return true })...)
+	l.returned = append(l.returned, l.queue.drop(all)...)
 	l.mu.Unlock()
 	l.giveBack(ctx)
 	l.workers.Wait()
@@ -181,8 +181,8 @@ type claimPlan struct {
 func (l *lane) plan(now time.Time) (c claimPlan, wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.returnStale(now)
 	if !now.Before(l.pollAt) {
+		l.returnStale(now)
 		l.hungry = [3]bool{true, true, true}
 		// Jittered, so that replicas do not come all at once.
 		l.pollAt = now.Add(l.cfg.Poll/2 + jitter(l.cfg.Poll))
@@ -310,7 +310,7 @@ func (l *lane) claim(ctx context.Context, c claimPlan) {
 		l.limiter.ReserveN(now, len(messages))
 	}
 	for _, m := range messages {
-		j := job{Message: m, claimedAt: claimedAt}
+		j := &job{Message: m, claimedAt: claimedAt}
 		if m.MaybeSent && m.Class != store.ClassQuestion {
 			l.metrics.rescued.Inc()
 		}
@@ -333,8 +333,8 @@ func (l *lane) claim(ctx context.Context, c claimPlan) {
 // employ starts workers for what waits while slots are free.
 func (l *lane) employ(ctx context.Context) {
 	for {
-		j, ok := l.pick(time.Now())
-		if !ok {
+		j := l.pick(time.Now())
+		if j == nil {
 			return
 		}
 		l.workers.Go(func() { l.work(ctx, j) })
@@ -342,29 +342,30 @@ func (l *lane) employ(ctx context.Context) {
 }
 
 // work handles a message, and then others as long as there are any for its slot.
-func (l *lane) work(ctx context.Context, j job) {
-	for more := true; more; {
+func (l *lane) work(ctx context.Context, j *job) {
+	for j != nil {
 		l.handle(ctx, j)
 		l.mu.Lock()
 		l.slots.busy--
 		if j.asks() {
 			l.slots.asking--
 		}
-		j, more = l.pick(time.Now())
+		j = l.pick(time.Now())
 		l.mu.Unlock()
 	}
 }
 
-// pick takes a message for a free slot, and has run claim more in time.
-func (l *lane) pick(now time.Time) (job, bool) {
+// pick takes a message for a free slot, and has run claim more in time; nil when there
+// is none.
+func (l *lane) pick(now time.Time) *job {
 	if l.draining {
-		return job{}, false
+		return nil
 	}
 	for {
-		j, ok := l.queue.pick(l.slots)
-		if !ok {
+		j := l.queue.pick(l.slots)
+		if j == nil {
 			l.lookIfHungry(store.ClassSingle, store.ClassBatch, store.ClassQuestion)
-			return job{}, false
+			return nil
 		}
 		l.lookIfHungry(j.Class)
 		if !j.claimedAt.Add(l.lease - l.cfg.CallTimeout).After(now) {
@@ -375,7 +376,7 @@ func (l *lane) pick(now time.Time) (job, bool) {
 		if j.asks() {
 			l.slots.asking++
 		}
-		return j, true
+		return j
 	}
 }
 
@@ -389,7 +390,7 @@ func (l *lane) lookIfHungry(classes ...store.Class) {
 }
 
 // giveUp has a message given back of which no byte was sent.
-func (l *lane) giveUp(jobs ...job) {
+func (l *lane) giveUp(jobs ...*job) {
 	for _, j := range jobs {
 		if j.trying {
 			l.breakerOf(j.asks()).undoTry()
@@ -437,7 +438,7 @@ func (l *lane) giveBack(ctx context.Context) {
 
 // handle makes the one call that a message needs and passes on what came of it.
 // A panic loses the claim, not the message: it is asked about when the lease ends.
-func (l *lane) handle(ctx context.Context, j job) {
+func (l *lane) handle(ctx context.Context, j *job) {
 	told := false
 	defer func() {
 		p := recover()
@@ -473,7 +474,7 @@ func (l *lane) handle(ctx context.Context, j job) {
 }
 
 // learn lets the breaker of a direction know of a call.
-func (l *lane) learn(j job, reply d1client.Reply) {
+func (l *lane) learn(j *job, reply d1client.Reply) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now, asks := time.Now(), j.asks()
@@ -496,17 +497,25 @@ func (l *lane) learn(j job, reply d1client.Reply) {
 }
 
 // tell counts an attempt and writes its one line.
-func (l *lane) tell(j job, c store.Completion) {
+func (l *lane) tell(j *job, c store.Completion) {
 	l.metrics.attempt(c)
 	if c.Attempt.Kind == store.AttemptSubmit && c.Attempt.Outcome == d1client.Taken.String() {
 		l.metrics.accepted(j.Class, j.ClaimedAt.Sub(j.AcceptedAt)+time.Since(j.claimedAt))
 	}
-	l.log.Info("attempt",
-		"orderId", j.OrderID, "issuerRequestId", j.IssuerRequestID,
-		"attemptId", c.Attempt.ID, "kind", c.Attempt.Kind, "outcome", c.Attempt.Outcome, "reason", c.Attempt.Reason,
-		"httpStatus", c.Attempt.HTTPStatus, "errorCode", c.Attempt.ErrorCode, "operationId", c.Attempt.OperationID,
-		"correlationId", c.Attempt.CorrelationID, "durationMs", c.Attempt.Duration.Milliseconds(),
-		"try", j.Tries+1, "nextInMs", c.Next.RunIn.Milliseconds())
+	// D1's plain yes is the rule, thousands a second in a campaign: "order changed" tells
+	// of it too. Strings only, since anything else costs reflection.
+	level := slog.LevelInfo
+	if c.Attempt.Reason == string(d1client.ReasonAccepted) {
+		level = slog.LevelDebug
+	}
+	l.log.LogAttrs(context.Background(), level, "attempt",
+		slog.String("orderId", j.OrderID.String()), slog.String("issuerRequestId", j.IssuerRequestID),
+		slog.String("attemptId", c.Attempt.ID.String()), slog.String("kind", string(c.Attempt.Kind)),
+		slog.String("outcome", c.Attempt.Outcome), slog.String("reason", c.Attempt.Reason),
+		slog.Int("httpStatus", c.Attempt.HTTPStatus), slog.String("errorCode", c.Attempt.ErrorCode),
+		slog.String("operationId", c.Attempt.OperationID), slog.String("correlationId", c.Attempt.CorrelationID),
+		slog.Int64("durationMs", c.Attempt.Duration.Milliseconds()), slog.Int("try", j.Tries+1),
+		slog.Int64("nextInMs", c.Next.RunIn.Milliseconds()))
 }
 
 // allotment is what the fleet allots a lane of this process.
@@ -539,7 +548,7 @@ func (l *lane) allot(ctx context.Context, now time.Time, a allotment) {
 	l.slots.share = a.share
 	l.limit(now, a.perSecond)
 	if l.paused || l.stopped || a.share == 0 || a.forget {
-		l.giveUp(l.queue.drop(func(*job) bool { return true })...)
+		l.giveUp(l.queue.drop(all)...)
 	}
 	l.metrics.share.Set(float64(a.share))
 	l.metrics.inFlight.Set(float64(l.slots.busy))

@@ -85,14 +85,17 @@ func (m *Metrics) ClaimLost(issuer string) { m.lost.WithLabelValues(issuer).Inc(
 
 // laneMetrics are those of one lane, looked up once.
 type laneMetrics struct {
-	all    *Metrics
-	issuer string
-
 	taken                             map[store.Class]prometheus.Observer
 	duration                          map[store.AttemptKind]prometheus.Observer
+	attempts                          map[attemptLabel]prometheus.Counter
 	breaker                           map[breakerLabel]prometheus.Gauge
 	inFlight, share, unstored, d1Skew prometheus.Gauge
 	rescued, probes                   prometheus.Counter
+}
+
+type attemptLabel struct {
+	kind   store.AttemptKind
+	reason string
 }
 
 type breakerLabel struct {
@@ -102,9 +105,9 @@ type breakerLabel struct {
 
 func (m *Metrics) lane(issuer string) *laneMetrics {
 	l := &laneMetrics{
-		all: m, issuer: issuer,
 		taken:    make(map[store.Class]prometheus.Observer),
 		duration: make(map[store.AttemptKind]prometheus.Observer),
+		attempts: make(map[attemptLabel]prometheus.Counter),
 		breaker:  make(map[breakerLabel]prometheus.Gauge),
 		inFlight: m.inFlight.WithLabelValues(issuer), share: m.share.WithLabelValues(issuer),
 		unstored: m.unstored.WithLabelValues(issuer), d1Skew: m.d1Skew.WithLabelValues(issuer),
@@ -117,7 +120,7 @@ func (m *Metrics) lane(issuer string) *laneMetrics {
 	for _, kind := range []store.AttemptKind{store.AttemptSubmit, store.AttemptAsk} {
 		l.duration[kind] = m.duration.WithLabelValues(issuer, string(kind))
 		for _, reason := range append(d1client.Reasons(), reasonUnreadableContent) {
-			m.attempts.WithLabelValues(issuer, string(kind), string(reason))
+			l.attempts[attemptLabel{kind, string(reason)}] = m.attempts.WithLabelValues(issuer, string(kind), string(reason))
 		}
 	}
 	for _, class := range []store.Class{store.ClassSingle, store.ClassBatch} {
@@ -133,7 +136,7 @@ func (m *Metrics) lane(issuer string) *laneMetrics {
 }
 
 func (l *laneMetrics) attempt(c store.Completion) {
-	l.all.attempts.WithLabelValues(l.issuer, string(c.Attempt.Kind), c.Attempt.Reason).Inc()
+	l.attempts[attemptLabel{c.Attempt.Kind, c.Attempt.Reason}].Inc()
 	l.duration[c.Attempt.Kind].Observe(c.Attempt.Duration.Seconds())
 }
 

@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"cardorder/internal/order"
 	"cardorder/internal/store"
 )
 
@@ -21,20 +20,26 @@ import (
 type outcomes struct {
 	lane *lane
 
-	mu      sync.Mutex
-	fresh   []store.Completion
-	kept    []store.Completion // failed once
-	storing int                // in the hands of a storer
+	mu    sync.Mutex
+	fresh [][]store.Completion // batches, the last one still growing
+	spare [][]store.Completion // empty ones, to be filled again
+	kept  []store.Completion   // failed once
+	count int                  // of all that is not stored, in the hands of a storer too
+	busy  int                  // storers at work
+	since time.Time            // when the first of fresh was begun
 
 	ready chan struct{} // one token while there may be something fresh
 	done  chan struct{} // closed when no more will come
 }
 
 const (
-	maxBatch     = 100  // completions in one transaction
+	maxBatch     = 256  // completions in one transaction
 	storers      = 2    // batches at once
 	maxUnstored  = 1000 // more than these, and no message is claimed
 	retryStoring = 500 * time.Millisecond
+	// Large batches cost the database least, so a second one is begun beside another
+	// only when it is full, or when the other has been at it for so long, as at a lock.
+	tooLong = 100 * time.Millisecond
 )
 
 func newOutcomes(l *lane) *outcomes {
@@ -43,9 +48,22 @@ func newOutcomes(l *lane) *outcomes {
 
 // add hands over what came of a call. It never blocks.
 func (o *outcomes) add(c store.Completion) {
-	c.Message.Production = order.Production{} // not needed any more, and large
+	c.Message.Body = nil // not needed any more, and large
 	o.mu.Lock()
-	o.fresh = append(o.fresh, c)
+	o.count++
+	last := len(o.fresh) - 1
+	if last < 0 {
+		o.since = time.Now()
+	}
+	if last < 0 || len(o.fresh[last]) == maxBatch {
+		var batch []store.Completion
+		if n := len(o.spare); n > 0 {
+			batch, o.spare = o.spare[n-1], o.spare[:n-1]
+		}
+		o.fresh = append(o.fresh, batch)
+		last++
+	}
+	o.fresh[last] = append(o.fresh[last], c)
 	o.mu.Unlock()
 	o.signal()
 }
@@ -61,7 +79,7 @@ func (o *outcomes) signal() {
 func (o *outcomes) unstored() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return len(o.fresh) + len(o.kept) + o.storing
+	return o.count
 }
 
 func (o *outcomes) full() bool { return o.unstored() >= maxUnstored }
@@ -77,7 +95,7 @@ func (o *outcomes) run(ctx context.Context) {
 	}
 	work.Go(func() { o.retry(ctx) })
 	work.Wait()
-	o.storeAll(ctx, o.take(&o.kept, maxUnstored*2))
+	o.retryKept(ctx)
 	if len(o.kept) > 0 {
 		o.lane.log.Error("stopping with calls that are not stored; D1 is asked when their leases end", "count", len(o.kept))
 	}
@@ -85,21 +103,57 @@ func (o *outcomes) run(ctx context.Context) {
 
 // store writes what is fresh, batch by batch.
 func (o *outcomes) store(ctx context.Context) {
-	for {
-		batch := o.take(&o.fresh, maxBatch)
-		if len(batch) > 0 {
-			o.storeAll(ctx, batch)
-			continue
-		}
-		select {
-		case <-o.ready:
-		case <-o.done:
-			if batch := o.take(&o.fresh, maxBatch); len(batch) > 0 {
-				o.storeAll(ctx, batch)
-				continue
+	for ended := false; ; {
+		batch := o.take()
+		switch {
+		case batch != nil:
+			again := o.storeBatch(ctx, batch)
+			o.mu.Lock()
+			o.busy--
+			o.mu.Unlock()
+			o.settle(batch, again)
+		case ended:
+			return // whatever is left another storer takes, who is at work
+		default:
+			select {
+			case <-o.ready:
+			case <-o.done:
+				ended = true
 			}
-			return
 		}
+	}
+}
+
+// take takes the oldest fresh batch into the hands of the caller; nil when there is none.
+func (o *outcomes) take() []store.Completion {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.fresh) == 0 || o.busy > 0 && len(o.fresh[0]) < maxBatch && time.Since(o.since) < tooLong {
+		return nil
+	}
+	batch := o.fresh[0]
+	o.busy++
+	if o.fresh = slices.Delete(o.fresh, 0, 1); len(o.fresh) > 0 {
+		o.since = time.Now()
+		o.signal() // for another storer
+	}
+	return batch
+}
+
+// settle ends the storing of a batch, and keeps what is to be tried again.
+func (o *outcomes) settle(batch, again []store.Completion) {
+	o.mu.Lock()
+	wasFull := o.count >= maxUnstored
+	o.kept = append(o.kept, again...)
+	o.count -= len(batch) - len(again)
+	isFull := o.count >= maxUnstored
+	clear(batch)
+	if len(o.spare) <= storers {
+		o.spare = append(o.spare, batch[:0])
+	}
+	o.mu.Unlock()
+	if wasFull && !isFull {
+		o.lane.look()
 	}
 }
 
@@ -110,45 +164,21 @@ func (o *outcomes) retry(ctx context.Context) {
 	for {
 		select {
 		case <-again.C:
-			o.storeAll(ctx, o.take(&o.kept, maxUnstored))
+			o.retryKept(ctx)
+			o.signal() // if one storer has been at it for too long
 		case <-o.done:
 			return
 		}
 	}
 }
 
-// take takes up to n from a list, into the hands of the caller.
-func (o *outcomes) take(list *[]store.Completion, n int) []store.Completion {
+func (o *outcomes) retryKept(ctx context.Context) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	all := *list
-	if len(all) <= n {
-		*list = nil
-		o.storing += len(all)
-		return all
-	}
-	*list = slices.Clone(all[n:])
-	o.storing += n
-	o.signal() // for another storer
-	return all[:n:n]
-}
-
-// storeAll stores what was taken, and keeps what is to be tried again.
-func (o *outcomes) storeAll(ctx context.Context, taken []store.Completion) {
-	var again []store.Completion
-	for batch := range slices.Chunk(taken, maxBatch) {
-		again = append(again, o.storeBatch(ctx, batch)...)
-	}
-	if len(taken) == 0 {
-		return
-	}
-	wasFull := o.full()
-	o.mu.Lock()
-	o.storing -= len(taken)
-	o.kept = append(o.kept, again...)
+	kept := o.kept
+	o.kept = nil
 	o.mu.Unlock()
-	if wasFull && !o.full() {
-		o.lane.look()
+	for batch := range slices.Chunk(kept, maxBatch) {
+		o.settle(batch, o.storeBatch(ctx, batch))
 	}
 }
 

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"slices"
 	"time"
 
 	"cardorder/internal/store"
@@ -21,8 +22,8 @@ func (j *job) asks() bool { return j.Kind == store.KindAsk || j.MaybeSent }
 // queue holds what was claimed ahead of free slots. Singles go before batches, nine to
 // one; questions have a share of the slots of their own. So nobody waits for ever.
 type queue struct {
-	sends [2][]job // by class: single, batch
-	asks  []job
+	sends [2][]*job // by class: single, batch
+	asks  []*job
 
 	orders    int // picks of an order while both classes waited
 	questions int // picks while both orders and questions waited
@@ -35,7 +36,7 @@ const (
 	questionEvery = 4
 )
 
-func (q *queue) add(j job) {
+func (q *queue) add(j *job) {
 	switch {
 	case j.asks():
 		q.asks = append(q.asks, j)
@@ -78,10 +79,10 @@ func (s slots) mayAsk(ordersWait bool) bool {
 	return s.asking < max(1, s.share-quarter)
 }
 
-// pick takes the next message for a free slot.
-func (q *queue) pick(s slots) (job, bool) {
+// pick takes the next message for a free slot; nil when there is none.
+func (q *queue) pick(s slots) *job {
 	if s.busy >= s.share {
-		return job{}, false
+		return nil
 	}
 	single, batch := len(q.sends[0]) > 0, len(q.sends[1]) > 0
 	ask := len(q.asks) > 0 && s.mayAsk(single || batch)
@@ -95,34 +96,34 @@ func (q *queue) pick(s slots) (job, bool) {
 	}
 	switch {
 	case ask:
-		return take(&q.asks), true
+		return take(&q.asks)
 	case single:
-		return take(&q.sends[0]), true
+		return take(&q.sends[0])
 	case batch:
-		return take(&q.sends[1]), true
+		return take(&q.sends[1])
 	}
-	return job{}, false
+	return nil
 }
 
-func take(list *[]job) job {
+func take(list *[]*job) *job {
 	j := (*list)[0]
-	(*list)[0] = job{} // it holds an order's content
+	(*list)[0] = nil // it holds an order's content
 	*list = (*list)[1:]
 	return j
 }
 
 // drop takes out of the queue what must not be sent from here any more.
-func (q *queue) drop(gone func(*job) bool) (dropped []job) {
-	for _, list := range []*[]job{&q.sends[0], &q.sends[1], &q.asks} {
-		kept := (*list)[:0:0]
-		for _, j := range *list {
-			if gone(&j) {
+func (q *queue) drop(gone func(*job) bool) (dropped []*job) {
+	for _, list := range []*[]*job{&q.sends[0], &q.sends[1], &q.asks} {
+		*list = slices.DeleteFunc(*list, func(j *job) bool {
+			if gone(j) {
 				dropped = append(dropped, j)
-			} else {
-				kept = append(kept, j)
+				return true
 			}
-		}
-		*list = kept
+			return false
+		})
 	}
 	return dropped
 }
+
+func all(*job) bool { return true }

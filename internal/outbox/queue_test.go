@@ -7,12 +7,12 @@ import (
 	"cardorder/internal/store"
 )
 
-func jobOf(class store.Class) job {
+func jobOf(class store.Class) *job {
 	m := store.Message{Kind: store.KindSubmit, Class: class}
 	if class == store.ClassQuestion {
 		m.Kind = store.KindAsk
 	}
-	return job{Message: m}
+	return &job{Message: m}
 }
 
 // fill is a queue with so many messages of each class.
@@ -44,8 +44,8 @@ func TestPickShares(t *testing.T) {
 		for _, share := range []int{1, 2, 16} {
 			q, got := fill(c.singles, c.batches, c.questions), map[store.Class]int{}
 			for range 120 {
-				j, ok := q.pick(slots{share: share})
-				if !ok {
+				j := q.pick(slots{share: share})
+				if j == nil {
 					t.Fatalf("%s, %d slots: nothing after %v", c.name, share, got)
 				}
 				got[j.Class]++
@@ -78,9 +78,9 @@ func TestPickLeavesSlots(t *testing.T) {
 		{"and take the rest", slots{share: 8, busy: 5, asking: 5}, fill(0, 0, 9), store.ClassQuestion, false},
 		{"with one slot one is asked", slots{share: 1}, fill(0, 0, 9), store.ClassQuestion, false},
 	} {
-		j, ok := c.queue.pick(c.slots)
-		if ok == c.none || ok && j.Class != c.want {
-			t.Errorf("%s: got %v %v", c.name, ok, j.Class)
+		j := c.queue.pick(c.slots)
+		if (j == nil) != c.none || j != nil && j.Class != c.want {
+			t.Errorf("%s: got %+v", c.name, j)
 		}
 	}
 }

@@ -202,9 +202,9 @@ func (s *Store) newEntry(a Acceptance) (*entry, error) {
 	}
 	encryptedData := p.EncryptedData
 	p.EncryptedData = ""
-	production, err := json.Marshal(p)
+	production, err := p.Body()
 	if err != nil {
-		return nil, fmt.Errorf("writing the production request: %w", err)
+		return nil, err
 	}
 	e := &entry{Acceptance: a, hash: s.cfg.HashKeys.content(comparisonVersion, a.Request.Canonical)}
 	if e.sealed, err = s.cfg.Seal.sealPayload(a.IssuerID, id, production, encryptedData); err != nil {

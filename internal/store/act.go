@@ -64,7 +64,7 @@ var ErrNotRetryable = errors.New("the order cannot be sent again")
 
 // act does something with one order while it is locked, and returns the order as it
 // then is.
-func (s *Store) act(ctx context.Context, a Action, do func(tx pgx.Tx, b *pgx.Batch, o *lockedOrder) error) (*Order, error) {
+func (s *Store) act(ctx context.Context, a Action, do func(tx pgx.Tx, b *pgx.Batch, w *advances, o *lockedOrder) error) (*Order, error) {
 	var locked map[orderKey]*lockedOrder
 	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		key := orderKey{a.IssuerID, a.OrderID}
@@ -78,10 +78,12 @@ func (s *Store) act(ctx context.Context, a Action, do func(tx pgx.Tx, b *pgx.Bat
 		case a.Version != 0 && a.Version != o.state.Version:
 			return ErrVersion
 		}
+		w := advances{store: s}
 		var b pgx.Batch
-		if err := do(tx, &b, o); err != nil {
+		if err := do(tx, &b, &w, o); err != nil {
 			return err
 		}
+		w.queue(&b)
 		return send(ctx, tx, &b)
 	})
 	if err != nil {
@@ -96,7 +98,7 @@ func (s *Store) act(ctx context.Context, a Action, do func(tx pgx.Tx, b *pgx.Bat
 // it is before the answer. The error is ErrNotFound, ErrVersion or ErrNotSent when it
 // cannot be asked about.
 func (s *Store) Refresh(ctx context.Context, a Action) (*Order, error) {
-	o, err := s.act(ctx, a, func(tx pgx.Tx, b *pgx.Batch, o *lockedOrder) error {
+	o, err := s.act(ctx, a, func(tx pgx.Tx, b *pgx.Batch, w *advances, o *lockedOrder) error {
 		sent, unknown, err := lockMessage(ctx, tx, o)
 		if err != nil {
 			return err
@@ -118,9 +120,7 @@ func (s *Store) Refresh(ctx context.Context, a Action) (*Order, error) {
 				ON CONFLICT (issuer_id, order_id, kind) DO UPDATE SET run_at = least(m.run_at, now()) WHERE m.claim_token IS NULL`,
 				o.issuer, o.id, LaneOf(o.issuer), KindAsk, ClassQuestion)
 		}
-		w := advances{store: s}
 		w.advance(o, Cause{Kind: CauseRequest, Actor: a.Actor, Action: EventRefreshRequested}, order.Details{})
-		w.queue(b)
 		return nil
 	})
 	if err != nil {
@@ -179,7 +179,7 @@ func (s *Store) Retry(ctx context.Context, r Retry) (*Order, error) {
 			return nil, fmt.Errorf("writing the detail of a retry: %w", err)
 		}
 	}
-	o, err := s.act(ctx, r.Action, func(tx pgx.Tx, b *pgx.Batch, o *lockedOrder) error {
+	o, err := s.act(ctx, r.Action, func(tx pgx.Tx, b *pgx.Batch, w *advances, o *lockedOrder) error {
 		if !o.state.Retryable() {
 			return ErrNotRetryable
 		}
@@ -198,9 +198,7 @@ func (s *Store) Retry(ctx context.Context, r Retry) (*Order, error) {
 		if sealed != nil {
 			exec(b, `UPDATE order_payload SET encrypted_data = $3 WHERE issuer_id = $1 AND order_id = $2`, o.issuer, o.id, sealed)
 		}
-		w := advances{store: s}
 		w.advance(o, cause, order.Retry{})
-		w.queue(b)
 		return nil
 	})
 	if err != nil {

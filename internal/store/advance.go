@@ -25,7 +25,7 @@ type lockedOrder struct {
 	cardProductID string
 	issuance      order.Issuance
 	operations    []string    // every PRODUCE operation seen for it
-	doubted       bool        // it did not change since the database's history did: what was sent in the other one is unknown
+	doubted       bool        // it did not change since the database's history did: D1 may have it
 	halt          BatchAction // hold or cancel, when one came while D1 may have had it
 	changes       []change    // made in this transaction, to be logged after it
 }
@@ -47,9 +47,14 @@ func (s *Store) logChanges(ctx context.Context, locked map[orderKey]*lockedOrder
 					s.cfg.OnAttention(o.issuer, a)
 				}
 			}
-			s.cfg.Log.Log(ctx, level, "order changed", "issuerId", o.issuer, "orderId", o.id, "version", c.after.Version,
-				"from", c.before.Status, "status", c.after.Status, "attention", attentions(c.after),
-				"operationId", c.after.OperationID, "cause", c.cause.Kind, "causeId", c.cause.ID)
+			// Strings only: it is written for every change, and what is not costs reflection.
+			attrs := append(make([]slog.Attr, 0, 9), slog.String("issuerId", o.issuer), slog.String("orderId", o.id.String()),
+				slog.Int("version", c.after.Version), slog.String("from", string(c.before.Status)), slog.String("status", string(c.after.Status)),
+				slog.String("operationId", c.after.OperationID), slog.String("cause", string(c.cause.Kind)), slog.String("causeId", c.cause.ID))
+			if len(c.after.Attention) > 0 {
+				attrs = append(attrs, slog.Any("attention", c.after.Attention))
+			}
+			s.cfg.Log.LogAttrs(ctx, level, "order changed", attrs...)
 		}
 	}
 }
@@ -70,7 +75,9 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 		return locked, owners, nil
 	}
 	var b pgx.Batch
-	queueLocks(&b, keys, seen, locked, owners)
+	exec(&b, steadyPlans)
+	queueLocks(&b, keys, seen, locked)
+	queueKnownOperations(&b, keys, locked, owners)
 	queueHalts(&b, keys, locked)
 	if err := send(ctx, tx, &b); err != nil {
 		return nil, nil, fmt.Errorf("locking orders: %w", err)
@@ -78,16 +85,17 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 	return locked, owners, nil
 }
 
-// queueLocks queues what lockOrders does; locked and owners are filled when the batch
-// is run. The statements are sent in one round trip but each has a snapshot of
-// its own: what is read after the lock includes what others wrote before it.
-func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orderKey]*lockedOrder, owners map[string]orderKey) {
-	issuers, ids := columns(keys)
+// queueLocks queues the locking of orders and the storing of operations; locked is filled
+// when the batch is run. Statements of one round trip have each a snapshot of their own:
+// what is read after a lock includes what others wrote before it.
+func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orderKey]*lockedOrder) {
+	issuers, ids := columns(distinctKeys(keys))
 	b.Queue(`
-		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, o.terms -> 'services' ->> 'issuance',
-			coalesce(s.updated_at < (SELECT seen_at FROM database_history), false), `+stateColumns+`
-		FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
-		WHERE (s.issuer_id, s.order_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[]))
+		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, coalesce(o.terms -> 'services' ->> 'issuance', ''),
+			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false), `+stateColumns+`
+		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
+			JOIN order_state s ON s.issuer_id = t.issuer_id AND s.order_id = t.order_id
+			JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
 		ORDER BY s.issuer_id, s.order_id
 		FOR UPDATE OF s`,
 		issuers, ids).Query(func(rows pgx.Rows) error {
@@ -103,9 +111,19 @@ func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orde
 		})
 	})
 	queueOperations(b, seen)
+}
+
+// queueKnownOperations queues the reading of every PRODUCE operation seen for orders.
+// The range and the order leave one index to read them by, whatever the statistics say.
+func queueKnownOperations(b *pgx.Batch, keys []orderKey, locked map[orderKey]*lockedOrder, owners map[string]orderKey) {
+	issuers, ids := columns(distinctKeys(keys))
+	exec(b, sortOff)
 	b.Queue(`
-		SELECT p.issuer_id, p.order_id, p.operation_id FROM operations p
-		WHERE (p.issuer_id, p.order_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[])) AND p.operation = 'PRODUCE'`,
+		SELECT t.issuer_id, t.order_id, p.operation_id
+		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id) CROSS JOIN LATERAL (
+			SELECT p.operation_id FROM operations p
+			WHERE p.issuer_id = t.issuer_id AND p.order_id BETWEEN t.order_id AND t.order_id AND p.operation = 'PRODUCE'
+			ORDER BY p.order_id LIMIT 100) p`,
 		issuers, ids).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var key orderKey
@@ -120,6 +138,7 @@ func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orde
 			return nil
 		})
 	})
+	exec(b, sortOn)
 }
 
 // queueHalts queues the reading of holds and cancels that came too late: they are
@@ -127,8 +146,9 @@ func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orde
 func queueHalts(b *pgx.Batch, keys []orderKey, locked map[orderKey]*lockedOrder) {
 	issuers, ids := columns(keys)
 	b.Queue(`
-		SELECT m.issuer_id, m.order_id, m.halt FROM outbox m
-		WHERE (m.issuer_id, m.order_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[])) AND m.kind = 'submit' AND m.halt IS NOT NULL`,
+		SELECT m.issuer_id, m.order_id, m.halt
+		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
+			JOIN outbox m ON m.issuer_id = t.issuer_id AND m.order_id = t.order_id AND m.kind = 'submit' AND m.halt IS NOT NULL`,
 		issuers, ids).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var key orderKey
@@ -161,6 +181,18 @@ func queueOperations(b *pgx.Batch, seen []operation) {
 		INSERT INTO operations (issuer_id, operation_id, order_id, operation, source)
 		SELECT i, p, o, 'PRODUCE', s FROM unnest($1::text[], $2::text[], $3::uuid[], $4::text[]) AS t(i, p, o, s)
 		ON CONFLICT DO NOTHING`, issuers, ids, orders, sources)
+}
+
+func distinctKeys(keys []orderKey) []orderKey {
+	seen := make(map[orderKey]bool, len(keys))
+	list := make([]orderKey, 0, len(keys))
+	for _, k := range keys {
+		if !seen[k] {
+			seen[k] = true
+			list = append(list, k)
+		}
+	}
+	return list
 }
 
 func columns(keys []orderKey) (issuers []string, ids []pgtype.UUID) {
@@ -277,44 +309,55 @@ const firstCheck = 10 * time.Second
 
 func (a *advances) queueStates(b *pgx.Batch) {
 	n := len(a.orders)
-	issuers, ids, versions := make([]string, n), make([]pgtype.UUID, n), make([]int32, n)
-	statuses, attention, operations := make([]string, n), make([]string, n), make([]*string, n)
-	ranks, steps, tops, ends := make([]int16, n), make([]int16, n), make([]int16, n), make([]int16, n)
-	due, dueRanks, sites, siteRanks := make([]*string, n), make([]int16, n), make([]*string, n), make([]int16, n)
-	ended, checks, firsts := make([]*bool, n), make([]*bool, n), make([]*time.Time, n)
+	issuers, ids, versions := make([]string, n), make([]pgtype.UUID, n), make([]int, n)
+	statuses, attention, operations := make([]string, n), make([]string, n), make([]string, n)
+	ranks, steps, tops, ends := make([]int, n), make([]int, n), make([]int, n), make([]int, n)
+	due, dueRanks, sites, siteRanks := make([]string, n), make([]int, n), make([]string, n), make([]int, n)
+	ended, nameless, firsts := make([]int, n), make([]int, n), make([]pgtype.Timestamptz, n)
 	for i, o := range a.orders {
 		before, s := o.stored, o.state
-		issuers[i], ids[i], versions[i] = o.issuer, pgID(&o.id), int32(s.Version)
-		statuses[i], attention[i], operations[i] = string(s.Status), attentionArray(s), optional(s.OperationID)
-		ranks[i], steps[i], tops[i], ends[i] = int16(s.Rank), int16(s.StepRank), int16(s.TopRank), int16(s.EndRank)
-		due[i], dueRanks[i] = optional(s.DueDate.Value), int16(s.DueDate.Rank)
-		sites[i], siteRanks[i] = optional(s.ProductionSite.Value), int16(s.ProductionSite.Rank)
-		if is := s.Ended(); is != before.Ended() {
-			ended[i] = &is
+		issuers[i], ids[i], versions[i] = o.issuer, pgID(&o.id), s.Version
+		statuses[i], attention[i], operations[i] = string(s.Status), attentionArray(s), s.OperationID
+		ranks[i], steps[i], tops[i], ends[i] = s.Rank, s.StepRank, s.TopRank, s.EndRank
+		due[i], dueRanks[i] = s.DueDate.Value, s.DueDate.Rank
+		sites[i], siteRanks[i] = s.ProductionSite.Value, s.ProductionSite.Rank
+		ended[i] = becomes(before.Ended(), s.Ended())
+		nameless[i] = becomes(isNameless(before), isNameless(s))
+		if o.firstSentAt != nil {
+			firsts[i] = pgtype.Timestamptz{Time: *o.firstSentAt, Valid: true}
 		}
-		// An order that D1 took under an operation that nobody knows is asked about.
-		nameless := func(s order.State) bool { return s.OperationID == "" && s.Rank > 0 && !s.Ended() }
-		if is := nameless(s); is != nameless(before) {
-			checks[i] = &is
-		}
-		firsts[i] = o.firstSentAt
 	}
 	exec(b, `
 		UPDATE order_state s SET version = t.version, status = t.status, rank = t.rank, step_rank = t.step_rank,
-			top_rank = t.top_rank, end_rank = t.end_rank, operation_id = t.operation_id, attention = t.attention::text[],
-			due_date = t.due_date, due_date_rank = t.due_date_rank,
-			production_site = t.production_site, production_site_rank = t.production_site_rank, updated_at = now(),
-			ended_at = CASE WHEN t.ended IS NULL THEN s.ended_at WHEN t.ended THEN now() END,
-			next_check_at = CASE WHEN t.nameless IS NULL THEN s.next_check_at WHEN t.nameless THEN now() + $18::interval END,
-			checks = CASE WHEN t.nameless IS NULL THEN s.checks ELSE 0 END,
+			top_rank = t.top_rank, end_rank = t.end_rank, operation_id = nullif(t.operation_id, ''), attention = t.attention::text[],
+			due_date = nullif(t.due_date, ''), due_date_rank = t.due_date_rank,
+			production_site = nullif(t.production_site, ''), production_site_rank = t.production_site_rank, updated_at = now(),
+			ended_at = CASE t.ended WHEN 0 THEN s.ended_at WHEN 1 THEN now() END,
+			next_check_at = CASE t.nameless WHEN 0 THEN s.next_check_at WHEN 1 THEN now() + $18::interval END,
+			checks = CASE t.nameless WHEN 0 THEN s.checks ELSE 0 END,
 			first_sent_at = t.first_sent_at
 		FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::text[], $5::smallint[], $6::smallint[], $7::smallint[], $8::smallint[],
-			$9::text[], $10::text[], $11::text[], $12::smallint[], $13::text[], $14::smallint[], $15::boolean[], $16::boolean[], $17::timestamptz[])
+			$9::text[], $10::text[], $11::text[], $12::smallint[], $13::text[], $14::smallint[], $15::smallint[], $16::smallint[], $17::timestamptz[])
 			AS t(issuer_id, order_id, version, status, rank, step_rank, top_rank, end_rank,
 				operation_id, attention, due_date, due_date_rank, production_site, production_site_rank, ended, nameless, first_sent_at)
 		WHERE s.issuer_id = t.issuer_id AND s.order_id = t.order_id`,
 		issuers, ids, versions, statuses, ranks, steps, tops, ends, operations, attention, due, dueRanks, sites, siteRanks,
-		ended, checks, firsts, firstCheck)
+		ended, nameless, firsts, firstCheck)
+}
+
+// isNameless tells whether D1 took an order under an operation that nobody knows: it is
+// asked about.
+func isNameless(s order.State) bool { return s.OperationID == "" && s.Rank > 0 && !s.Ended() }
+
+// becomes is 0 when nothing changes, 1 when something becomes true, 2 when it ends.
+func becomes(before, after bool) int {
+	switch {
+	case before == after:
+		return 0
+	case after:
+		return 1
+	}
+	return 2
 }
 
 func (a *advances) queueEvents(b *pgx.Batch) {
@@ -322,18 +365,17 @@ func (a *advances) queueEvents(b *pgx.Batch) {
 	if n == 0 {
 		return
 	}
-	issuers, ids, seqs, kinds := make([]string, n), make([]pgtype.UUID, n), make([]int32, n), make([]string, n)
-	statuses, previous, attention := make([]string, n), make([]*string, n), make([]string, n)
-	causes, causeIDs, actors, details := make([]string, n), make([]*string, n), make([]*string, n), make([]*string, n)
+	issuers, ids, seqs, kinds := make([]string, n), make([]pgtype.UUID, n), make([]int, n), make([]string, n)
+	statuses, previous, attention := make([]string, n), make([]string, n), make([]string, n)
+	causes, causeIDs, actors, details := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 	for i, e := range a.events {
-		issuers[i], ids[i], seqs[i], kinds[i] = e.key.issuer, pgID(&e.key.id), int32(e.state.Version), string(e.kind)
-		statuses[i], previous[i], attention[i] = string(e.state.Status), optional(string(e.previous)), attentionArray(e.state)
-		causes[i], causeIDs[i], actors[i] = string(e.cause.Kind), optional(e.cause.ID), optional(e.cause.Actor)
-		details[i] = optional(string(e.cause.Detail))
+		issuers[i], ids[i], seqs[i], kinds[i] = e.key.issuer, pgID(&e.key.id), e.state.Version, string(e.kind)
+		statuses[i], previous[i], attention[i] = string(e.state.Status), string(e.previous), attentionArray(e.state)
+		causes[i], causeIDs[i], actors[i], details[i] = string(e.cause.Kind), e.cause.ID, e.cause.Actor, string(e.cause.Detail)
 	}
 	exec(b, `
 		INSERT INTO order_events (issuer_id, order_id, seq, type, status, previous_status, attention, cause, cause_id, actor, detail)
-		SELECT i, o, s, k, st, p, a::text[], c, ci, ac, d::jsonb
+		SELECT i, o, s, k, st, nullif(p, ''), a::text[], c, nullif(ci, ''), nullif(ac, ''), nullif(d, '')::jsonb
 		FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[])
 			AS t(i, o, s, k, st, p, a, c, ci, ac, d)`,
 		issuers, ids, seqs, kinds, statuses, previous, attention, causes, causeIDs, actors, details)
@@ -351,7 +393,7 @@ func queueRetired(b *pgx.Batch, list []*lockedOrder) {
 }
 
 // queueSubmits adds the messages of orders that are to be sent. D1 has an order already
-// when it told of it meanwhile, and may have one that is older than the history of this
+// when it told of it meanwhile, and may have one that was sent in another history of the
 // database: it is then asked first.
 func queueSubmits(b *pgx.Batch, list []*lockedOrder) {
 	if len(list) == 0 {

@@ -335,9 +335,10 @@ func lockSubmits(ctx context.Context, tx pgx.Tx, keys []orderKey) (map[uuid.UUID
 	}
 	issuers, ids := columns(keys)
 	rows, err := tx.Query(ctx, `
-		SELECT m.id, m.order_id, m.claim_token IS NOT NULL OR m.maybe_sent_at IS NOT NULL FROM outbox m
-		WHERE (m.issuer_id, m.order_id) IN (SELECT * FROM unnest($1::text[], $2::uuid[])) AND m.kind = 'submit'
-		ORDER BY m.id FOR UPDATE`, issuers, ids)
+		SELECT m.id, m.order_id, m.claim_token IS NOT NULL OR m.maybe_sent_at IS NOT NULL
+		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
+			JOIN outbox m ON m.issuer_id = t.issuer_id AND m.order_id = t.order_id AND m.kind = 'submit'
+		ORDER BY m.id FOR UPDATE OF m`, issuers, ids)
 	if err != nil {
 		return nil, err
 	}

@@ -41,18 +41,7 @@ func poolConfig(cfg Config, t *trouble) (*pgxpool.Config, error) {
 	pc.PingTimeout = pingTimeout
 	conn := pc.ConnConfig
 	conn.Tracer = cfg.Tracer
-	if conn.ConnectTimeout == 0 {
-		conn.ConnectTimeout = connectTimeout
-	}
-	conn.DialFunc = (&net.Dialer{
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 2},
-		Control:         userTimeout,
-	}).DialContext
-	if conn.ValidateConnect == nil {
-		// Whatever the URL says: a server that takes no writes is of no use here, and
-		// a connection to it would stay in the pool.
-		conn.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
-	}
+	findPrimary(&conn.Config)
 	conn.OnPgError = func(_ *pgconn.PgConn, e *pgconn.PgError) bool {
 		t.note(e)
 		return e.Code != codeReadOnly && !strings.EqualFold(e.Severity, "FATAL")
@@ -69,6 +58,21 @@ func poolConfig(cfg Config, t *trouble) (*pgxpool.Config, error) {
 	return pc, nil
 }
 
+// findPrimary makes connections lead to a server that takes writes, whatever the URL
+// says: another one is of no use here, and a connection to it would stay in the pool.
+func findPrimary(conn *pgconn.Config) {
+	if conn.ConnectTimeout == 0 {
+		conn.ConnectTimeout = connectTimeout
+	}
+	conn.DialFunc = (&net.Dialer{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 2},
+		Control:         userTimeout,
+	}).DialContext
+	if conn.ValidateConnect == nil {
+		conn.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
+}
+
 // codeReadOnly is the refusal of a write by a standby, or by a primary whose
 // operator has made it read-only. Such a connection is given up: the next one looks
 // for the primary.
@@ -79,17 +83,24 @@ const codeReadOnly = "25006"
 type trouble struct {
 	mu   sync.Mutex
 	at   time.Time
-	last *pgconn.PgError
+	last error
 }
+
+// errCommit is a commit that nobody confirmed. It may have been carried out.
+var errCommit = errors.New("a commit was not confirmed in time, as when a synchronous standby is missing")
 
 // note looks at an error of any statement.
 func (t *trouble) note(e *pgconn.PgError) {
 	switch e.Code[:2] {
 	case "53", "58": // resources, the system
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.at, t.last = time.Now(), e
+		t.set(e)
 	}
+}
+
+func (t *trouble) set(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.at, t.last = time.Now(), err
 }
 
 // recent returns the trouble of the last moments.
@@ -142,4 +153,17 @@ func (s *Store) UnsafeFailover(ctx context.Context) (bool, error) {
 		return false, fmt.Errorf("reading synchronous_standby_names: %w", err)
 	}
 	return unsafe, nil
+}
+
+// Unbounded tells whether a statement, a wait for a lock or an idle transaction may
+// last for ever: behind a pooler that ignores what we ask for when we connect, the
+// role's settings have to say it.
+func (s *Store) Unbounded(ctx context.Context) (bool, error) {
+	var unbounded bool
+	err := s.pool.QueryRow(ctx, `SELECT '0' IN (current_setting('statement_timeout'), current_setting('lock_timeout'),
+		current_setting('idle_in_transaction_session_timeout'))`).Scan(&unbounded)
+	if err != nil {
+		return false, fmt.Errorf("reading the timeouts: %w", err)
+	}
+	return unbounded, nil
 }

@@ -22,26 +22,28 @@ type ClassBacklog struct {
 	OldestDue time.Duration // for how long the oldest of those has been due
 }
 
-// MaxBacklog is how far each number of a Backlog is counted. People look at it often,
-// and whether it is a hundred thousand or a million they can read from the metrics.
-const MaxBacklog = 100_000
+// MaxBacklog is how far each number of a Backlog is counted. Screens may ask for it every
+// second; how many there are beyond is in the metrics.
+const MaxBacklog = 10_000
 
 // Backlog counts what waits in a lane. Each count reads the entries of one index that
-// it counts, and no more of them than MaxBacklog.
+// it counts, and no more of them than MaxBacklog: in the order of the index, or the
+// whole table would be read for a class that is empty.
 func (s *Store) Backlog(ctx context.Context, lane string) (*Backlog, error) {
 	view := &Backlog{}
 	rows, err := s.pool.Query(ctx, `
 		SELECT c.class,
-			(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = c.class LIMIT $3) m),
-			(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = c.class AND run_at <= now() LIMIT $3) m),
+			(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = c.class AND run_at <= now() ORDER BY run_at LIMIT $3) m),
+			(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = c.class AND run_at > now() ORDER BY run_at LIMIT $3) m),
 			coalesce((SELECT now() - run_at FROM outbox WHERE lane = $1 AND class = c.class AND run_at <= now() ORDER BY run_at LIMIT 1), '0'),
-			(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = c.class AND run_at = 'infinity' LIMIT $3) m)
+			(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = c.class AND run_at = 'infinity' ORDER BY run_at LIMIT $3) m)
 		FROM unnest($2::smallint[]) c (class) ORDER BY c.class`, lane, Classes, MaxBacklog)
 	if err == nil {
 		err = each(rows, func() error {
 			var c ClassBacklog
-			var givenUp int
-			err := rows.Scan(&c.Class, &c.Messages, &c.Due, &c.OldestDue, &givenUp)
+			var later, givenUp int
+			err := rows.Scan(&c.Class, &c.Due, &later, &c.OldestDue, &givenUp)
+			c.Messages = min(c.Due+later, MaxBacklog)
 			view.Classes = append(view.Classes, c)
 			view.GivenUp = min(view.GivenUp+givenUp, MaxBacklog)
 			return err
@@ -51,7 +53,7 @@ func (s *Store) Backlog(ctx context.Context, lane string) (*Backlog, error) {
 		// Only questions are looked through for what is unknown: what was sent before
 		// and is to be sent again is known not to be there.
 		err = s.pool.QueryRow(ctx, `
-			SELECT (SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = $2 AND maybe_sent_at IS NOT NULL LIMIT $3) m),
+			SELECT (SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = $2 AND maybe_sent_at IS NOT NULL ORDER BY run_at LIMIT $3) m),
 				(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND refused_at IS NOT NULL LIMIT $3) m)`,
 			lane, ClassQuestion, MaxBacklog).Scan(&view.Unknown, &view.Refused)
 	}

@@ -134,7 +134,18 @@ func (s *Store) inTx(ctx context.Context, f func(pgx.Tx) error) error {
 }
 
 func (s *Store) inTxWith(ctx context.Context, options pgx.TxOptions, f func(pgx.Tx) error) error {
-	return repeat(ctx, func() error { return pgx.BeginTxFunc(ctx, s.pool, options, f) })
+	return repeat(ctx, func() error {
+		committing := false
+		err := pgx.BeginTxFunc(ctx, s.pool, options, func(tx pgx.Tx) error {
+			err := f(tx)
+			committing = err == nil
+			return err
+		})
+		if committing {
+			s.committed(err)
+		}
+		return err
+	})
 }
 
 // inTwoTrips runs a transaction in two round trips: what ask queues is sent with the
@@ -158,10 +169,19 @@ func (s *Store) inTwoTrips(ctx context.Context, ask, answer func(*pgx.Batch)) er
 		exec(&second, "COMMIT")
 		err = conn.SendBatch(ctx, &second).Close()
 		if err != nil {
+			s.committed(err)
 			rollBack(ctx, conn)
 		}
 		return err
 	})
+}
+
+// committed takes note of a COMMIT that did not come back in time: a synchronous
+// standby may be away.
+func (s *Store) committed(err error) {
+	if pgconn.Timeout(err) {
+		s.trouble.set(errCommit)
+	}
 }
 
 // rollBack ends a failed transaction, if its connection is still of use.

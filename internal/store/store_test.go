@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -145,13 +146,9 @@ func TestAcceptedOrderComesOutOfTheClaim(t *testing.T) {
 	if len(messages) != 1 || messages[0].OrderID != o.ID || messages[0].MaybeSent || messages[0].Err != nil {
 		t.Fatalf("claimed %+v", messages)
 	}
-	want, err := json.Marshal(request("card", "request").Production)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := messages[0].Production.Body()
-	if err != nil || string(got) != string(want) {
-		t.Errorf("production %s, want %s (%v)", got, want, err)
+	var got order.Production
+	if err := json.Unmarshal(messages[0].Body, &got); err != nil || !reflect.DeepEqual(got, request("card", "request").Production) {
+		t.Errorf("production %s (%v)", messages[0].Body, err)
 	}
 	if n := value[int](f, `SELECT count(*) FROM order_payload p WHERE position('Paris'::bytea IN production) > 0`); n != 0 {
 		t.Error("the payload rests in clear")
@@ -695,6 +692,11 @@ func TestPlans(t *testing.T) {
 		filter.Limit = 50
 		return func() error { _, err := st.Orders(t.Context(), issuer, filter); return err }
 	}
+	claimed, err := st.Claim(t.Context(), store.ClaimRequest{Lane: lane, Class: store.ClassSingle, Limit: 10, Lease: time.Minute})
+	if err != nil || len(claimed) != 10 {
+		t.Fatal(len(claimed), err)
+	}
+	f.exec(`INSERT INTO lanes (lane) VALUES ($1)`, lane)
 	for name, run := range map[string]func() error{
 		"claim": func() error {
 			_, err := st.Claim(t.Context(), store.ClaimRequest{Lane: lane, Class: store.ClassSingle, Limit: 50, Lease: time.Minute})
@@ -773,6 +775,26 @@ func TestPlans(t *testing.T) {
 			return nil
 		},
 		"parked": func() error { _, _, err := st.Sweep(t.Context(), nil, nil); return err },
+		"probe": func() error {
+			f.exec(`UPDATE lanes SET stopped_at = now(), probe_at = now()`)
+			_, err := st.ClaimProbe(t.Context(), lane, time.Minute)
+			f.exec(`UPDATE lanes SET stopped_at = NULL`)
+			return err
+		},
+		"holds":   func() error { _, err := st.Holds(t.Context(), store.Message{}); return err },
+		"release": func() error { return st.Release(t.Context(), claimed[:1]) },
+		"taken": func() error {
+			return st.Complete(t.Context(), []store.Completion{taken(claimed[1], "op-1"), taken(claimed[2], "op-2")})
+		},
+		"refused, the lane stops": func() error {
+			return st.Complete(t.Context(), []store.Completion{refused(claimed[3], 1)})
+		},
+		"taken, what was refused is settled": func() error {
+			f.exec(`UPDATE lanes SET stopped_at = NULL`)
+			f.exec(`UPDATE outbox SET refused_at = now() - interval '2 h', refused_since = now() - interval '2 h' WHERE id = $1`, claimed[5].ID)
+			f.exec(`UPDATE outbox SET claim_token = NULL WHERE id = $1`, claimed[5].ID)
+			return st.Complete(t.Context(), []store.Completion{taken(claimed[4], "op-4")})
+		},
 	} {
 		plans.reset()
 		if err := run(); err != nil {
@@ -819,7 +841,7 @@ func (*planner) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)
 func (p *planner) saw(sql string, args []any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if verb := strings.Fields(sql)[0]; slices.Contains([]string{"SELECT", "WITH", "UPDATE", "DELETE"}, verb) {
+	if verb := strings.Fields(sql)[0]; slices.Contains([]string{"SELECT", "WITH", "INSERT", "UPDATE", "DELETE"}, verb) {
 		p.statements = append(p.statements, statement{sql, args})
 	}
 }
@@ -839,17 +861,48 @@ func (p *planner) explain(f *fixture) []string {
 	if len(p.statements) == 0 {
 		f.t.Error("no statement was seen")
 	}
+	// Each statement is explained for its arguments and for any, under the settings that
+	// were made before it.
+	tx, err := f.conn.Begin(f.t.Context())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	if _, err := tx.Exec(f.t.Context(), `SET LOCAL plan_cache_mode = force_generic_plan`); err != nil {
+		f.t.Fatal(err)
+	}
 	var plans []string
-	for _, s := range p.statements {
-		rows, err := f.conn.Query(f.t.Context(), "EXPLAIN "+s.sql, s.args...)
+	explain := func(sql string, args ...any) {
+		f.t.Helper()
+		rows, err := tx.Query(f.t.Context(), sql, args...)
 		if err != nil {
 			f.t.Fatal(err)
 		}
 		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
 		if err != nil {
-			f.t.Fatalf("explaining %s: %v", s.sql, err)
+			f.t.Fatalf("explaining %s: %v", sql, err)
 		}
 		plans = append(plans, strings.Join(lines, "\n"))
+	}
+	for i, s := range p.statements {
+		if strings.HasPrefix(s.sql, "SELECT set_config") {
+			if _, err := tx.Exec(f.t.Context(), s.sql); err != nil {
+				f.t.Fatal(err)
+			}
+			continue
+		}
+		explain("EXPLAIN "+s.sql, s.args...)
+		if len(s.args) == 0 {
+			continue
+		}
+		name := fmt.Sprint("generic_", i)
+		if err := tx.Conn().PgConn().Exec(f.t.Context(), "PREPARE "+name+" AS "+s.sql).Close(); err != nil {
+			f.t.Fatal(err)
+		}
+		explain("EXPLAIN EXECUTE " + name + "(" + strings.Repeat("NULL, ", len(s.args)-1) + "NULL)")
+		if err := tx.Conn().PgConn().Exec(f.t.Context(), "DEALLOCATE "+name).Close(); err != nil {
+			f.t.Fatal(err)
+		}
 	}
 	return plans
 }

@@ -16,7 +16,7 @@ import (
 // another one nothing is claimed, every message is marked so that D1 is asked before
 // anything is sent, and only then the row follows. Orders without a message that are
 // older than the change, as held or rejected ones, are asked about first when they get
-// one: see queueAdvance.
+// one: see queueSubmits.
 
 // history is what tells one history of a database from another.
 type history struct {
@@ -182,7 +182,7 @@ func stillDoubted(ctx context.Context, tx pgx.Tx, since time.Time) error {
 // What a worker does with a claim of before is a fact and changes no state, since its
 // token is gone; its bytes may leave until the end of its lease. Orders that were never
 // sent in this history may have been sent as soon as they were accepted. One that was
-// given up stays so: it is asked about when somebody has it tried again.
+// given up is asked about, but not sent unless somebody has it tried again.
 func markMessages(ctx context.Context, tx pgx.Tx, after, last int64, lease time.Duration) (reached int64, marked int, err error) {
 	err = tx.QueryRow(ctx, `
 		WITH part AS (
@@ -192,7 +192,7 @@ func markMessages(ctx context.Context, tx pgx.Tx, after, last int64, lease time.
 				maybe_sent_at = now() + $4::interval, first_sent_at = coalesce(m.first_sent_at, o.created_at),
 				class = $5, claim_token = NULL, tries = 0, asks = 0, negatives = 0,
 				refused_since = NULL, refused_at = NULL, reject_after = NULL,
-				run_at = CASE WHEN m.run_at = 'infinity' THEN m.run_at ELSE now() + random() * interval '1 min' END
+				resend_off = m.resend_off OR m.run_at = 'infinity', run_at = now() + random() * interval '1 min'
 			FROM part JOIN orders o ON o.issuer_id = part.issuer_id AND o.id = part.order_id
 			WHERE m.id = part.id AND part.kind = 'submit'
 			RETURNING 1

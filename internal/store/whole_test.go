@@ -27,7 +27,16 @@ func (f *fixture) whole() {
 		"events of no order": `SELECT count(*) FROM order_events e WHERE NOT EXISTS (SELECT FROM order_state s WHERE s.issuer_id = e.issuer_id AND s.order_id = e.order_id AND e.seq <= s.version)`,
 		"keys of no order":   `SELECT count(*) FROM idempotency_keys k WHERE NOT EXISTS (SELECT FROM orders o WHERE o.issuer_id = k.issuer_id AND o.id = k.order_id)`,
 		"orders whose message is missing, or should be": `SELECT count(*) FROM order_state s
-			WHERE (status IN ('ACCEPTED', 'OUTCOME_UNKNOWN')) <> EXISTS (SELECT FROM outbox m WHERE m.issuer_id = s.issuer_id AND m.order_id = s.order_id)`,
+			WHERE (status IN ('ACCEPTED', 'OUTCOME_UNKNOWN')) <> EXISTS (SELECT FROM outbox m WHERE m.issuer_id = s.issuer_id AND m.order_id = s.order_id AND m.kind = 'submit')`,
+		"halts that nobody does": `SELECT count(*) FROM outbox WHERE halt IS NOT NULL AND claim_token IS NULL AND maybe_sent_at IS NULL`,
+		"messages in the class of questions that ask nothing, or questions in another": `SELECT count(*) FROM outbox
+			WHERE claim_token IS NULL AND (class = 2 AND kind = 'submit' AND maybe_sent_at IS NULL OR kind = 'ask' AND class <> 2)`,
+		"unknown outcomes that count as refusals": `SELECT count(*) FROM outbox WHERE claim_token IS NULL AND maybe_sent_at IS NOT NULL AND refused_at IS NOT NULL`,
+		"lanes half stopped":                      `SELECT count(*) FROM lanes WHERE (stopped_at IS NULL) <> (probe_at IS NULL)`,
+		"orders taken without an operation that nobody asks about": `SELECT count(*) FROM order_state
+			WHERE operation_id IS NULL AND rank > 0 AND ended_at IS NULL AND next_check_at IS NULL`,
+		"orders with two operations that nobody is told of": `SELECT count(*) FROM order_state s WHERE NOT 'second-card' = ANY (attention)
+			AND operation_id IS NOT NULL AND EXISTS (SELECT FROM operations p WHERE p.order_id = s.order_id AND p.operation_id <> s.operation_id)`,
 		"messages of no order": `SELECT count(*) FROM outbox m WHERE NOT EXISTS (SELECT FROM orders o WHERE o.issuer_id = m.issuer_id AND o.id = m.order_id)`,
 		"open orders that do not hold their card once": `SELECT count(*) FROM order_state s JOIN orders o ON o.id = s.order_id
 			LEFT JOIN card_guard g ON g.issuer_id = o.issuer_id AND g.card_id = o.card_id
@@ -140,24 +149,68 @@ func TestNothingIsLeftByHalf(t *testing.T) {
 			}
 		},
 		func(st *store.Store, r *rand.Rand) {
-			messages, err := st.Claim(t.Context(), store.ClaimRequest{Lane: lane, Class: store.Class(r.IntN(2)), Limit: 10, Lease: time.Duration(r.IntN(100)) * time.Millisecond})
+			lease := time.Duration(r.IntN(100)) * time.Millisecond
+			messages, err := st.Claim(t.Context(), store.ClaimRequest{Lane: lane, Class: store.Class(r.IntN(3)), Limit: 10, Lease: lease})
 			expected(err)
+			if len(messages) == 0 {
+				messages, err = st.ClaimProbe(t.Context(), lane, lease)
+				expected(err)
+			}
+			if len(messages) > 0 && r.IntN(6) == 0 {
+				expected(st.Release(t.Context(), messages[:1]))
+				messages = messages[1:]
+			}
 			var done []store.Completion
 			for _, m := range messages {
 				c := store.Completion{Message: m, Attempt: attempt("x"), Next: store.Next{Unsent: true}}
-				switch r.IntN(5) {
-				case 0:
+				switch n := r.IntN(8); {
+				case m.Kind == store.KindAsk:
+					c.Attempt.Kind, c.Next = store.AttemptAsk, store.Next{Done: n < 6}
+				case n < 2:
 					c = taken(m, "op-"+m.OrderID.String())
-				case 1:
-					c.Evidence, c.Next = []order.Evidence{order.LostAnswer{}}, store.Next{Maybe: store.MaybeNow}
-				case 2:
-					if m.MaybeSent {
-						c.Evidence, c.Next = []order.Evidence{order.NotFound{}}, store.Next{Maybe: store.MaybeClear}
-					}
+				case n == 2:
+					c = taken(m, "")
+					c.Seen = nil
+				case n == 3:
+					c.Evidence, c.Next = []order.Evidence{order.LostAnswer{}}, store.Next{Maybe: store.MaybeNow, GiveUp: r.IntN(9) == 0}
+				case n == 4 && m.MaybeSent:
+					c.Evidence, c.Next = []order.Evidence{order.NotFound{}}, store.Next{Maybe: store.MaybeClear}
+				case m.MaybeSent:
+					c.Evidence, c.Next = []order.Evidence{order.LostAnswer{}}, store.Next{Asks: m.Asks + 1}
+				case n < 7:
+					c = refused(m, 4)
+					c.Next.RunIn, c.Next.GiveUp = time.Duration(r.IntN(10))*time.Millisecond, r.IntN(9) == 0
 				}
 				done = append(done, c)
 			}
 			expected(st.Complete(t.Context(), done))
+		},
+		func(st *store.Store, r *rand.Rand) {
+			mu.Lock()
+			var id uuid.UUID
+			for id = range accepted {
+				break
+			}
+			mu.Unlock()
+			action := store.Action{IssuerID: issuer, OrderID: id, Actor: "operator"}
+			var err error
+			switch r.IntN(10) {
+			case 0:
+				_, err = st.PauseLane(t.Context(), lane, "operator", "for the test")
+			case 1, 2, 3, 4:
+				_, err = st.ResumeLane(t.Context(), lane, "operator")
+			case 5:
+				_, err = st.Check(t.Context(), issuer, 10)
+			case 6:
+				if _, err = st.Refresh(t.Context(), action); errors.Is(err, store.ErrNotSent) || errors.Is(err, store.ErrNotFound) {
+					err = nil
+				}
+			default:
+				if _, err = st.Retry(t.Context(), store.Retry{Action: action}); errors.Is(err, store.ErrNotRetryable) || errors.Is(err, store.ErrNotFound) {
+					err = nil
+				}
+			}
+			expected(err)
 		},
 		func(st *store.Store, r *rand.Rand) {
 			mu.Lock()
@@ -174,7 +227,7 @@ func TestNothingIsLeftByHalf(t *testing.T) {
 		},
 	}
 	var wg sync.WaitGroup
-	for i, weight := range []int{6, 2, 1, 2, 1} {
+	for i, weight := range []int{6, 2, 1, 4, 1, 1} {
 		for j := range 2 * weight {
 			wg.Go(func() {
 				r := rand.New(rand.NewPCG(uint64(i), uint64(j)))
