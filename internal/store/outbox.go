@@ -805,13 +805,16 @@ func (s *Store) OperationOwners(ctx context.Context, issuer string, operationIDs
 
 // Doubts tells what else may be behind an operation of the card that names no
 // request, and behind D1's silence. sibling: another order of the card was sent,
-// and its operation is not known. parked: since this order was first sent, D1 has
+// or may have been in another history of the database, and its operation is not known. parked: since this order was first sent, D1 has
 // told of an operation of the card that found no order.
 func (s *Store) Doubts(ctx context.Context, m Message) (sibling, parked bool, err error) {
 	err = s.pool.QueryRow(ctx, `
 		SELECT EXISTS (SELECT FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
-				WHERE o.issuer_id = $1 AND o.card_id = $2 AND o.id <> $3
-					AND s.first_sent_at IS NOT NULL AND s.operation_id IS NULL AND s.status <> 'REJECTED'),
+				WHERE o.issuer_id = $1 AND o.card_id = $2 AND o.id <> $3 AND s.operation_id IS NULL
+					AND (s.first_sent_at IS NOT NULL AND s.status <> 'REJECTED'
+						OR s.status IN ('HELD', 'REJECTED') AND s.updated_at < (SELECT seen_at FROM database_history)
+						OR EXISTS (SELECT FROM outbox e WHERE e.issuer_id = o.issuer_id AND e.order_id = o.id AND e.kind = 'submit'
+							AND e.first_sent_at IS NOT NULL))),
 			EXISTS (SELECT FROM notifications n
 				WHERE n.issuer_id = $1 AND n.card_id = $2 AND n.outcome = 'parked' AND n.created_at >= $4)`,
 		m.IssuerID, m.CardID, m.OrderID, m.FirstSentAt).Scan(&sibling, &parked)
