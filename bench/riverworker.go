@@ -98,9 +98,7 @@ func runRiverWorker(path string) error {
 		return err
 	}
 	defer w.pool.Close()
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = 0, w.Workers
-	w.client = &http.Client{Transport: transport}
+	w.client = newHTTPClient(w.Workers)
 	workers := river.NewWorkers()
 	river.AddWorker(workers, w)
 	jobs, err := river.NewClient(riverpgxv5.New(w.pool), &river.Config{

@@ -362,12 +362,12 @@ func (b *bench) measureBacklog(ctx context.Context) error {
 	if err := short(); err != nil {
 		return err
 	}
-	real := n*b.rounds + max(600, overtakenEach*b.singles)
-	long := max(b.backlog, real)
-	if err := b.seed(ctx, real); err != nil {
+	sendable := n*b.rounds + max(600, overtakenEach*b.singles)
+	long := max(b.backlog, sendable)
+	if err := b.seed(ctx, sendable); err != nil {
 		return err
 	}
-	if err := b.fillBacklog(ctx, long-real); err != nil {
+	if err := b.fillBacklog(ctx, long-sendable); err != nil {
 		return err
 	}
 	for round := range b.rounds {

@@ -50,13 +50,11 @@ func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	}
 	log.Info("starting", "config", summary)
 	spareCollector()
-	if *migrateFirst {
-		err := app.UntilDatabase(ctx, log, func(ctx context.Context) error { return store.Migrate(ctx, cfg.Database.DirectURL.Reveal()) })
-		if err != nil {
-			return err
-		}
+	service, err := startService(ctx, cfg, log, *migrateFirst)
+	if err != nil && ctx.Err() != nil {
+		log.Info("stopped before it had started", "error", err)
+		return nil
 	}
-	service, err := app.Start(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
@@ -69,6 +67,17 @@ func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	}
 	log.Info("stopped")
 	return nil
+}
+
+// startService waits for a database that is away.
+func startService(ctx context.Context, cfg *config.Config, log *slog.Logger, migrateFirst bool) (*app.Service, error) {
+	if migrateFirst {
+		err := app.UntilDatabase(ctx, log, func(ctx context.Context) error { return store.Migrate(ctx, cfg.Database.DirectURL.Reveal()) })
+		if err != nil {
+			return nil, err
+		}
+	}
+	return app.Start(ctx, cfg, log)
 }
 
 // spareCollector lets the heap, which is small, grow more between two collections where a

@@ -234,6 +234,45 @@ func TestServe(t *testing.T) {
 	p.wantExit(0)
 }
 
+// A database that is away is waited for, also by migrations; a signal ends the waiting.
+func TestServeWaitsForTheDatabase(t *testing.T) {
+	t.Parallel()
+	pg, err := pgrun.Start(t.Context(), pgrun.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := pg.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	s := newSite(t, pg.URL(""))
+	if err := pg.Halt(pgrun.Fast); err != nil {
+		t.Fatal(err)
+	}
+	waits := func(args ...string) *process {
+		t.Helper()
+		p := s.start(t, args...)
+		p.eventually("the log tells", func() bool { return strings.Contains(p.stderr.String(), "the database is away: waiting for it") })
+		return p
+	}
+	stopped := waits("serve")
+	stopped.listening("admin")
+	stopped.signal(syscall.SIGTERM)
+	stopped.wantExit(0)
+	s.wantNoSecret(t, stopped)
+
+	p := waits("serve", "--migrate")
+	if err := pg.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	api := p.listening("api")
+	eventually(t, "it is ready", func() bool { status, _ := ask(t, "GET", api+"/readyz", "", ""); return status == 200 })
+	p.signal(syscall.SIGTERM)
+	p.wantExit(0)
+	s.wantNoSecret(t, p)
+}
+
 // SIGHUP reads the programs file again, and stops nothing.
 func TestHangup(t *testing.T) {
 	t.Parallel()
@@ -412,9 +451,10 @@ func TestConfig(t *testing.T) {
 		t.Errorf("in effect: %s", got)
 	}
 
-	// No database there: the error of a start says so, and tells no password.
-	p = s.run(t, "serve")
-	p.wantExit(1)
-	wantParts(t, p.stderr.String(), "127.0.0.1:1")
+	// No database there: a start says so, tells no password, and waits for it.
+	p = s.start(t, "serve")
+	p.eventually("it says that there is no database", func() bool { return strings.Contains(p.stderr.String(), "127.0.0.1:1") })
+	p.signal(syscall.SIGTERM)
+	p.wait()
 	s.wantNoSecret(t, p)
 }

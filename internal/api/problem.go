@@ -72,7 +72,7 @@ var (
 		"D1 has never heard of this order, so there is nothing to ask about. Nothing was changed.")
 	errNotRetryable = newProblem(http.StatusConflict, "not-retryable", "The order needs no retry",
 		"Only an order that was rejected, was given up, or whose outcome is unknown can be retried. Read it again: "+
-			"an earlier call may have retried it. Nothing was changed.")
+			"an earlier call may have retried it. One that failed or was cancelled is ordered anew. Nothing was changed.")
 	errBatchType = newProblem(http.StatusUnsupportedMediaType, "unsupported-media-type", "Unsupported media type",
 		"A batch must be application/x-ndjson or text/csv in UTF-8, with no Content-Encoding or gzip.")
 	errIncompleteBatch = newProblem(http.StatusBadRequest, "incomplete-body", "The body ended too early",

@@ -119,7 +119,7 @@ func TestLaneShowsItsReplicas(t *testing.T) {
 	b.await(b.place(b.thales("any")), "SHIPPED")
 	b.eventually("the replica has told of its lane", func() bool {
 		l := b.lane()
-		return len(l.Replicas) == 1 && l.Replicas[0].Sending != nil && l.Replicas[0].Asking != nil && l.Replicas[0].Concurrency > 0
+		return len(l.Replicas) == 1 && l.Replicas[0].Sending != nil && l.Replicas[0].Asking != nil && l.Replicas[0].Concurrency == 8
 	})
 	l := b.lane()
 	r := l.Replicas[0]

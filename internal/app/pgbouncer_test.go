@@ -72,9 +72,9 @@ func TestPgBouncer(t *testing.T) {
 				t.Error("missing timeouts were not warned of")
 			}
 			l := b.load()
-			l.more(30)
+			l.more(15)
 			b.everything()
-			l.more(30)
+			l.more(15)
 			l.settled()
 			b.everyAnswerKept()
 			if direct {

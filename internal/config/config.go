@@ -239,7 +239,7 @@ func Parse(text []byte) (*Config, error) {
 		return nil, err
 	}
 	overrideFromEnvironment(&cfg)
-	cfg.setDefaults()
+	cfg.SetDefaults()
 	if _, ok := os.LookupEnv("CARDORDER_DATABASE_MIGRATE_URL"); ok {
 		faults = append(faults, errors.New("the variable CARDORDER_DATABASE_MIGRATE_URL is now called CARDORDER_DATABASE_DIRECT_URL"))
 	}
@@ -262,8 +262,9 @@ func overrideFromEnvironment(cfg *Config) {
 	}
 }
 
-// setDefaults writes the defaults out, so that the summary tells them too.
-func (c *Config) setDefaults() {
+// SetDefaults writes the defaults out, so that whoever shows a setting shows what is in
+// effect. Parse has done so.
+func (c *Config) SetDefaults() {
 	setDefault(&c.API.Listen, ":8080")
 	setDefault(&c.Notifications.Listen, ":8081")
 	setDefault(&c.Admin.Listen, "127.0.0.1:9090")

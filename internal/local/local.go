@@ -274,6 +274,7 @@ func (e *Environment) serviceConfig() (*config.Config, error) {
 	if e.cfg.Adjust != nil {
 		e.cfg.Adjust(cfg)
 	}
+	cfg.SetDefaults()
 	if err := cfg.Check(); err != nil {
 		return nil, fmt.Errorf("the local configuration: %w", err)
 	}

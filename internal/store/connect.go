@@ -41,18 +41,7 @@ func poolConfig(cfg Config, t *trouble) (*pgxpool.Config, error) {
 	pc.PingTimeout = pingTimeout
 	conn := pc.ConnConfig
 	conn.Tracer = cfg.Tracer
-	if conn.ConnectTimeout == 0 {
-		conn.ConnectTimeout = connectTimeout
-	}
-	conn.DialFunc = (&net.Dialer{
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 2},
-		Control:         userTimeout,
-	}).DialContext
-	if conn.ValidateConnect == nil {
-		// Whatever the URL says: a server that takes no writes is of no use here, and
-		// a connection to it would stay in the pool.
-		conn.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
-	}
+	findPrimary(&conn.Config)
 	conn.OnPgError = func(_ *pgconn.PgConn, e *pgconn.PgError) bool {
 		t.note(e)
 		return e.Code != codeReadOnly && !strings.EqualFold(e.Severity, "FATAL")
@@ -67,6 +56,21 @@ func poolConfig(cfg Config, t *trouble) (*pgxpool.Config, error) {
 	params["lock_timeout"] = "5s"
 	params["idle_in_transaction_session_timeout"] = "10s"
 	return pc, nil
+}
+
+// findPrimary makes connections lead to a server that takes writes, whatever the URL
+// says: another one is of no use here, and a connection to it would stay in the pool.
+func findPrimary(conn *pgconn.Config) {
+	if conn.ConnectTimeout == 0 {
+		conn.ConnectTimeout = connectTimeout
+	}
+	conn.DialFunc = (&net.Dialer{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 2},
+		Control:         userTimeout,
+	}).DialContext
+	if conn.ValidateConnect == nil {
+		conn.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
 }
 
 // codeReadOnly is the refusal of a write by a standby, or by a primary whose

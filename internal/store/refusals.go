@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -119,7 +120,8 @@ const firstProbe = time.Second
 func (s *Store) stopLane(ctx context.Context, lane string, last *Completion) error {
 	reason := last.Attempt.Reason
 	if last.Attempt.HTTPStatus != 0 {
-		reason = fmt.Sprintf("%s (%d)", reason, last.Attempt.HTTPStatus)
+		answer := strings.TrimSpace(fmt.Sprintf("%d %s", last.Attempt.HTTPStatus, last.Attempt.ErrorCode))
+		reason = fmt.Sprintf("%s (%s)", reason, answer)
 	}
 	var stopped bool
 	err := s.inTx(ctx, func(tx pgx.Tx) error {

@@ -213,7 +213,7 @@ func (c *cluster) configure(ctx context.Context, count int, b bureau) error {
 			"concurrency: 16", fmt.Sprintf("concurrency: %d", b.concurrency), "ratePerSecond: 0", fmt.Sprintf("ratePerSecond: %d", b.rate),
 			"breakerThreshold: 5", fmt.Sprintf("breakerThreshold: %d", b.breakerThreshold),
 			"stopAfterRefusals: 5", fmt.Sprintf("stopAfterRefusals: %d", b.stopAfterRefusals),
-			"poll: 1s", "poll: 200ms", "sensitiveData: false", "sensitiveData: true",
+			"level: info", "level: debug", "poll: 1s", "poll: 200ms", "sensitiveData: false", "sensitiveData: true",
 			"[orders:read, orders:write]", "[orders:read, orders:write, orders:operate]",
 		)
 		if err != nil {

@@ -68,22 +68,23 @@ func (t trouble) make(ctx context.Context, r *rand.Rand, counts *tally) {
 	}
 }
 
-// troubles is everything that goes wrong in a run.
+// troubles is everything that goes wrong in a run: often enough that a minute has some of
+// each kind, seldom enough that work gets done in between.
 func (c *cluster) troubles(b bureau, l *load, fail func(string, ...any)) []trouble {
 	return []trouble{
-		{2500 * time.Millisecond, c.replicaFaults(b)},
-		{10 * time.Second, c.databaseFaults(fail)},
-		{3 * time.Second, networkFaults("database", func(r *replica) *netfault.Proxy { return r.toDatabase }, c.replicas, [2]time.Duration{time.Second, 4 * time.Second})},
-		{3 * time.Second, networkFaults("D1", func(r *replica) *netfault.Proxy { return r.toD1 }, c.replicas, b.stall)},
-		{3 * time.Second, networkFaults("core banking", func(r *replica) *netfault.Proxy { return r.toAPI }, c.replicas, [2]time.Duration{time.Second, 4 * time.Second})},
-		{600 * time.Millisecond, c.answerFaults(b)},
-		{4 * time.Second, c.bureauFaults(b)},
+		{4 * time.Second, c.replicaFaults(b, fail)},
+		{15 * time.Second, c.databaseFaults(fail)},
+		{5 * time.Second, networkFaults("database", func(r *replica) *netfault.Proxy { return r.toDatabase }, c.replicas, [2]time.Duration{time.Second, 4 * time.Second})},
+		{5 * time.Second, networkFaults("D1", func(r *replica) *netfault.Proxy { return r.toD1 }, c.replicas, b.stall)},
+		{4 * time.Second, networkFaults("core banking", func(r *replica) *netfault.Proxy { return r.toAPI }, c.replicas, [2]time.Duration{time.Second, 4 * time.Second})},
+		{800 * time.Millisecond, c.answerFaults(b)},
+		{6 * time.Second, c.bureauFaults(b)},
 		{2 * time.Second, c.notificationFaults()},
-		{3 * time.Second, operatorFaults(l, fail)},
+		{4 * time.Second, operatorFaults(l, fail)},
 	}
 }
 
-func (c *cluster) replicaFaults(b bureau) []fault {
+func (c *cluster) replicaFaults(b bureau, fail func(string, ...any)) []fault {
 	one := func(r *rand.Rand) *replica { return c.replicas[r.IntN(len(c.replicas))] }
 	kill := fault{"replica killed", func(_ context.Context, r *rand.Rand) {
 		one(r).kill(between(r, [2]time.Duration{0, 2 * time.Second}))
@@ -101,7 +102,8 @@ func (c *cluster) replicaFaults(b bureau) []fault {
 				select {
 				case <-ended:
 				case <-time.After(drainLimit):
-					replica.kill(0) // it is told by the missing "stopped" in its log
+					fail("%s did not stop within %v of SIGTERM", replica.name, drainLimit)
+					replica.kill(0)
 				case <-ctx.Done():
 					return
 				}
@@ -119,7 +121,7 @@ func operatorFaults(l *load, fail func(string, ...any)) []fault {
 		}
 	}
 	return []fault{{"lane resumed by hand", resume}, {"lane resumed by hand", resume}, {"lane paused", func(ctx context.Context, r *rand.Rand) {
-		d := between(r, [2]time.Duration{500 * time.Millisecond, 3 * time.Second})
+		d := between(r, [2]time.Duration{500 * time.Millisecond, 2 * time.Second})
 		err := l.insist(ctx, func(c *client.Client) error {
 			_, err := c.PauseLane(ctx, client.LaneD1, "chaos")
 			return err

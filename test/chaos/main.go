@@ -38,6 +38,7 @@ type options struct {
 	duration time.Duration
 	replicas int
 	rate     float64
+	keep     bool
 }
 
 func (o options) String() string {
@@ -54,6 +55,7 @@ func main() {
 	flag.DurationVar(&o.duration, "duration", time.Minute, "for how long things go wrong; settling comes on top")
 	flag.IntVar(&o.replicas, "replicas", 2, "processes of the service, 1 to 4")
 	flag.Float64Var(&o.rate, "rate", 20, "orders a second, batches not counted")
+	flag.BoolVar(&o.keep, "keep", false, "keep logs and database also when all is well")
 	again := flag.Bool("regressions", false, "make the runs that once found something, one after another")
 	flag.Parse()
 	if flag.NArg() > 0 || o.replicas < 1 || o.replicas > 4 || o.rate <= 0 || o.duration <= 0 {
@@ -106,7 +108,11 @@ func run(ctx context.Context, o options) bool {
 		say("FAILED: %v", err)
 	}
 	if err == nil && v.lost+v.doubled+v.wrong == 0 {
-		_ = os.RemoveAll(dir)
+		if o.keep {
+			say("logs and the database are in %s", dir)
+		} else {
+			_ = os.RemoveAll(dir)
+		}
 		say("passed")
 		return true
 	}
@@ -185,12 +191,12 @@ func (l *load) progress(ctx context.Context) {
 }
 
 func report(c *cluster, l *load, v *verdict, counts *tally) {
-	starts, refusals := 0, 0
+	starts := 0
 	for _, r := range c.replicas {
-		starts, refusals = starts+r.starts, refusals+r.refusals
+		starts += r.starts
 	}
-	say("%d orders, %d batches among them; core banking repeated %d calls; %d starts of replicas, %d of them in vain",
-		len(l.orders), len(l.batches), l.retries, starts, refusals)
+	say("%d orders, those of %d batches among them, %d cancelled; core banking repeated %d calls; %d starts of replicas",
+		len(l.orders), len(l.batches), v.cancelled, l.retries, starts)
 	sum := counts.each(func(name string, count int) { say("%5d  %s", count, name) })
 	say("%d faults in all", sum)
 	var flags []string

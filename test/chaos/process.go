@@ -43,16 +43,15 @@ type replica struct {
 	toD1            *netfault.Proxy
 	notificationsAt string // where it listens for D1
 
-	mu       sync.Mutex
-	cmd      *exec.Cmd // nil between an end and the next start
-	ended    chan struct{}
-	wanted   bool          // the end that comes is one that we asked for
-	away     time.Duration // how long it stays away after that
-	ready    bool          // it has answered since it was started
-	stopped  bool          // by SIGSTOP
-	starts   int
-	deaths   []string // ends that nobody asked for, after it was ready
-	refusals int      // ends before it was ready, as without a database
+	mu      sync.Mutex
+	cmd     *exec.Cmd // nil between an end and the next start
+	ended   chan struct{}
+	wanted  bool          // the end that comes is one that we asked for
+	away    time.Duration // how long it stays away after that
+	ready   bool          // it has answered since it was started
+	stopped bool          // by SIGSTOP
+	starts  int
+	deaths  []string // ends that nobody asked for
 }
 
 // run keeps the replica running until ctx ends, and then ends it in order.
@@ -90,7 +89,7 @@ func (r *replica) run(ctx context.Context) {
 		case r.ready:
 			r.deaths = append(r.deaths, fmt.Sprint(err))
 		default:
-			r.refusals++
+			r.deaths = append(r.deaths, fmt.Sprintf("before it was ready: %v", err))
 		}
 		r.cmd, r.stopped = nil, false
 		r.mu.Unlock()

@@ -25,6 +25,7 @@ type verdict struct {
 
 	mu                   sync.Mutex
 	lost, doubled, wrong int
+	cancelled            int
 	attention            map[string]int
 	told                 int
 }
@@ -248,6 +249,9 @@ func (c *cluster) check(ctx context.Context, l *load, v *verdict, p *placed, car
 	}
 	switch {
 	case o.Status == client.StatusCancelled && p.batch != "":
+		v.mu.Lock()
+		v.cancelled++
+		v.mu.Unlock()
 		if len(list) > 0 {
 			fault(&v.wrong, "is cancelled and has a card")
 		}
