@@ -35,7 +35,7 @@ type outcomes struct {
 const (
 	maxBatch     = 256  // completions in one transaction
 	storers      = 2    // batches at once
-	maxUnstored  = 1000 // more than these, and no message is claimed
+	maxUnstored  = 2000 // more than these, and no message is claimed
 	retryStoring = 500 * time.Millisecond
 	// Large batches cost the database least, so a second one is begun beside another
 	// only when it is full, or when the other has been at it for so long, as at a lock.

@@ -493,14 +493,6 @@ func attentionArray(s order.State) string {
 	return "{" + strings.Join(list, ",") + "}"
 }
 
-// attentions returns a list that is never null.
-func attentions(s order.State) []order.Attention {
-	if s.Attention == nil {
-		return []order.Attention{}
-	}
-	return s.Attention
-}
-
 // ShipmentUpdate is what D1 repeats of the carrier's word. The carrier's free text
 // is not in it: it may name people, and rests sealed in the notification.
 type ShipmentUpdate struct {
