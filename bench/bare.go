@@ -21,9 +21,12 @@ type bareClient struct {
 }
 
 func newBareClient(stub *d1Stub, sample stubSample, concurrency int) *bareClient {
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = 0, concurrency
-	return &bareClient{client: &http.Client{Transport: transport}, stub: stub, sample: sample}
+	return &bareClient{client: newHTTPClient(concurrency), stub: stub, sample: sample}
+}
+
+// newHTTPClient keeps as many connections as calls are open at once.
+func newHTTPClient(concurrency int) *http.Client {
+	return &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: concurrency}}
 }
 
 // run posts n orders, with so many calls open at once.

@@ -50,7 +50,7 @@ func drivePaced(ctx context.Context, address string, f *form, clients int, inter
 	var counting, stopped atomic.Bool
 	var wg sync.WaitGroup
 	for _, c := range conns {
-		wg.Go(func() { c.run(&counting, &stopped) })
+		wg.Go(func() { c.run(ctx, &counting, &stopped) })
 	}
 	defer func() {
 		stopped.Store(true)
@@ -133,11 +133,13 @@ type client struct {
 	errs     map[string]int
 }
 
-func (c *client) run(counting, stopped *atomic.Bool) {
+func (c *client) run(ctx context.Context, counting, stopped *atomic.Bool) {
 	next := time.Now()
 	for !stopped.Load() {
 		if c.interval > 0 {
-			time.Sleep(time.Until(next))
+			if pause(ctx, time.Until(next)) != nil {
+				return
+			}
 			next = next.Add(c.interval)
 		}
 		c.form.fill()

@@ -172,6 +172,7 @@ func (b *bench) ratios() {
 		{"sending / bare HTTP client", b.best(nameDispatch), b.best(nameBare), "at least 0.3"},
 		{"sending / bare HTTP client, D1 100 ms", b.best(nameSlowDispatch), b.best(nameSlowBare), "at least 0.95"},
 		{"sending / River worker", b.best(nameDispatch), b.best(nameRiverWorker), "at least 3"},
+		{"sending / River worker that keeps the record", b.best(nameDispatch), b.best(nameRiverRecord), "-"},
 		{"sending from a long backlog / a short one", b.best(nameLong), b.best(nameShort), "at least 0.9"},
 	} {
 		if ratio.ours == nil || ratio.theirs == nil {

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/riverqueue/river"
@@ -30,10 +31,13 @@ import (
 
 // The comparator for sending: a worker of River that reads an order's sealed
 // content, opens it with the same AEAD, posts it, and updates the order's row, in
-// the usual way: one job after the other in each of MaxWorkers goroutines. It
-// leaves out what the product stores besides: the attempt, the operation, the
-// event, and what it would take to know whether D1 has an order whose answer was
-// lost. It logs a line for each call.
+// the usual way: one job after the other in each of MaxWorkers goroutines. It logs
+// a line for each call.
+//
+// There are two of them. One stores nothing but that update. The other keeps the
+// record that the product keeps: the attempt, the operation and the event, in the
+// same transaction. Neither can tell an answer that was lost from a call that was
+// never made.
 
 // riverWorkerCommand is the argument that makes this binary the comparator.
 const riverWorkerCommand = "river-worker"
@@ -51,6 +55,7 @@ type riverWorkerConfig struct {
 	MaxConns    int32
 	Keyset      string
 	Workers     int
+	Record      bool   // keep the product's record
 	D1          string // address
 }
 
@@ -98,9 +103,7 @@ func runRiverWorker(path string) error {
 		return err
 	}
 	defer w.pool.Close()
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = 0, w.Workers
-	w.client = &http.Client{Transport: transport}
+	w.client = newHTTPClient(w.Workers)
 	workers := river.NewWorkers()
 	river.AddWorker(workers, w)
 	jobs, err := river.NewClient(riverpgxv5.New(w.pool), &river.Config{
@@ -140,15 +143,35 @@ func (w *riverWorker) Work(ctx context.Context, job *river.Job[sendOrder]) error
 	if err != nil {
 		return err
 	}
-	_, err = w.pool.Exec(ctx, `
-		UPDATE order_state SET version = version + 1, status = 'SUBMITTED', rank = 10, operation_id = $3, updated_at = now()
-		WHERE issuer_id = $1 AND order_id = $2 AND status = 'ACCEPTED'`, job.Args.IssuerID, job.Args.OrderID, operationID)
-	if err != nil {
+	if err := w.update(ctx, job, operationID, started); err != nil {
 		return err
 	}
 	w.log.LogAttrs(ctx, slog.LevelInfo, "attempt", slog.String("orderId", job.Args.OrderID), slog.String("issuerRequestId", requestID),
 		slog.String("operationId", operationID), slog.Int("try", job.Attempt), slog.Float64("durationMs", float64(time.Since(started).Microseconds())/1e3))
 	return nil
+}
+
+// update stores what came of the call: one round trip, one transaction.
+func (w *riverWorker) update(ctx context.Context, job *river.Job[sendOrder], operationID string, started time.Time) error {
+	issuer, id := job.Args.IssuerID, job.Args.OrderID
+	var b pgx.Batch
+	b.Queue(`
+		UPDATE order_state SET version = version + 1, status = 'SUBMITTED', rank = 10, operation_id = $3, updated_at = now()
+		WHERE issuer_id = $1 AND order_id = $2 AND status = 'ACCEPTED'`, issuer, id, operationID)
+	if w.Record {
+		attempt := uuid.New()
+		b.Queue(`INSERT INTO operations (issuer_id, operation_id, order_id, operation, source) VALUES ($1, $2, $3, 'PRODUCE', 'answer')`,
+			issuer, operationID, id)
+		b.Queue(`
+			INSERT INTO attempts (issuer_id, order_id, id, kind, outcome, reason, http_status, operation_id, correlation_id, started_at,
+				duration_ms, claim_lost)
+			VALUES ($1, $2, $3, 'submit', 'taken', 'accepted', 202, $4, $5, $6, $7, false)`,
+			issuer, id, attempt, operationID, attempt.String(), started, time.Since(started).Milliseconds())
+		b.Queue(`
+			INSERT INTO order_events (issuer_id, order_id, seq, type, status, previous_status, attention, cause, cause_id)
+			VALUES ($1, $2, 2, 'status-changed', 'SUBMITTED', 'ACCEPTED', '{}', 'attempt', $3)`, issuer, id, attempt.String())
+	}
+	return w.pool.SendBatch(ctx, &b).Close()
 }
 
 func (w *riverWorker) body(requestID string, production, encryptedData []byte) ([]byte, error) {
@@ -293,7 +316,7 @@ func (b *bench) measureRiverSending(ctx context.Context, d dispatch) (_ *result,
 	}
 	c, err := json.Marshal(riverWorkerConfig{
 		DatabaseURL: b.db.url(), MaxConns: int32(b.maxConns), //nolint:gosec // a small number
-		Keyset: text, Workers: d.concurrency, D1: b.stub.address,
+		Keyset: text, Workers: d.concurrency, Record: d.name == nameRiverRecord, D1: b.stub.address,
 	})
 	if err != nil {
 		return nil, err

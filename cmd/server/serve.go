@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 	_ "time/tzdata" // for programs; not every image has time zones
@@ -47,13 +49,12 @@ func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 		return err
 	}
 	log.Info("starting", "config", summary)
-	if *migrateFirst {
-		err := app.UntilDatabase(ctx, log, func(ctx context.Context) error { return store.Migrate(ctx, cfg.Database.DirectURL.Reveal()) })
-		if err != nil {
-			return err
-		}
+	spareCollector()
+	service, err := startService(ctx, cfg, log, *migrateFirst)
+	if err != nil && ctx.Err() != nil {
+		log.Info("stopped before it had started", "error", err)
+		return nil
 	}
-	service, err := app.Start(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
@@ -66,6 +67,26 @@ func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	}
 	log.Info("stopped")
 	return nil
+}
+
+// startService waits for a database that is away.
+func startService(ctx context.Context, cfg *config.Config, log *slog.Logger, migrateFirst bool) (*app.Service, error) {
+	if migrateFirst {
+		err := app.UntilDatabase(ctx, log, func(ctx context.Context) error { return store.Migrate(ctx, cfg.Database.DirectURL.Reveal()) })
+		if err != nil {
+			return nil, err
+		}
+	}
+	return app.Start(ctx, cfg, log)
+}
+
+// spareCollector lets the heap, which is small, grow more between two collections where a
+// limit (GOMEMLIMIT) bounds it anyway: that takes a fifth off the cost of an order.
+func spareCollector() {
+	const percent = 400
+	if os.Getenv("GOGC") == "" && debug.SetMemoryLimit(-1) < math.MaxInt64 {
+		debug.SetGCPercent(percent)
+	}
 }
 
 // untilEnd returns when the service is to be stopped, or has failed.

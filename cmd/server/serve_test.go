@@ -234,6 +234,45 @@ func TestServe(t *testing.T) {
 	p.wantExit(0)
 }
 
+// A database that is away is waited for, also by migrations; a signal ends the waiting.
+func TestServeWaitsForTheDatabase(t *testing.T) {
+	t.Parallel()
+	pg, err := pgrun.Start(t.Context(), pgrun.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := pg.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	s := newSite(t, pg.URL(""))
+	if err := pg.Halt(pgrun.Fast); err != nil {
+		t.Fatal(err)
+	}
+	waits := func(args ...string) *process {
+		t.Helper()
+		p := s.start(t, args...)
+		p.eventually("the log tells", func() bool { return strings.Contains(p.stderr.String(), "the database is away: waiting for it") })
+		return p
+	}
+	stopped := waits("serve")
+	stopped.listening("admin")
+	stopped.signal(syscall.SIGTERM)
+	stopped.wantExit(0)
+	s.wantNoSecret(t, stopped)
+
+	p := waits("serve", "--migrate")
+	if err := pg.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	api := p.listening("api")
+	eventually(t, "it is ready", func() bool { status, _ := ask(t, "GET", api+"/readyz", "", ""); return status == 200 })
+	p.signal(syscall.SIGTERM)
+	p.wantExit(0)
+	s.wantNoSecret(t, p)
+}
+
 // SIGHUP reads the programs file again, and stops nothing.
 func TestHangup(t *testing.T) {
 	t.Parallel()

@@ -135,3 +135,56 @@ func TestDoublesAreFlagged(t *testing.T) {
 		})
 	}
 }
+
+// Everything at once: D1 loses, delays, refuses and forgets at random, on both sides.
+// When it has calmed down and was asked once about every order, all of them have their
+// card, and stand where D1 says they stand.
+func TestEverythingAtOnce(t *testing.T) {
+	t.Parallel()
+	const n = 150
+	sim := asking()
+	sim.MaxPerCall, sim.TokenLifetime = 20, d1sim.Duration(2*time.Second)
+	sim.Faults = &d1sim.Faults{
+		Seed:       6,
+		LostBefore: 0.04, LostAfter: 0.06, ErrorBefore: 0.04, ErrorAfter: 0.04, RateLimited: 0.04,
+		Slow: 0.02, SlowBy: d1sim.Duration(3 * time.Second), Revoked: 0.02, NoOperationID: 0.05, TokenErrors: 0.05,
+		LostNotifications: 0.1, DuplicateNotifications: 0.1, LateNotifications: 0.1, LateBy: d1sim.Duration(300 * time.Millisecond),
+	}
+	b := newBank(t, sim, with(func(s *config.Sending) { s.Concurrency, s.BreakerThreshold = 32, 20 }))
+	b.many(n)
+	b.within(time.Minute, "D1 has every order", func() bool {
+		return query[int](b, `SELECT count(*) FROM order_state WHERE status NOT IN ('ACCEPTED', 'OUTCOME_UNKNOWN')`) == n
+	})
+	b.settings(func(s *d1sim.Settings) { s.Faults = nil })
+	b.wait(d1sim.Condition{Idle: true})
+	for _, id := range query[[]string](b, `SELECT array_agg(order_id::text) FROM order_state WHERE status <> 'SHIPPED'`) {
+		b.refresh(id)
+	}
+	b.eventually("every order is shipped", func() bool {
+		return query[int](b, `SELECT count(*) FROM order_state WHERE status = 'SHIPPED'`) == n
+	})
+	made := b.made()
+	for request, cards := range made {
+		if cards != 1 {
+			t.Errorf("%s: %d cards", request, cards)
+		}
+	}
+	if len(made) != n {
+		t.Errorf("%d orders have cards", len(made))
+	}
+	if needy := query[[]string](b, `SELECT coalesce(array_agg(DISTINCT a), '{}') FROM order_state, unnest(attention) a`); len(needy) != 0 {
+		t.Errorf("orders need a human: %v", needy)
+	}
+	if gaps := query[int](b, `
+		SELECT count(*) FROM order_state s WHERE s.version <> (SELECT count(*) FROM order_events e
+			WHERE e.issuer_id = s.issuer_id AND e.order_id = s.order_id AND e.seq BETWEEN 1 AND s.version)`); gaps != 0 {
+		t.Errorf("%d orders have gaps", gaps)
+	}
+	b.nothingLeft()
+	counts, err := b.env.Management.FaultCounts(t.Context())
+	delete(counts, d1sim.FaultTokenError) // there may be none: tokens are few
+	if err != nil || len(counts) < 11 {
+		t.Errorf("faults %v %v: not every kind was met", counts, err)
+	}
+	t.Logf("faults %v", counts)
+}

@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"net/url"
 	"testing"
 
 	"cardorder/client"
 	"cardorder/internal/config"
-	"cardorder/internal/local"
 	"cardorder/internal/pgrun"
 )
 
@@ -71,15 +69,16 @@ func TestPgBouncer(t *testing.T) {
 			if !b.logged("statement_timeout, lock_timeout or idle_in_transaction_session_timeout is 0") {
 				t.Error("missing timeouts were not warned of")
 			}
+			b.replica()
 			l := b.load()
-			l.more(30)
+			l.more(15)
 			b.everything()
-			l.more(30)
+			l.more(15)
 			l.settled()
 			b.everyAnswerKept()
 			if direct {
 				b.eventually("it listens", func() bool {
-					return query[int](b, `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1`, hears) == 1
+					return query[int](b, `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1`, hears) == 2 // both replicas
 				})
 				return
 			}
@@ -123,15 +122,10 @@ func (b *bank) everything() {
 	_, err = c.Timeline(ctx, id)
 	check("reading a timeline", err)
 	b.within(2*patience, "the order was sent", func() bool { return b.get(id).view.OperationID != "" })
-	const lane = "/v1/issuers/" + local.IssuerID + "/lanes/d1/"
-	for _, call := range []struct{ path, body string }{
-		{orders + "/" + id + "/refresh", ""}, {lane + "pause", `{"reason": "a test"}`}, {lane + "resume", ""},
+	for _, call := range []struct{ path, content string }{
+		{orders + "/" + id + "/refresh", ""}, {lanes + "/d1/pause", `{"reason": "a test"}`}, {lanes + "/d1/resume", ""},
 	} {
-		var content []byte
-		if call.body != "" {
-			content = []byte(call.body)
-		}
-		if a := b.do(http.MethodPost, call.path, nil, content); a.status > 299 {
+		if a := b.action(call.path, call.content, nil); a.status > 299 {
 			b.t.Fatalf("%s: %d %s", call.path, a.status, a.text)
 		}
 	}

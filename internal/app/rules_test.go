@@ -95,7 +95,7 @@ var html = map[string]string{"Content-Type": "text/html"}
 // them under way at once, so that none of these answers holds up another order.
 func TestWhatAnAnswerMeans(t *testing.T) {
 	t.Parallel()
-	const callTimeout = 1500 * time.Millisecond
+	const callTimeout = 3 * time.Second
 	b := newBank(t, asking(), with(func(s *config.Sending) {
 		s.Concurrency, s.CallTimeout = 40, callTimeout
 		s.BreakerThreshold, s.StopAfterRefusals = 1000, 1000 // one order's trouble only
@@ -331,7 +331,7 @@ func TestRetryAfterHoldsTheLaneBack(t *testing.T) {
 // and is asked about again, and in the end it is adopted.
 func TestBadAnswersToQuestions(t *testing.T) {
 	t.Parallel()
-	const callTimeout = 1500 * time.Millisecond
+	const callTimeout = 3 * time.Second
 	sim := asking()
 	sim.HoldNotifications = true // only questions can tell
 	b := newBank(t, sim, with(func(s *config.Sending) {
@@ -563,7 +563,7 @@ func TestTroubleOpensTheBreaker(t *testing.T) {
 // has is told to a human.
 func TestStopThatComesTooLate(t *testing.T) {
 	t.Parallel()
-	slow := d1sim.Duration(700 * time.Millisecond)
+	slow := d1sim.Duration(1500 * time.Millisecond) // in which the cancel or the hold comes
 	for name, c := range map[string]struct {
 		script d1sim.Script // of the order's first sending
 		action string
@@ -599,14 +599,12 @@ func TestStopThatComesTooLate(t *testing.T) {
 			t.Parallel()
 			sim := asking()
 			sim.HoldNotifications = true // only D1's answers can tell
-			b := newBank(t, sim)
+			b := newBank(t, sim, with(func(s *config.Sending) { s.CallTimeout = 5 * time.Second }))
 			c.script.Kind = d1sim.KindProduction
 			b.script(c.script)
 			batch := b.upload("", "too-late", "application/x-ndjson", strings.NewReader(b.lines(b.thales("late"))), nil)
 			id := b.results(batch.ID, "")[0].Order
-			b.eventually("a worker has it", func() bool {
-				return query[int](b, `SELECT count(*) FROM outbox WHERE claim_token IS NOT NULL`) == 1
-			})
+			b.wait(d1sim.Condition{Kind: d1sim.KindProduction, Requests: 1}) // not answered yet
 			if a := b.act(batch.ID, c.action); a.TooLate != 1 {
 				t.Fatalf("%s: %d too late, %d changed", c.action, a.TooLate, a.Changed)
 			}

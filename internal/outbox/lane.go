@@ -1,3 +1,11 @@
+// Package outbox brings messages from the store to D1. Each issuer's D1 is a
+// lane with its own limits, so that a slow or broken one slows nobody else; the
+// lanes of a process are its Fleet, by which replicas share the limits.
+//
+// The promise: an order is made exactly once, provided that D1 shows an
+// accepted order within Policy.ResendAfter or is idempotent by issuerRequestId.
+// To keep it, whatever may have reached D1 without an answer is asked about
+// before it is sent again; see decide.go for every rule.
 package outbox
 
 import (

@@ -25,16 +25,21 @@ type outcomes struct {
 	spare [][]store.Completion // empty ones, to be filled again
 	kept  []store.Completion   // failed once
 	count int                  // of all that is not stored, in the hands of a storer too
+	busy  int                  // storers at work
+	since time.Time            // when the first of fresh was begun
 
 	ready chan struct{} // one token while there may be something fresh
 	done  chan struct{} // closed when no more will come
 }
 
 const (
-	maxBatch     = 100  // completions in one transaction
+	maxBatch     = 256  // completions in one transaction
 	storers      = 2    // batches at once
-	maxUnstored  = 1000 // more than these, and no message is claimed
+	maxUnstored  = 2000 // more than these, and no message is claimed
 	retryStoring = 500 * time.Millisecond
+	// Large batches cost the database least, so a second one is begun beside another
+	// only when it is full, or when the other has been at it for so long, as at a lock.
+	tooLong = 100 * time.Millisecond
 )
 
 func newOutcomes(l *lane) *outcomes {
@@ -47,6 +52,9 @@ func (o *outcomes) add(c store.Completion) {
 	o.mu.Lock()
 	o.count++
 	last := len(o.fresh) - 1
+	if last < 0 {
+		o.since = time.Now()
+	}
 	if last < 0 || len(o.fresh[last]) == maxBatch {
 		var batch []store.Completion
 		if n := len(o.spare); n > 0 {
@@ -95,19 +103,23 @@ func (o *outcomes) run(ctx context.Context) {
 
 // store writes what is fresh, batch by batch.
 func (o *outcomes) store(ctx context.Context) {
-	for {
-		if batch := o.take(); batch != nil {
-			o.settle(batch, o.storeBatch(ctx, batch))
-			continue
-		}
-		select {
-		case <-o.ready:
-		case <-o.done:
-			if batch := o.take(); batch != nil {
-				o.settle(batch, o.storeBatch(ctx, batch))
-				continue
+	for ended := false; ; {
+		batch := o.take()
+		switch {
+		case batch != nil:
+			again := o.storeBatch(ctx, batch)
+			o.mu.Lock()
+			o.busy--
+			o.mu.Unlock()
+			o.settle(batch, again)
+		case ended:
+			return // whatever is left another storer takes, who is at work
+		default:
+			select {
+			case <-o.ready:
+			case <-o.done:
+				ended = true
 			}
-			return
 		}
 	}
 }
@@ -116,11 +128,13 @@ func (o *outcomes) store(ctx context.Context) {
 func (o *outcomes) take() []store.Completion {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.fresh) == 0 {
+	if len(o.fresh) == 0 || o.busy > 0 && len(o.fresh[0]) < maxBatch && time.Since(o.since) < tooLong {
 		return nil
 	}
 	batch := o.fresh[0]
+	o.busy++
 	if o.fresh = slices.Delete(o.fresh, 0, 1); len(o.fresh) > 0 {
+		o.since = time.Now()
 		o.signal() // for another storer
 	}
 	return batch
@@ -151,6 +165,7 @@ func (o *outcomes) retry(ctx context.Context) {
 		select {
 		case <-again.C:
 			o.retryKept(ctx)
+			o.signal() // if one storer has been at it for too long
 		case <-o.done:
 			return
 		}

@@ -202,7 +202,7 @@ func TestRetry(t *testing.T) {
 	}
 
 	// One that was given up is tried again.
-	f.exec(`UPDATE outbox SET run_at = 'infinity', maybe_sent_at = NULL, trying_for = '9 days'`)
+	f.exec(`UPDATE outbox SET run_at = 'infinity', class = 0, maybe_sent_at = NULL, trying_for = '9 days'`)
 	f.exec(`UPDATE order_state SET status = 'ACCEPTED', attention = '{given-up}'`)
 	if o := f.retry(id); o.Asking || len(o.State.Attention) != 0 {
 		t.Errorf("retried: %+v", o)

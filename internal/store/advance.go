@@ -309,44 +309,55 @@ const firstCheck = 10 * time.Second
 
 func (a *advances) queueStates(b *pgx.Batch) {
 	n := len(a.orders)
-	issuers, ids, versions := make([]string, n), make([]pgtype.UUID, n), make([]int32, n)
-	statuses, attention, operations := make([]string, n), make([]string, n), make([]*string, n)
-	ranks, steps, tops, ends := make([]int16, n), make([]int16, n), make([]int16, n), make([]int16, n)
-	due, dueRanks, sites, siteRanks := make([]*string, n), make([]int16, n), make([]*string, n), make([]int16, n)
-	ended, checks, firsts := make([]*bool, n), make([]*bool, n), make([]*time.Time, n)
+	issuers, ids, versions := make([]string, n), make([]pgtype.UUID, n), make([]int, n)
+	statuses, attention, operations := make([]string, n), make([]string, n), make([]string, n)
+	ranks, steps, tops, ends := make([]int, n), make([]int, n), make([]int, n), make([]int, n)
+	due, dueRanks, sites, siteRanks := make([]string, n), make([]int, n), make([]string, n), make([]int, n)
+	ended, nameless, firsts := make([]int, n), make([]int, n), make([]pgtype.Timestamptz, n)
 	for i, o := range a.orders {
 		before, s := o.stored, o.state
-		issuers[i], ids[i], versions[i] = o.issuer, pgID(&o.id), int32(s.Version)
-		statuses[i], attention[i], operations[i] = string(s.Status), attentionArray(s), optional(s.OperationID)
-		ranks[i], steps[i], tops[i], ends[i] = int16(s.Rank), int16(s.StepRank), int16(s.TopRank), int16(s.EndRank)
-		due[i], dueRanks[i] = optional(s.DueDate.Value), int16(s.DueDate.Rank)
-		sites[i], siteRanks[i] = optional(s.ProductionSite.Value), int16(s.ProductionSite.Rank)
-		if is := s.Ended(); is != before.Ended() {
-			ended[i] = &is
+		issuers[i], ids[i], versions[i] = o.issuer, pgID(&o.id), s.Version
+		statuses[i], attention[i], operations[i] = string(s.Status), attentionArray(s), s.OperationID
+		ranks[i], steps[i], tops[i], ends[i] = s.Rank, s.StepRank, s.TopRank, s.EndRank
+		due[i], dueRanks[i] = s.DueDate.Value, s.DueDate.Rank
+		sites[i], siteRanks[i] = s.ProductionSite.Value, s.ProductionSite.Rank
+		ended[i] = becomes(before.Ended(), s.Ended())
+		nameless[i] = becomes(isNameless(before), isNameless(s))
+		if o.firstSentAt != nil {
+			firsts[i] = pgtype.Timestamptz{Time: *o.firstSentAt, Valid: true}
 		}
-		// An order that D1 took under an operation that nobody knows is asked about.
-		nameless := func(s order.State) bool { return s.OperationID == "" && s.Rank > 0 && !s.Ended() }
-		if is := nameless(s); is != nameless(before) {
-			checks[i] = &is
-		}
-		firsts[i] = o.firstSentAt
 	}
 	exec(b, `
 		UPDATE order_state s SET version = t.version, status = t.status, rank = t.rank, step_rank = t.step_rank,
-			top_rank = t.top_rank, end_rank = t.end_rank, operation_id = t.operation_id, attention = t.attention::text[],
-			due_date = t.due_date, due_date_rank = t.due_date_rank,
-			production_site = t.production_site, production_site_rank = t.production_site_rank, updated_at = now(),
-			ended_at = CASE WHEN t.ended IS NULL THEN s.ended_at WHEN t.ended THEN now() END,
-			next_check_at = CASE WHEN t.nameless IS NULL THEN s.next_check_at WHEN t.nameless THEN now() + $18::interval END,
-			checks = CASE WHEN t.nameless IS NULL THEN s.checks ELSE 0 END,
+			top_rank = t.top_rank, end_rank = t.end_rank, operation_id = nullif(t.operation_id, ''), attention = t.attention::text[],
+			due_date = nullif(t.due_date, ''), due_date_rank = t.due_date_rank,
+			production_site = nullif(t.production_site, ''), production_site_rank = t.production_site_rank, updated_at = now(),
+			ended_at = CASE t.ended WHEN 0 THEN s.ended_at WHEN 1 THEN now() END,
+			next_check_at = CASE t.nameless WHEN 0 THEN s.next_check_at WHEN 1 THEN now() + $18::interval END,
+			checks = CASE t.nameless WHEN 0 THEN s.checks ELSE 0 END,
 			first_sent_at = t.first_sent_at
 		FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::text[], $5::smallint[], $6::smallint[], $7::smallint[], $8::smallint[],
-			$9::text[], $10::text[], $11::text[], $12::smallint[], $13::text[], $14::smallint[], $15::boolean[], $16::boolean[], $17::timestamptz[])
+			$9::text[], $10::text[], $11::text[], $12::smallint[], $13::text[], $14::smallint[], $15::smallint[], $16::smallint[], $17::timestamptz[])
 			AS t(issuer_id, order_id, version, status, rank, step_rank, top_rank, end_rank,
 				operation_id, attention, due_date, due_date_rank, production_site, production_site_rank, ended, nameless, first_sent_at)
 		WHERE s.issuer_id = t.issuer_id AND s.order_id = t.order_id`,
 		issuers, ids, versions, statuses, ranks, steps, tops, ends, operations, attention, due, dueRanks, sites, siteRanks,
-		ended, checks, firsts, firstCheck)
+		ended, nameless, firsts, firstCheck)
+}
+
+// isNameless tells whether D1 took an order under an operation that nobody knows: it is
+// asked about.
+func isNameless(s order.State) bool { return s.OperationID == "" && s.Rank > 0 && !s.Ended() }
+
+// becomes is 0 when nothing changes, 1 when something becomes true, 2 when it ends.
+func becomes(before, after bool) int {
+	switch {
+	case before == after:
+		return 0
+	case after:
+		return 1
+	}
+	return 2
 }
 
 func (a *advances) queueEvents(b *pgx.Batch) {
@@ -354,18 +365,17 @@ func (a *advances) queueEvents(b *pgx.Batch) {
 	if n == 0 {
 		return
 	}
-	issuers, ids, seqs, kinds := make([]string, n), make([]pgtype.UUID, n), make([]int32, n), make([]string, n)
-	statuses, previous, attention := make([]string, n), make([]*string, n), make([]string, n)
-	causes, causeIDs, actors, details := make([]string, n), make([]*string, n), make([]*string, n), make([]*string, n)
+	issuers, ids, seqs, kinds := make([]string, n), make([]pgtype.UUID, n), make([]int, n), make([]string, n)
+	statuses, previous, attention := make([]string, n), make([]string, n), make([]string, n)
+	causes, causeIDs, actors, details := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 	for i, e := range a.events {
-		issuers[i], ids[i], seqs[i], kinds[i] = e.key.issuer, pgID(&e.key.id), int32(e.state.Version), string(e.kind)
-		statuses[i], previous[i], attention[i] = string(e.state.Status), optional(string(e.previous)), attentionArray(e.state)
-		causes[i], causeIDs[i], actors[i] = string(e.cause.Kind), optional(e.cause.ID), optional(e.cause.Actor)
-		details[i] = optional(string(e.cause.Detail))
+		issuers[i], ids[i], seqs[i], kinds[i] = e.key.issuer, pgID(&e.key.id), e.state.Version, string(e.kind)
+		statuses[i], previous[i], attention[i] = string(e.state.Status), string(e.previous), attentionArray(e.state)
+		causes[i], causeIDs[i], actors[i], details[i] = string(e.cause.Kind), e.cause.ID, e.cause.Actor, string(e.cause.Detail)
 	}
 	exec(b, `
 		INSERT INTO order_events (issuer_id, order_id, seq, type, status, previous_status, attention, cause, cause_id, actor, detail)
-		SELECT i, o, s, k, st, p, a::text[], c, ci, ac, d::jsonb
+		SELECT i, o, s, k, st, nullif(p, ''), a::text[], c, nullif(ci, ''), nullif(ac, ''), nullif(d, '')::jsonb
 		FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[])
 			AS t(i, o, s, k, st, p, a, c, ci, ac, d)`,
 		issuers, ids, seqs, kinds, statuses, previous, attention, causes, causeIDs, actors, details)
@@ -481,14 +491,6 @@ func attentionArray(s order.State) string {
 		list[i] = string(a)
 	}
 	return "{" + strings.Join(list, ",") + "}"
-}
-
-// attentions returns a list that is never null.
-func attentions(s order.State) []order.Attention {
-	if s.Attention == nil {
-		return []order.Attention{}
-	}
-	return s.Attention
 }
 
 // ShipmentUpdate is what D1 repeats of the carrier's word. The carrier's free text

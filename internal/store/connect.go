@@ -41,18 +41,7 @@ func poolConfig(cfg Config, t *trouble) (*pgxpool.Config, error) {
 	pc.PingTimeout = pingTimeout
 	conn := pc.ConnConfig
 	conn.Tracer = cfg.Tracer
-	if conn.ConnectTimeout == 0 {
-		conn.ConnectTimeout = connectTimeout
-	}
-	conn.DialFunc = (&net.Dialer{
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 2},
-		Control:         userTimeout,
-	}).DialContext
-	if conn.ValidateConnect == nil {
-		// Whatever the URL says: a server that takes no writes is of no use here, and
-		// a connection to it would stay in the pool.
-		conn.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
-	}
+	findPrimary(&conn.Config)
 	conn.OnPgError = func(_ *pgconn.PgConn, e *pgconn.PgError) bool {
 		t.note(e)
 		return e.Code != codeReadOnly && !strings.EqualFold(e.Severity, "FATAL")
@@ -67,6 +56,21 @@ func poolConfig(cfg Config, t *trouble) (*pgxpool.Config, error) {
 	params["lock_timeout"] = "5s"
 	params["idle_in_transaction_session_timeout"] = "10s"
 	return pc, nil
+}
+
+// findPrimary makes connections lead to a server that takes writes, whatever the URL
+// says: another one is of no use here, and a connection to it would stay in the pool.
+func findPrimary(conn *pgconn.Config) {
+	if conn.ConnectTimeout == 0 {
+		conn.ConnectTimeout = connectTimeout
+	}
+	conn.DialFunc = (&net.Dialer{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 2},
+		Control:         userTimeout,
+	}).DialContext
+	if conn.ValidateConnect == nil {
+		conn.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
 }
 
 // codeReadOnly is the refusal of a write by a standby, or by a primary whose
@@ -87,11 +91,15 @@ var errCommit = errors.New("a commit was not confirmed in time, as when a synchr
 
 // note looks at an error of any statement.
 func (t *trouble) note(e *pgconn.PgError) {
-	switch e.Code[:2] {
+	switch class(e) {
 	case "53", "58": // resources, the system
 		t.set(e)
 	}
 }
+
+// class is the class of an error's SQLSTATE. What stands between us and PostgreSQL may
+// send errors without one.
+func class(e *pgconn.PgError) string { return e.Code[:min(2, len(e.Code))] }
 
 func (t *trouble) set(err error) {
 	t.mu.Lock()
@@ -128,7 +136,7 @@ var errReadOnly = errors.New("the database takes no writes: it is a standby, or 
 // configured: waiting does not help.
 func Denied(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && (pg.Code[:2] == "28" || pg.Code == "3D000" || pg.Code == "42501")
+	return ok && (class(pg) == "28" || pg.Code == "3D000" || pg.Code == "42501")
 }
 
 // UnsafeFailover tells whether the URL names several hosts while a commit waits for

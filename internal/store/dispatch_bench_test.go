@@ -19,6 +19,7 @@ func BenchmarkDispatch(b *testing.B) {
 }
 
 func benchmarkDispatch(b *testing.B, size int) {
+	b.Helper()
 	server, err := pgrun.Start(b.Context(), pgrun.Config{Fsync: true})
 	if err != nil {
 		b.Fatal(err)

@@ -206,6 +206,7 @@ func (l *listener) connect(ctx context.Context) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, errors.New("parsing the listener's URL: it is not a PostgreSQL URL")
 	}
+	findPrimary(&cfg.Config) // a standby passes nothing on
 	cfg.RuntimeParams["application_name"] = "cardorder-listener"
 	short, cancel := context.WithTimeout(ctx, l.pingTimeout)
 	defer cancel()

@@ -54,6 +54,7 @@ func withGoose(url string, locked bool, f func(*goose.Provider) error) error {
 	if err != nil {
 		return errors.New("parsing the database URL: it is not a PostgreSQL URL")
 	}
+	findPrimary(&cfg.Config)
 	// A migration waits for a lock only briefly, rather than making every
 	// request queue up behind it; the next try continues where it stopped.
 	cfg.RuntimeParams["lock_timeout"] = "5s"

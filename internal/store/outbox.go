@@ -52,7 +52,7 @@ type Message struct {
 	ClaimedAt  time.Time     // the same of this claim
 	TryingFor  time.Duration // waits between tries that count towards giving up
 
-	dueAt time.Time // since when it could be claimed
+	reached time.Time // since when the last message of the same claim was due
 }
 
 // MessageKind is what a message is for.
@@ -218,7 +218,7 @@ const claimRest = `claimed AS (
 		c.first_sent_at IS DISTINCT FROM now() AND c.first_sent_at IS NOT NULL,
 		coalesce(now() - c.refused_since, '0'), c.maybe_sent_at IS NOT NULL, coalesce(now() - c.maybe_sent_at, '0'),
 		c.asks, c.negatives, c.resend_off, c.resends, o.created_at, now(), c.trying_for,
-		(SELECT d.run_at FROM due d WHERE d.id = c.id), p.production, p.encrypted_data
+		(SELECT max(run_at) FROM due), p.production, p.encrypted_data
 	FROM claimed c JOIN orders o ON o.issuer_id = c.issuer_id AND o.id = c.order_id
 		LEFT JOIN order_payload p ON p.issuer_id = c.issuer_id AND p.order_id = c.order_id`
 
@@ -242,7 +242,7 @@ func (s *Store) claim(ctx context.Context, sql, lane string, class Class, limit 
 			var firstSentAt *time.Time
 			err := row.Scan(&m.ID, &m.Kind, &m.Class, &m.IssuerID, &m.OrderID, &m.CardID, &m.IssuerRequestID, &m.Tries, &firstSentAt, &m.SentBefore,
 				&m.RefusedFor, &m.MaybeSent, &m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &m.Resends,
-				&m.AcceptedAt, &m.ClaimedAt, &m.TryingFor, &m.dueAt, &sealed.production, &sealed.encryptedData)
+				&m.AcceptedAt, &m.ClaimedAt, &m.TryingFor, &m.reached, &sealed.production, &sealed.encryptedData)
 			if firstSentAt != nil {
 				m.FirstSentAt = *firstSentAt
 			}
@@ -304,12 +304,7 @@ func (f *floors) learn(c ClaimRequest, from time.Time, found []Message) {
 		delete(f.m, key)
 		return
 	}
-	next := floor{found[0].dueAt, f.m[key].until}
-	for _, m := range found {
-		if m.dueAt.After(next.at) {
-			next.at = m.dueAt
-		}
-	}
+	next := floor{found[0].reached, f.m[key].until}
 	if from.IsZero() {
 		next.until = time.Now().Add(floorLife)
 	}
@@ -352,7 +347,7 @@ func (s *Store) Release(ctx context.Context, messages []Message) error {
 	if len(messages) == 0 {
 		return nil
 	}
-	ids, tokens := claims(messages)
+	ids, tokens := claimColumns(claims(messages))
 	before := make([]bool, len(messages))
 	for i, m := range messages {
 		before[i] = m.SentBefore
@@ -391,7 +386,7 @@ func (s *Store) halt(ctx context.Context, messages []Message) error {
 		}
 		held := make(map[claim]heldMessage, len(messages))
 		var b pgx.Batch
-		queueClaimLocks(&b, messages, held)
+		queueClaimLocks(&b, claims(messages), held)
 		if err := send(ctx, tx, &b); err != nil {
 			return err
 		}
@@ -424,10 +419,18 @@ func (s *Store) Holds(ctx context.Context, m Message) (bool, error) {
 	return held, nil
 }
 
-func claims(messages []Message) (ids []int64, tokens []pgtype.UUID) {
-	ids, tokens = make([]int64, len(messages)), make([]pgtype.UUID, len(messages))
+func claims(messages []Message) []claim {
+	list := make([]claim, len(messages))
 	for i := range messages {
-		ids[i], tokens[i] = messages[i].ID, pgID(&messages[i].Token)
+		list[i] = claim{messages[i].ID, messages[i].Token}
+	}
+	return list
+}
+
+func claimColumns(claims []claim) (ids []int64, tokens []pgtype.UUID) {
+	ids, tokens = make([]int64, len(claims)), make([]pgtype.UUID, len(claims))
+	for i := range claims {
+		ids[i], tokens[i] = claims[i].id, pgID(&claims[i].token)
 	}
 	return ids, tokens
 }
@@ -548,13 +551,13 @@ type heldMessage struct {
 // ask queues what has to be known before anything is decided, locked in the order of
 // all transactions.
 func (c *completing) ask(b *pgx.Batch) {
-	keys, messages := make([]orderKey, len(c.list)), make([]Message, len(c.list))
+	keys, held := make([]orderKey, len(c.list)), make([]claim, len(c.list))
 	var seen []operation
 	c.locked, c.owners, c.lost = make(map[orderKey]*lockedOrder, len(keys)), make(map[string]orderKey), nil
 	c.held, c.lanes = make(map[claim]heldMessage, len(keys)), make(map[string]*laneNews)
 	for i := range c.list {
 		m := &c.list[i].Message
-		keys[i], messages[i] = orderKey{m.IssuerID, m.OrderID}, *m
+		keys[i], held[i] = orderKey{m.IssuerID, m.OrderID}, claim{m.ID, m.Token}
 		for _, id := range c.list[i].Seen {
 			seen = append(seen, operation{keys[i], id, string(c.list[i].Attempt.Kind)})
 		}
@@ -562,7 +565,7 @@ func (c *completing) ask(b *pgx.Batch) {
 	}
 	exec(b, steadyPlans)
 	queueLocks(b, keys, seen, c.locked)
-	queueClaimLocks(b, messages, c.held)
+	queueClaimLocks(b, held, c.held)
 	queueKnownOperations(b, keys, c.locked, c.owners)
 	queueLaneNews(b, c.lanes)
 	if len(seen) > 0 {
@@ -582,8 +585,8 @@ func (c *completing) ask(b *pgx.Batch) {
 
 // queueClaimLocks locks messages in the order of their ids and finds out which claims
 // still hold.
-func queueClaimLocks(b *pgx.Batch, messages []Message, held map[claim]heldMessage) {
-	ids, tokens := claims(messages)
+func queueClaimLocks(b *pgx.Batch, claims []claim, held map[claim]heldMessage) {
+	ids, tokens := claimColumns(claims)
 	b.Queue(`
 		SELECT m.id, m.claim_token, coalesce(m.halt, ''), m.maybe_sent_at IS NOT NULL
 		FROM unnest($1::bigint[], $2::uuid[]) AS t(id, token) JOIN outbox m ON m.id = t.id AND m.claim_token = t.token
@@ -716,7 +719,7 @@ func queueNexts(b *pgx.Batch, list []nextRow) {
 		return
 	}
 	ids, tokens, runIns, rejects, burnt := make([]int64, n), make([]pgtype.UUID, n), make([]time.Duration, n), make([]time.Duration, n), make([]time.Duration, n)
-	tries, asks, negatives, maybes := make([]int32, n), make([]int32, n), make([]int32, n), make([]int16, n)
+	tries, asks, negatives, maybes := make([]int, n), make([]int, n), make([]int, n), make([]int, n)
 	resendOff, neverSent, keepRefusal := make([]bool, n), make([]bool, n), make([]bool, n)
 	setAside, unknown, giveUp := make([]bool, n), make([]bool, n), make([]bool, n)
 	for i, r := range stay {
@@ -724,7 +727,7 @@ func queueNexts(b *pgx.Batch, list []nextRow) {
 		if r.Burns && !r.stopped {
 			burnt[i] = r.RunIn
 		}
-		tries[i], asks[i], negatives[i], maybes[i] = int32(r.Tries), int32(r.Asks), int32(r.Negatives), int16(r.Maybe)
+		tries[i], asks[i], negatives[i], maybes[i] = r.Tries, r.Asks, r.Negatives, int(r.Maybe)
 		resendOff[i], neverSent[i] = r.ResendOff || r.GiveUp && r.unknown, r.Unsent && !r.message.SentBefore
 		setAside[i], keepRefusal[i] = r.Refused && !r.stopped, r.Unsent && !r.Refused
 		unknown[i], giveUp[i] = r.unknown, r.GiveUp && !r.unknown
@@ -764,24 +767,21 @@ func queueAttempts(b *pgx.Batch, list []attemptRow) {
 		return
 	}
 	issuers, orders, ids, kinds := make([]string, n), make([]pgtype.UUID, n), make([]pgtype.UUID, n), make([]string, n)
-	outcomes, reasons, statuses := make([]string, n), make([]string, n), make([]*int16, n)
-	codes, texts, operations, correlations := make([]*string, n), make([]*string, n), make([]*string, n), make([]string, n)
-	started, durations, lost := make([]time.Time, n), make([]int32, n), make([]bool, n)
+	outcomes, reasons, statuses := make([]string, n), make([]string, n), make([]int, n)
+	codes, texts, operations, correlations := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	started, durations, lost := make([]time.Time, n), make([]int64, n), make([]bool, n)
 	for i, a := range list {
 		issuers[i], orders[i], ids[i], kinds[i] = a.key.issuer, pgID(&a.key.id), pgID(&a.ID), string(a.Kind)
-		outcomes[i], reasons[i], codes[i], texts[i] = a.Outcome, a.Reason, optional(a.ErrorCode), optional(a.ErrorText)
-		operations[i], correlations[i] = optional(a.OperationID), a.CorrelationID
-		started[i], durations[i], lost[i] = a.StartedAt, int32(a.Duration.Milliseconds()), a.claimLost
-		if a.HTTPStatus != 0 {
-			status := int16(a.HTTPStatus)
-			statuses[i] = &status
-		}
+		outcomes[i], reasons[i], statuses[i], codes[i], texts[i] = a.Outcome, a.Reason, a.HTTPStatus, a.ErrorCode, a.ErrorText
+		operations[i], correlations[i] = a.OperationID, a.CorrelationID
+		started[i], durations[i], lost[i] = a.StartedAt, a.Duration.Milliseconds(), a.claimLost
 	}
 	exec(b, `
 		INSERT INTO attempts (issuer_id, order_id, id, kind, outcome, reason, http_status, error_code, error_text,
 			operation_id, correlation_id, started_at, duration_ms, claim_lost)
-		SELECT * FROM unnest($1::text[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::smallint[], $8::text[], $9::text[],
-			$10::text[], $11::text[], $12::timestamptz[], $13::integer[], $14::boolean[])
+		SELECT i, o, a, k, oc, r, nullif(st, 0), nullif(ec, ''), nullif(et, ''), nullif(op, ''), co, t, d, l
+		FROM unnest($1::text[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::smallint[], $8::text[], $9::text[],
+			$10::text[], $11::text[], $12::timestamptz[], $13::integer[], $14::boolean[]) AS t(i, o, a, k, oc, r, st, ec, et, op, co, t, d, l)
 		ON CONFLICT DO NOTHING`,
 		issuers, orders, ids, kinds, outcomes, reasons, statuses, codes, texts, operations, correlations, started, durations, lost)
 }
@@ -805,13 +805,16 @@ func (s *Store) OperationOwners(ctx context.Context, issuer string, operationIDs
 
 // Doubts tells what else may be behind an operation of the card that names no
 // request, and behind D1's silence. sibling: another order of the card was sent,
-// and its operation is not known. parked: since this order was first sent, D1 has
+// or may have been in another history of the database, and its operation is not known. parked: since this order was first sent, D1 has
 // told of an operation of the card that found no order.
 func (s *Store) Doubts(ctx context.Context, m Message) (sibling, parked bool, err error) {
 	err = s.pool.QueryRow(ctx, `
 		SELECT EXISTS (SELECT FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
-				WHERE o.issuer_id = $1 AND o.card_id = $2 AND o.id <> $3
-					AND s.first_sent_at IS NOT NULL AND s.operation_id IS NULL AND s.status <> 'REJECTED'),
+				WHERE o.issuer_id = $1 AND o.card_id = $2 AND o.id <> $3 AND s.operation_id IS NULL
+					AND (s.first_sent_at IS NOT NULL AND s.status <> 'REJECTED'
+						OR s.status IN ('HELD', 'REJECTED') AND s.updated_at < (SELECT seen_at FROM database_history)
+						OR EXISTS (SELECT FROM outbox e WHERE e.issuer_id = o.issuer_id AND e.order_id = o.id AND e.kind = 'submit'
+							AND e.first_sent_at IS NOT NULL))),
 			EXISTS (SELECT FROM notifications n
 				WHERE n.issuer_id = $1 AND n.card_id = $2 AND n.outcome = 'parked' AND n.created_at >= $4)`,
 		m.IssuerID, m.CardID, m.OrderID, m.FirstSentAt).Scan(&sibling, &parked)

@@ -151,13 +151,14 @@ func (s *Store) stopLane(ctx context.Context, lane string, last *Completion) err
 }
 
 // letGo has messages that were set aside tried again as if they had not been refused:
-// all that nobody holds, or those refused until a given time.
+// all that nobody holds, or those refused until a given time. What was given up stays so.
 func (s *Store) letGo(ctx context.Context, tx pgx.Tx, lane string, until *time.Time) error {
 	_, err := tx.Exec(ctx, `
-		UPDATE outbox m SET refused_at = NULL, refused_since = NULL, reject_after = NULL, tries = 0, run_at = now()
+		UPDATE outbox m SET refused_at = NULL, refused_since = NULL, reject_after = NULL, tries = 0,
+			run_at = CASE WHEN m.run_at < 'infinity' THEN now() ELSE m.run_at END
 		WHERE m.id = ANY (ARRAY(SELECT e.id FROM outbox e
 			WHERE e.lane = $1 AND e.refused_at IS NOT NULL AND ($2::timestamptz IS NULL OR e.refused_at <= $2)
-				AND e.claim_token IS NULL AND e.run_at < 'infinity'
+				AND e.claim_token IS NULL
 			ORDER BY e.id FOR UPDATE))`, lane, until)
 	return err
 }

@@ -468,3 +468,32 @@ func TestHaltsOtherwise(t *testing.T) {
 	}
 	f.whole()
 }
+
+// Claims go on from where the last one ended; what then comes to lie before that place
+// is found all the same.
+func TestMessagesBeforeTheFloor(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.acceptMany(4)
+	f.claim(1, time.Minute)
+	f.exec(`UPDATE outbox SET run_at = now() - interval '1 h' WHERE id = (SELECT max(id) FROM outbox)`)
+	if m := f.claim(1, time.Minute); len(m) != 1 {
+		t.Fatalf("claimed %d", len(m))
+	}
+	if m := f.claim(3, time.Minute); len(m) != 2 {
+		t.Errorf("claimed %d of 2 that are due", len(m))
+	}
+	f.exec(`UPDATE outbox SET run_at = now(), claim_token = NULL`)
+	f.claim(1, time.Minute)
+	f.exec(`UPDATE outbox SET run_at = now() - interval '1 h' WHERE id = (SELECT max(id) FROM outbox)`)
+	var last store.Message
+	for last.ID != 4 { // as long as there are others: twice a second
+		m := f.claim(1, time.Minute)
+		if len(m) != 1 {
+			t.Fatal("it was passed over")
+		}
+		if last = m[0]; last.ID != 4 {
+			f.exec(`UPDATE outbox SET run_at = now(), claim_token = NULL, maybe_sent_at = NULL WHERE id = $1`, last.ID)
+		}
+	}
+}

@@ -225,7 +225,7 @@ func Unavailable(err error) bool {
 		return true
 	}
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
-		switch pg.Code[:2] {
+		switch class(pg) {
 		case "40", "53", "55", "57", "58": // rollback, resources, locks, operator, system
 			return true
 		}
@@ -241,7 +241,7 @@ func Away(err error) bool {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		// A connection that was ended, a server that is stopping, a standby, a
 		// session that was idle in a transaction for too long.
-		return pg.Code[:2] == "08" || strings.HasPrefix(pg.Code, "57P") || pg.Code == codeReadOnly || pg.Code == "25P03"
+		return class(pg) == "08" || strings.HasPrefix(pg.Code, "57P") || pg.Code == codeReadOnly || pg.Code == "25P03"
 	}
 	return pgconn.Timeout(err) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, pgconn.ErrConnClosed) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || isNetError(err)

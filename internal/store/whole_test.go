@@ -194,14 +194,14 @@ func TestNothingIsLeftByHalf(t *testing.T) {
 			mu.Unlock()
 			action := store.Action{IssuerID: issuer, OrderID: id, Actor: "operator"}
 			var err error
-			switch r.IntN(6) {
+			switch r.IntN(10) {
 			case 0:
 				_, err = st.PauseLane(t.Context(), lane, "operator", "for the test")
-			case 1:
+			case 1, 2, 3, 4:
 				_, err = st.ResumeLane(t.Context(), lane, "operator")
-			case 2:
+			case 5:
 				_, err = st.Check(t.Context(), issuer, 10)
-			case 3:
+			case 6:
 				if _, err = st.Refresh(t.Context(), action); errors.Is(err, store.ErrNotSent) || errors.Is(err, store.ErrNotFound) {
 					err = nil
 				}
