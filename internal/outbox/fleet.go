@@ -35,7 +35,7 @@ type Fleet struct {
 	metrics *Metrics
 	lanes   map[string]*lane // by name
 	live    atomic.Int32
-	early   chan struct{} // a heartbeat is wanted now
+	early   chan struct{}    // a heartbeat is wanted now
 	now     func() time.Time // the process's clock: for its skew only
 
 	// Only the beat uses these.
