@@ -44,8 +44,8 @@ func newBureau(r *rand.Rand) bureau {
 		repeat, b.resendAfter = d1sim.RepeatSame, 3*time.Second
 		b.freeze[1], b.stall[1], b.lag = 6*time.Second, 4*time.Second, 5*time.Second
 	}
-	b.concurrency, b.rate = pick(r, 4, 16, 64), pick(r, 0, 0, 80)
-	b.breakerThreshold, b.stopAfterRefusals = pick(r, 2, 5), pick(r, 2, 5)
+	b.concurrency, b.rate = pick(r, 8, 16, 64), pick(r, 0, 0, 80)
+	b.breakerThreshold, b.stopAfterRefusals = pick(r, 3, 5, 10), pick(r, 2, 5)
 	b.settings = map[string]any{
 		"repeat":                  repeat,
 		"stepInterval":            between(r, [2]time.Duration{50 * time.Millisecond, 400 * time.Millisecond}).String(),
