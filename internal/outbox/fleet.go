@@ -35,6 +35,7 @@ type Fleet struct {
 	metrics *Metrics
 	lanes   map[string]*lane // by name
 	live    atomic.Int32
+	early   chan struct{}    // a heartbeat is wanted now
 	now     func() time.Time // the process's clock: for its skew only
 
 	// Only the beat uses these.
@@ -58,7 +59,7 @@ func NewFleet(cfg FleetConfig, st *store.Store, m *Metrics) (*Fleet, error) {
 	setDefault(&cfg.Beat, time.Second)
 	return &Fleet{
 		cfg: cfg, id: id, store: st, metrics: m,
-		lanes: make(map[string]*lane), shares: make(map[string]*share), now: time.Now,
+		lanes: make(map[string]*lane), shares: make(map[string]*share), now: time.Now, early: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -82,6 +83,14 @@ func (f *Fleet) Wake(name string) {
 	}
 }
 
+// Look has this process see now what people did with a lane. It never blocks.
+func (f *Fleet) Look() {
+	select {
+	case f.early <- struct{}{}:
+	default:
+	}
+}
+
 // Alone tells whether no other process is known to share the lanes: then nobody needs
 // to be told of new messages.
 func (f *Fleet) Alone() bool { return f.live.Load() == 1 }
@@ -98,6 +107,7 @@ func (f *Fleet) Run(ctx context.Context) {
 		next := time.NewTimer(f.cfg.Beat + jitter(f.cfg.Beat/2))
 		select {
 		case <-next.C:
+		case <-f.early:
 		case <-ctx.Done():
 		}
 		next.Stop()
