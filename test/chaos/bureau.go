@@ -22,6 +22,7 @@ type bureau struct {
 	settings   map[string]any
 	noise      map[string]any // d1sim.Faults
 	losing     float64        // share of the notifications that get lost
+	attended   bool           // somebody pauses and resumes the lane; else it has to help itself
 
 	// Of the service's configuration.
 	callTimeout, resendAfter                               time.Duration
@@ -33,7 +34,7 @@ type bureau struct {
 
 func newBureau(r *rand.Rand) bureau {
 	b := bureau{
-		idempotent: r.IntN(3) == 0, ids: r.IntN(4) > 0,
+		idempotent: r.IntN(3) == 0, ids: r.IntN(4) > 0, attended: r.IntN(4) > 0,
 		callTimeout: time.Second, resendAfter: 6 * time.Second,
 		freeze: [2]time.Duration{2200 * time.Millisecond, 3500 * time.Millisecond},
 		stall:  [2]time.Duration{300 * time.Millisecond, time.Second},
@@ -100,6 +101,9 @@ func (b bureau) String() string {
 	}
 	if b.losing > 0 {
 		words = append(words, fmt.Sprintf("a share of %v of the notifications gets lost", b.losing))
+	}
+	if !b.attended {
+		words = append(words, "nobody looks after the lane")
 	}
 	words = append(words, fmt.Sprintf("status answers lag %v", b.settings["statusLag"]), fmt.Sprintf("resendAfter %v", b.resendAfter),
 		fmt.Sprintf("%d calls at once", b.concurrency))
