@@ -22,6 +22,7 @@ type bureau struct {
 	settings   map[string]any
 	noise      map[string]any // d1sim.Faults
 	losing     float64        // share of the notifications that get lost
+	attended   bool           // somebody pauses and resumes the lane; else it has to help itself
 
 	// Of the service's configuration.
 	callTimeout, resendAfter                               time.Duration
@@ -33,7 +34,7 @@ type bureau struct {
 
 func newBureau(r *rand.Rand) bureau {
 	b := bureau{
-		idempotent: r.IntN(3) == 0, ids: r.IntN(4) > 0,
+		idempotent: r.IntN(3) == 0, ids: r.IntN(4) > 0, attended: r.IntN(4) > 0,
 		callTimeout: time.Second, resendAfter: 6 * time.Second,
 		freeze: [2]time.Duration{2200 * time.Millisecond, 3500 * time.Millisecond},
 		stall:  [2]time.Duration{300 * time.Millisecond, time.Second},
@@ -44,8 +45,8 @@ func newBureau(r *rand.Rand) bureau {
 		repeat, b.resendAfter = d1sim.RepeatSame, 3*time.Second
 		b.freeze[1], b.stall[1], b.lag = 6*time.Second, 4*time.Second, 5*time.Second
 	}
-	b.concurrency, b.rate = pick(r, 4, 16, 64), pick(r, 0, 0, 80)
-	b.breakerThreshold, b.stopAfterRefusals = pick(r, 2, 5), pick(r, 2, 5)
+	b.concurrency, b.rate = pick(r, 8, 16, 64), pick(r, 0, 0, 80)
+	b.breakerThreshold, b.stopAfterRefusals = pick(r, 3, 5, 10), pick(r, 2, 5)
 	b.settings = map[string]any{
 		"repeat":                  repeat,
 		"stepInterval":            between(r, [2]time.Duration{50 * time.Millisecond, 400 * time.Millisecond}).String(),
@@ -100,6 +101,9 @@ func (b bureau) String() string {
 	}
 	if b.losing > 0 {
 		words = append(words, fmt.Sprintf("a share of %v of the notifications gets lost", b.losing))
+	}
+	if !b.attended {
+		words = append(words, "nobody looks after the lane")
 	}
 	words = append(words, fmt.Sprintf("status answers lag %v", b.settings["statusLag"]), fmt.Sprintf("resendAfter %v", b.resendAfter),
 		fmt.Sprintf("%d calls at once", b.concurrency))
