@@ -14,8 +14,8 @@ import (
 // Where a repeat makes a second card, a run keeps to what the promise needs: D1
 // shows an accepted order within resendAfter of the last moment at which a byte of
 // it could have left. So a frozen replica that wakes up after its lease, a network
-// that holds bytes back, and D1's own lag must together stay below it. Where D1 is
-// idempotent by issuerRequestId, they need not and do not.
+// that holds bytes back, and D1's own lag must together stay below it. Where D1
+// knows a repeated issuerRequestId again, they need not and do not.
 type bureau struct {
 	idempotent bool
 	ids        bool // notifications and answers name our requests
@@ -42,7 +42,7 @@ func newBureau(r *rand.Rand) bureau {
 	}
 	repeat := d1sim.RepeatSecondCard
 	if b.idempotent {
-		repeat, b.resendAfter = d1sim.RepeatSame, 3*time.Second
+		repeat, b.resendAfter = pick(r, d1sim.RepeatSame, d1sim.RepeatSame, d1sim.RepeatConflict), 3*time.Second
 		b.freeze[1], b.stall[1], b.lag = 6*time.Second, 4*time.Second, 5*time.Second
 	}
 	b.concurrency, b.rate = pick(r, 8, 16, 64), pick(r, 0, 0, 80)
@@ -89,10 +89,7 @@ func newBureau(r *rand.Rand) bureau {
 func (b bureau) latestOnly() bool { return b.settings["statusLatestOnly"] == true }
 
 func (b bureau) String() string {
-	words := []string{"a repeated request makes a second card"}
-	if b.idempotent {
-		words[0] = "a repeated request is the same order"
-	}
+	words := []string{fmt.Sprintf("a repeated request gets %v", b.settings["repeat"])}
 	if !b.ids {
 		words = append(words, "notifications name no request")
 	}
