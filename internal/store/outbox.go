@@ -166,11 +166,16 @@ const claimable = `(m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL OR m.claim_tok
 		WHERE e.issuer_id = m.issuer_id AND e.card_id = m.card_id AND e.id <> m.id AND e.kind = 'submit'
 			AND (e.id < m.id AND e.run_at < 'infinity' OR e.claim_token IS NOT NULL OR e.maybe_sent_at IS NOT NULL)))`
 
+// due is true for messages m whose time has come and that nobody holds. A claim leaves
+// run_at alone, or it would write an entry into every index; so scans pass those that are
+// held, which are few: what the replicas have open or claimed ahead.
+const due = `m.run_at <= now() AND (m.leased_until IS NULL OR m.leased_until <= now())`
+
 // claimDue claims what is due of a lane that runs, from a given run_at on.
 const claimDue = `
 	WITH due AS MATERIALIZED (
 		SELECT m.id, m.run_at FROM outbox m
-		WHERE m.lane = $1 AND m.class = $2 AND m.run_at <= now() AND m.run_at >= $6
+		WHERE m.lane = $1 AND m.class = $2 AND ` + due + ` AND m.run_at >= $6
 			AND NOT EXISTS (SELECT FROM lanes l WHERE l.lane = $1 AND (l.paused_at IS NOT NULL OR l.stopped_at IS NOT NULL))
 			AND ` + sameHistory + ` AND ` + claimable + `
 		ORDER BY m.run_at LIMIT $3
@@ -186,14 +191,14 @@ const claimProbe = `
 	), candidates AS MATERIALIZED (
 		SELECT p.* FROM turn, (VALUES ($2::smallint), (1::smallint)) AS c(class) CROSS JOIN LATERAL (
 			SELECT m.id, m.run_at, 0 AS preference FROM outbox m
-			WHERE m.lane = $1 AND m.class = c.class AND m.run_at <= now() AND m.run_at >= $6
+			WHERE m.lane = $1 AND m.class = c.class AND ` + due + ` AND m.run_at >= $6
 				AND m.kind = 'submit' AND m.maybe_sent_at IS NULL AND m.claim_token IS NULL AND ` + claimable + `
 			ORDER BY m.run_at LIMIT $3
 			FOR UPDATE OF m SKIP LOCKED) p
 	), questions AS MATERIALIZED (
 		SELECT p.* FROM turn, (VALUES (2::smallint), (0::smallint), (1::smallint)) AS c(class) CROSS JOIN LATERAL (
 			SELECT m.id, m.run_at, 1 AS preference FROM outbox m
-			WHERE m.lane = $1 AND m.class = c.class AND m.run_at <= now() AND NOT EXISTS (SELECT FROM candidates)
+			WHERE m.lane = $1 AND m.class = c.class AND ` + due + ` AND NOT EXISTS (SELECT FROM candidates)
 				AND (m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL OR m.claim_token IS NOT NULL)
 			ORDER BY m.run_at LIMIT $3
 			FOR UPDATE OF m SKIP LOCKED) p
@@ -205,12 +210,13 @@ const claimProbe = `
 	), ` + claimRest
 
 // claimRest claims the messages in due. A new first_sent_at is the time of the
-// transaction, by which an old one is told.
+// transaction, by which an old one is told. The release before wrote the end of a lease
+// into run_at.
 const claimRest = `claimed AS (
 		UPDATE outbox m SET
-			claim_token = $4, run_at = now() + $5::interval,
+			claim_token = $4, leased_until = now() + $5::interval,
 			first_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.first_sent_at, now()) ELSE m.first_sent_at END,
-			maybe_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.maybe_sent_at, CASE WHEN m.claim_token IS NOT NULL THEN m.run_at END) END
+			maybe_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.maybe_sent_at, CASE WHEN m.claim_token IS NOT NULL THEN greatest(m.run_at, m.leased_until) END) END
 		WHERE m.id = ANY (ARRAY(SELECT id FROM due))
 		RETURNING m.*
 	)
@@ -355,7 +361,7 @@ func (s *Store) Release(ctx context.Context, messages []Message) error {
 	var released int
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `
-			UPDATE outbox m SET claim_token = NULL, run_at = now(),
+			UPDATE outbox m SET claim_token = NULL, leased_until = NULL,
 				class = CASE WHEN m.maybe_sent_at IS NULL THEN m.class ELSE $4 END, -- a lapsed lease, which is asked about
 				first_sent_at = CASE WHEN t.sent_before THEN m.first_sent_at END
 			FROM unnest($1::bigint[], $2::uuid[], $3::boolean[]) AS t(id, token, sent_before)
@@ -733,7 +739,7 @@ func queueNexts(b *pgx.Batch, list []nextRow) {
 		unknown[i], giveUp[i] = r.unknown, r.GiveUp && !r.unknown
 	}
 	exec(b, `
-		UPDATE outbox m SET claim_token = NULL,
+		UPDATE outbox m SET claim_token = NULL, leased_until = NULL,
 			run_at = CASE WHEN t.give_up THEN 'infinity' ELSE now() + t.run_in END,
 			class = CASE WHEN m.kind = 'ask' OR t.unknown THEN $16::smallint
 				WHEN m.class <> $16::smallint THEN m.class
