@@ -40,7 +40,7 @@ CREATE TABLE database_history (
 
 -- A claim changes no indexed column and finds room in the same page, so it writes no
 -- index entry.
-ALTER TABLE outbox SET (fillfactor = 50);
+ALTER TABLE outbox SET (fillfactor = 40);
 ALTER TABLE outbox
     ADD COLUMN leased_until timestamptz, -- set while claimed: then the message is due again
     ADD COLUMN refused_at   timestamptz, -- set aside: the last refusal that need not be the order's own fault, since when none was accepted
@@ -52,7 +52,7 @@ ALTER TABLE outbox
 -- is claimed here for one whose lease ran out: its claim fails instead.
 ALTER TABLE outbox ADD CONSTRAINT outbox_leased CHECK (run_at <= leased_until) NOT VALID;
 
-ALTER TABLE order_state SET (fillfactor = 50);
+ALTER TABLE order_state SET (fillfactor = 40);
 ALTER TABLE order_state
     ADD COLUMN next_check_at timestamptz, -- when D1 is to be asked about the order
     ADD COLUMN checks        smallint NOT NULL DEFAULT 0; -- since the last news
