@@ -245,13 +245,12 @@ func (s *Store) claim(ctx context.Context, sql, lane string, class Class, limit 
 		messages, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Message, error) {
 			m := Message{Token: token}
 			var sealed sealedPayload
-			var firstSentAt *time.Time
-			err := row.Scan(&m.ID, &m.Kind, &m.Class, &m.IssuerID, &m.OrderID, &m.CardID, &m.IssuerRequestID, &m.Tries, &firstSentAt, &m.SentBefore,
+			var orderID pgtype.UUID
+			var firstSentAt pgtype.Timestamptz
+			err := row.Scan(&m.ID, &m.Kind, &m.Class, &m.IssuerID, &orderID, &m.CardID, &m.IssuerRequestID, &m.Tries, &firstSentAt, &m.SentBefore,
 				&m.RefusedFor, &m.MaybeSent, &m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &m.Resends,
 				&m.AcceptedAt, &m.ClaimedAt, &m.TryingFor, &m.reached, &sealed.production, &sealed.encryptedData)
-			if firstSentAt != nil {
-				m.FirstSentAt = *firstSentAt
-			}
+			m.OrderID, m.FirstSentAt = orderID.Bytes, firstSentAt.Time
 			if err == nil {
 				m.Body, m.Err = s.openBody(m.IssuerID, m.OrderID, sealed)
 			}
@@ -433,8 +432,8 @@ func claims(messages []Message) []claim {
 	return list
 }
 
-func claimColumns(claims []claim) (ids []int64, tokens []pgtype.UUID) {
-	ids, tokens = make([]int64, len(claims)), make([]pgtype.UUID, len(claims))
+func claimColumns(claims []claim) (ids []int64, tokens uuids) {
+	ids, tokens = make([]int64, len(claims)), make(uuids, len(claims))
 	for i := range claims {
 		ids[i], tokens[i] = claims[i].id, pgID(&claims[i].token)
 	}
@@ -575,7 +574,7 @@ func (c *completing) ask(b *pgx.Batch) {
 	queueKnownOperations(b, keys, c.locked, c.owners)
 	queueLaneNews(b, c.lanes)
 	if len(seen) > 0 {
-		issuers, ids := make([]string, len(seen)), make([]string, len(seen))
+		issuers, ids := make(texts, len(seen)), make(texts, len(seen))
 		for i, op := range seen {
 			issuers[i], ids[i] = op.key.issuer, op.id
 		}
@@ -599,10 +598,11 @@ func queueClaimLocks(b *pgx.Batch, claims []claim, held map[claim]heldMessage) {
 		ORDER BY m.id FOR UPDATE OF m`,
 		ids, tokens).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
-			var c claim
+			var id int64
+			var token pgtype.UUID
 			var h heldMessage
-			err := rows.Scan(&c.id, &c.token, &h.halt, &h.maybe)
-			held[c] = h
+			err := rows.Scan(&id, &token, &h.halt, &h.maybe)
+			held[claim{id, token.Bytes}] = h
 			return err
 		})
 	})
@@ -708,7 +708,7 @@ type nextRow struct {
 func queueNexts(b *pgx.Batch, list []nextRow) {
 	var stay []nextRow
 	var doneIDs []int64
-	var doneTokens []pgtype.UUID
+	var doneTokens uuids
 	for _, r := range list {
 		if r.Done {
 			doneIDs, doneTokens = append(doneIDs, r.message.ID), append(doneTokens, pgID(&r.message.Token))
@@ -724,7 +724,7 @@ func queueNexts(b *pgx.Batch, list []nextRow) {
 	if n == 0 {
 		return
 	}
-	ids, tokens, runIns, rejects, burnt := make([]int64, n), make([]pgtype.UUID, n), make([]time.Duration, n), make([]time.Duration, n), make([]time.Duration, n)
+	ids, tokens, runIns, rejects, burnt := make([]int64, n), make(uuids, n), make([]time.Duration, n), make([]time.Duration, n), make([]time.Duration, n)
 	tries, asks, negatives, maybes := make([]int, n), make([]int, n), make([]int, n), make([]int, n)
 	resendOff, neverSent, keepRefusal := make([]bool, n), make([]bool, n), make([]bool, n)
 	setAside, unknown, giveUp := make([]bool, n), make([]bool, n), make([]bool, n)
@@ -772,9 +772,9 @@ func queueAttempts(b *pgx.Batch, list []attemptRow) {
 	if n == 0 {
 		return
 	}
-	issuers, orders, ids, kinds := make([]string, n), make([]pgtype.UUID, n), make([]pgtype.UUID, n), make([]string, n)
-	outcomes, reasons, statuses := make([]string, n), make([]string, n), make([]int, n)
-	codes, texts, operations, correlations := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	issuers, orders, ids, kinds := make(texts, n), make(uuids, n), make(uuids, n), make(texts, n)
+	outcomes, reasons, statuses := make(texts, n), make(texts, n), make([]int, n)
+	codes, texts, operations, correlations := make(texts, n), make(texts, n), make(texts, n), make(texts, n)
 	started, durations, lost := make([]time.Time, n), make([]int64, n), make([]bool, n)
 	for i, a := range list {
 		issuers[i], orders[i], ids[i], kinds[i] = a.key.issuer, pgID(&a.key.id), pgID(&a.ID), string(a.Kind)
