@@ -190,7 +190,7 @@ func markMessages(ctx context.Context, tx pgx.Tx, after, last int64, lease time.
 		), marked AS (
 			UPDATE outbox m SET
 				maybe_sent_at = now() + $4::interval, first_sent_at = coalesce(m.first_sent_at, o.created_at),
-				class = $5, claim_token = NULL, tries = 0, asks = 0, negatives = 0,
+				class = $5, claim_token = NULL, leased_until = NULL, tries = 0, asks = 0, negatives = 0,
 				refused_since = NULL, refused_at = NULL, reject_after = NULL,
 				resend_off = m.resend_off OR m.run_at = 'infinity', run_at = now() + random() * interval '1 min'
 			FROM part JOIN orders o ON o.issuer_id = part.issuer_id AND o.id = part.order_id
