@@ -31,6 +31,9 @@ const (
 	maxCardID = 48
 )
 
+// Header values of every call; nobody changes them.
+var jsonType, userAgentHeader = []string{"application/json"}, []string{userAgentName}
+
 // isID tells whether s is 1 to n characters of A-Z a-z 0-9 _ -. It is asked several times
 // a call, where a regular expression would show.
 func isID(s string, n int) bool {
@@ -144,12 +147,12 @@ func (c *Client) send(ctx context.Context, r request, token *accessToken) result
 	if err != nil {
 		return result{reason: ReasonInvalidCall, err: errors.New("d1client: request cannot be made")}
 	}
-	req.Header.Set("Authorization", "Bearer "+token.secret.reveal())
-	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", userAgentName)
-	req.Header.Set(correlationHeader, r.correlationID)
+	req.Header = http.Header{
+		"Authorization": {"Bearer " + token.secret.reveal()}, "Accept": jsonType, "User-Agent": userAgentHeader,
+		correlationHeader: {r.correlationID},
+	}
 	if len(r.body) > 0 {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header["Content-Type"] = jsonType
 	}
 
 	resp, err := c.transport.RoundTrip(req)

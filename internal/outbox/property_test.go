@@ -604,7 +604,7 @@ func (w *anyWorld) wait(d time.Duration) {
 	w.passed += d
 	w.Logf("%s pass", d)
 	for table, columns := range map[string]string{
-		"outbox":        "run_at first_sent_at refused_since refused_at maybe_sent_at created_at",
+		"outbox":        "run_at leased_until first_sent_at refused_since refused_at maybe_sent_at created_at",
 		"order_state":   "first_sent_at updated_at ended_at next_check_at",
 		"orders":        "created_at",
 		"operations":    "created_at",
@@ -758,7 +758,7 @@ func (w *anyWorld) settle() {
 	_, err := w.st.ResumeLane(w.ctx, store.LaneOf(w.issuer), "ada")
 	w.must(err)
 	w.workers = nil // all die
-	for range 12 {
+	round := func() {
 		w.wait(10 * time.Minute)
 		w.probe(nil)
 		for _, class := range store.Classes {
@@ -774,12 +774,16 @@ func (w *anyWorld) settle() {
 		w.workers = nil
 		w.invariants()
 	}
+	for range 12 {
+		round()
+	}
 	for range 2 { // the second time for what waited for another
 		for _, m := range w.made {
 			w.tell(m, m.step, m.failed)
 		}
 		w.wait(2 * time.Hour)
 		w.sweep(nil)
+		round()
 	}
 	w.invariants()
 	for _, o := range w.orders {

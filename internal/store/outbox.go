@@ -166,11 +166,16 @@ const claimable = `(m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL OR m.claim_tok
 		WHERE e.issuer_id = m.issuer_id AND e.card_id = m.card_id AND e.id <> m.id AND e.kind = 'submit'
 			AND (e.id < m.id AND e.run_at < 'infinity' OR e.claim_token IS NOT NULL OR e.maybe_sent_at IS NOT NULL)))`
 
+// due is true for messages m whose time has come and that nobody holds. A claim leaves
+// run_at alone, or it would write an entry into every index; so scans pass those that are
+// held, which are few: what the replicas have open or claimed ahead.
+const due = `m.run_at <= now() AND (m.leased_until IS NULL OR m.leased_until <= now())`
+
 // claimDue claims what is due of a lane that runs, from a given run_at on.
 const claimDue = `
 	WITH due AS MATERIALIZED (
 		SELECT m.id, m.run_at FROM outbox m
-		WHERE m.lane = $1 AND m.class = $2 AND m.run_at <= now() AND m.run_at >= $6
+		WHERE m.lane = $1 AND m.class = $2 AND ` + due + ` AND m.run_at >= $6
 			AND NOT EXISTS (SELECT FROM lanes l WHERE l.lane = $1 AND (l.paused_at IS NOT NULL OR l.stopped_at IS NOT NULL))
 			AND ` + sameHistory + ` AND ` + claimable + `
 		ORDER BY m.run_at LIMIT $3
@@ -186,14 +191,14 @@ const claimProbe = `
 	), candidates AS MATERIALIZED (
 		SELECT p.* FROM turn, (VALUES ($2::smallint), (1::smallint)) AS c(class) CROSS JOIN LATERAL (
 			SELECT m.id, m.run_at, 0 AS preference FROM outbox m
-			WHERE m.lane = $1 AND m.class = c.class AND m.run_at <= now() AND m.run_at >= $6
+			WHERE m.lane = $1 AND m.class = c.class AND ` + due + ` AND m.run_at >= $6
 				AND m.kind = 'submit' AND m.maybe_sent_at IS NULL AND m.claim_token IS NULL AND ` + claimable + `
 			ORDER BY m.run_at LIMIT $3
 			FOR UPDATE OF m SKIP LOCKED) p
 	), questions AS MATERIALIZED (
 		SELECT p.* FROM turn, (VALUES (2::smallint), (0::smallint), (1::smallint)) AS c(class) CROSS JOIN LATERAL (
 			SELECT m.id, m.run_at, 1 AS preference FROM outbox m
-			WHERE m.lane = $1 AND m.class = c.class AND m.run_at <= now() AND NOT EXISTS (SELECT FROM candidates)
+			WHERE m.lane = $1 AND m.class = c.class AND ` + due + ` AND NOT EXISTS (SELECT FROM candidates)
 				AND (m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL OR m.claim_token IS NOT NULL)
 			ORDER BY m.run_at LIMIT $3
 			FOR UPDATE OF m SKIP LOCKED) p
@@ -205,12 +210,13 @@ const claimProbe = `
 	), ` + claimRest
 
 // claimRest claims the messages in due. A new first_sent_at is the time of the
-// transaction, by which an old one is told.
+// transaction, by which an old one is told. The release before wrote the end of a lease
+// into run_at.
 const claimRest = `claimed AS (
 		UPDATE outbox m SET
-			claim_token = $4, run_at = now() + $5::interval,
+			claim_token = $4, leased_until = now() + $5::interval,
 			first_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.first_sent_at, now()) ELSE m.first_sent_at END,
-			maybe_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.maybe_sent_at, CASE WHEN m.claim_token IS NOT NULL THEN m.run_at END) END
+			maybe_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.maybe_sent_at, CASE WHEN m.claim_token IS NOT NULL THEN greatest(m.run_at, m.leased_until) END) END
 		WHERE m.id = ANY (ARRAY(SELECT id FROM due))
 		RETURNING m.*
 	)
@@ -239,13 +245,12 @@ func (s *Store) claim(ctx context.Context, sql, lane string, class Class, limit 
 		messages, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Message, error) {
 			m := Message{Token: token}
 			var sealed sealedPayload
-			var firstSentAt *time.Time
-			err := row.Scan(&m.ID, &m.Kind, &m.Class, &m.IssuerID, &m.OrderID, &m.CardID, &m.IssuerRequestID, &m.Tries, &firstSentAt, &m.SentBefore,
+			var orderID pgtype.UUID
+			var firstSentAt pgtype.Timestamptz
+			err := row.Scan(&m.ID, &m.Kind, &m.Class, &m.IssuerID, &orderID, &m.CardID, &m.IssuerRequestID, &m.Tries, &firstSentAt, &m.SentBefore,
 				&m.RefusedFor, &m.MaybeSent, &m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &m.Resends,
 				&m.AcceptedAt, &m.ClaimedAt, &m.TryingFor, &m.reached, &sealed.production, &sealed.encryptedData)
-			if firstSentAt != nil {
-				m.FirstSentAt = *firstSentAt
-			}
+			m.OrderID, m.FirstSentAt = orderID.Bytes, firstSentAt.Time
 			if err == nil {
 				m.Body, m.Err = s.openBody(m.IssuerID, m.OrderID, sealed)
 			}
@@ -355,7 +360,7 @@ func (s *Store) Release(ctx context.Context, messages []Message) error {
 	var released int
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `
-			UPDATE outbox m SET claim_token = NULL, run_at = now(),
+			UPDATE outbox m SET claim_token = NULL, leased_until = NULL,
 				class = CASE WHEN m.maybe_sent_at IS NULL THEN m.class ELSE $4 END, -- a lapsed lease, which is asked about
 				first_sent_at = CASE WHEN t.sent_before THEN m.first_sent_at END
 			FROM unnest($1::bigint[], $2::uuid[], $3::boolean[]) AS t(id, token, sent_before)
@@ -427,8 +432,8 @@ func claims(messages []Message) []claim {
 	return list
 }
 
-func claimColumns(claims []claim) (ids []int64, tokens []pgtype.UUID) {
-	ids, tokens = make([]int64, len(claims)), make([]pgtype.UUID, len(claims))
+func claimColumns(claims []claim) (ids []int64, tokens uuids) {
+	ids, tokens = make([]int64, len(claims)), make(uuids, len(claims))
 	for i := range claims {
 		ids[i], tokens[i] = claims[i].id, pgID(&claims[i].token)
 	}
@@ -569,7 +574,7 @@ func (c *completing) ask(b *pgx.Batch) {
 	queueKnownOperations(b, keys, c.locked, c.owners)
 	queueLaneNews(b, c.lanes)
 	if len(seen) > 0 {
-		issuers, ids := make([]string, len(seen)), make([]string, len(seen))
+		issuers, ids := make(texts, len(seen)), make(texts, len(seen))
 		for i, op := range seen {
 			issuers[i], ids[i] = op.key.issuer, op.id
 		}
@@ -593,10 +598,11 @@ func queueClaimLocks(b *pgx.Batch, claims []claim, held map[claim]heldMessage) {
 		ORDER BY m.id FOR UPDATE OF m`,
 		ids, tokens).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
-			var c claim
+			var id int64
+			var token pgtype.UUID
 			var h heldMessage
-			err := rows.Scan(&c.id, &c.token, &h.halt, &h.maybe)
-			held[c] = h
+			err := rows.Scan(&id, &token, &h.halt, &h.maybe)
+			held[claim{id, token.Bytes}] = h
 			return err
 		})
 	})
@@ -702,7 +708,7 @@ type nextRow struct {
 func queueNexts(b *pgx.Batch, list []nextRow) {
 	var stay []nextRow
 	var doneIDs []int64
-	var doneTokens []pgtype.UUID
+	var doneTokens uuids
 	for _, r := range list {
 		if r.Done {
 			doneIDs, doneTokens = append(doneIDs, r.message.ID), append(doneTokens, pgID(&r.message.Token))
@@ -718,7 +724,7 @@ func queueNexts(b *pgx.Batch, list []nextRow) {
 	if n == 0 {
 		return
 	}
-	ids, tokens, runIns, rejects, burnt := make([]int64, n), make([]pgtype.UUID, n), make([]time.Duration, n), make([]time.Duration, n), make([]time.Duration, n)
+	ids, tokens, runIns, rejects, burnt := make([]int64, n), make(uuids, n), make([]time.Duration, n), make([]time.Duration, n), make([]time.Duration, n)
 	tries, asks, negatives, maybes := make([]int, n), make([]int, n), make([]int, n), make([]int, n)
 	resendOff, neverSent, keepRefusal := make([]bool, n), make([]bool, n), make([]bool, n)
 	setAside, unknown, giveUp := make([]bool, n), make([]bool, n), make([]bool, n)
@@ -733,7 +739,7 @@ func queueNexts(b *pgx.Batch, list []nextRow) {
 		unknown[i], giveUp[i] = r.unknown, r.GiveUp && !r.unknown
 	}
 	exec(b, `
-		UPDATE outbox m SET claim_token = NULL,
+		UPDATE outbox m SET claim_token = NULL, leased_until = NULL,
 			run_at = CASE WHEN t.give_up THEN 'infinity' ELSE now() + t.run_in END,
 			class = CASE WHEN m.kind = 'ask' OR t.unknown THEN $16::smallint
 				WHEN m.class <> $16::smallint THEN m.class
@@ -766,9 +772,9 @@ func queueAttempts(b *pgx.Batch, list []attemptRow) {
 	if n == 0 {
 		return
 	}
-	issuers, orders, ids, kinds := make([]string, n), make([]pgtype.UUID, n), make([]pgtype.UUID, n), make([]string, n)
-	outcomes, reasons, statuses := make([]string, n), make([]string, n), make([]int, n)
-	codes, texts, operations, correlations := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	issuers, orders, ids, kinds := make(texts, n), make(uuids, n), make(uuids, n), make(texts, n)
+	outcomes, reasons, statuses := make(texts, n), make(texts, n), make([]int, n)
+	codes, texts, operations, correlations := make(texts, n), make(texts, n), make(texts, n), make(texts, n)
 	started, durations, lost := make([]time.Time, n), make([]int64, n), make([]bool, n)
 	for i, a := range list {
 		issuers[i], orders[i], ids[i], kinds[i] = a.key.issuer, pgID(&a.key.id), pgID(&a.ID), string(a.Kind)

@@ -219,10 +219,11 @@ func TestLostClaimChangesNothing(t *testing.T) {
 	t.Parallel()
 	f := open(t)
 	o := f.accept("card", "request")
-	stale := f.claim(1, -time.Second)[0]
+	stale := f.claim(1, time.Minute)[0]
+	f.exec(`UPDATE outbox SET run_at = now() - interval '1 h', leased_until = now() - interval '1 s'`)
 	fresh := f.claim(1, time.Minute)
-	if len(fresh) != 1 || !fresh[0].MaybeSent || fresh[0].SentAgo < time.Second {
-		t.Fatalf("taken over as %+v, want an unknown outcome", fresh)
+	if len(fresh) != 1 || !fresh[0].MaybeSent || fresh[0].SentAgo < time.Second || fresh[0].SentAgo > time.Minute {
+		t.Fatalf("taken over as %+v, want an unknown outcome since the lease ended", fresh)
 	}
 	f.complete(taken(stale, "stale-operation"))
 	if got := f.order(o.ID); got.State.Status != order.Accepted || got.State.Version != 1 {
@@ -239,6 +240,37 @@ func TestLostClaimChangesNothing(t *testing.T) {
 	}
 	if n := value[int](f, `SELECT count(*) FROM outbox`); n != 0 {
 		t.Errorf("%d messages are left", n)
+	}
+}
+
+// The release before writes the end of a lease into run_at: neither takes what the other
+// has claimed, and what it left behind is asked about.
+func TestClaimsOfTheReleaseBefore(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.accept("card", "request")
+	const claim = `UPDATE outbox SET claim_token = gen_random_uuid(), run_at = now() + $1::interval`
+	f.exec(claim, 5*time.Minute)
+	if m := f.claim(1, time.Minute); len(m) != 0 {
+		t.Errorf("claimed at the same time: %+v", m)
+	}
+	f.exec(claim, -time.Second)
+	if m := f.claim(1, time.Minute); len(m) != 1 || !m[0].MaybeSent || m[0].SentAgo < time.Second {
+		t.Errorf("taken over as %+v, want an unknown outcome", m)
+	}
+	if _, err := f.conn.Exec(t.Context(), claim, 5*time.Minute); err == nil {
+		t.Error("the release before could claim what is claimed")
+	}
+}
+
+// A claim writes no entry into an index, as long as no index knows what it changes.
+func TestClaimsChangeNoIndex(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	if n := value[int](f, `SELECT count(*) FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid
+		WHERE i.indrelid = 'outbox'::regclass AND a.attname IN ('claim_token', 'leased_until', 'first_sent_at', 'maybe_sent_at')
+			AND (a.attnum = ANY (i.indkey) OR pg_get_indexdef(i.indexrelid) LIKE '%' || a.attname || '%')`); n != 0 {
+		t.Errorf("%d of them do", n)
 	}
 }
 
@@ -428,7 +460,7 @@ func TestRefusedOrderWithAKnownOperation(t *testing.T) {
 	t.Parallel()
 	f := open(t)
 	o := f.accept("card", "request")
-	stale := f.claim(1, -time.Second)[0]
+	stale := f.claim(1, 0)[0]
 	fresh := f.claim(1, time.Minute)[0]
 	f.complete(store.Completion{Message: fresh, Attempt: attempt("refused"), Evidence: []order.Evidence{order.Refusal{}}})
 	f.complete(taken(stale, "operation"))
@@ -519,7 +551,7 @@ func TestKnownOperationIsAdoptedBeforeAResend(t *testing.T) {
 	t.Parallel()
 	f := open(t)
 	o := f.accept("card", "request")
-	stale := f.claim(1, -time.Second)[0]
+	stale := f.claim(1, 0)[0]
 	fresh := f.claim(1, time.Minute)[0]
 	f.complete(taken(stale, "operation"))
 	f.complete(store.Completion{
@@ -538,7 +570,7 @@ func TestLostClaimInTheSameBatch(t *testing.T) {
 	t.Parallel()
 	f := open(t)
 	o := f.accept("card", "request")
-	stale := f.claim(1, -time.Second)[0]
+	stale := f.claim(1, 0)[0]
 	fresh := f.claim(1, time.Minute)[0]
 	f.complete(
 		store.Completion{Message: stale, Attempt: attempt("refused"), Evidence: []order.Evidence{order.Refusal{}}},

@@ -101,7 +101,7 @@ func (c *cluster) quiet(ctx context.Context, l *load) error {
 // underWay tells what is still going on; "" for nothing.
 func (c *cluster) underWay(ctx context.Context) (string, error) {
 	for _, query := range []string{
-		`SELECT count(*), 'messages to be sent, the next one in ' || date_trunc('second', min(run_at) - now()) FROM outbox`,
+		`SELECT count(*), 'messages to be sent, the next one in ' || date_trunc('second', min(greatest(run_at, leased_until)) - now()) FROM outbox`,
 		`SELECT count(*), 'notifications to be applied, of ' || count(DISTINCT operation_id) || ' operations, the first one ' ||
 			(array_agg(outcome || ' of ' || operation_id ORDER BY id))[1]
 			FROM notifications WHERE outcome IN ('parked', 'unapplied')`,
