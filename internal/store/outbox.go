@@ -445,8 +445,15 @@ type Completion struct {
 	Message  Message
 	Attempt  Attempt
 	Seen     []string         // PRODUCE operations that D1 showed for the order
+	Others   []OrderOperation // the same for other orders of the card
 	Evidence []order.Evidence // how the order advances, if the claim still holds
 	Next     Next             // what becomes of the message, if the order still waits
+}
+
+// OrderOperation is a PRODUCE operation of an order.
+type OrderOperation struct {
+	OrderID     uuid.UUID
+	OperationID string
 }
 
 // Attempt is one call to D1 and its answer.
@@ -557,6 +564,7 @@ type heldMessage struct {
 // all transactions.
 func (c *completing) ask(b *pgx.Batch) {
 	keys, held := make([]orderKey, len(c.list)), make([]claim, len(c.list))
+	var others []orderKey
 	var seen []operation
 	c.locked, c.owners, c.lost = make(map[orderKey]*lockedOrder, len(keys)), make(map[string]orderKey), nil
 	c.held, c.lanes = make(map[claim]heldMessage, len(keys)), make(map[string]*laneNews)
@@ -566,8 +574,14 @@ func (c *completing) ask(b *pgx.Batch) {
 		for _, id := range c.list[i].Seen {
 			seen = append(seen, operation{keys[i], id, string(c.list[i].Attempt.Kind)})
 		}
+		for _, other := range c.list[i].Others {
+			key := orderKey{m.IssuerID, other.OrderID}
+			others = append(others, key)
+			seen = append(seen, operation{key, other.OperationID, string(c.list[i].Attempt.Kind)})
+		}
 		c.lanes[LaneOf(m.IssuerID)] = &laneNews{}
 	}
+	keys = append(keys, others...)
 	exec(b, steadyPlans)
 	queueLocks(b, keys, seen, c.locked)
 	queueClaimLocks(b, held, c.held)
@@ -636,6 +650,13 @@ func (c *completing) answer(b *pgx.Batch) {
 		}
 		if m.Kind == KindAsk || o.state.Waiting() {
 			nexts = append(nexts, nextRow{m, next, c.lanes[LaneOf(m.IssuerID)].stopped(), next.maybe(h)})
+		}
+	}
+	for i := range c.list {
+		for _, other := range c.list[i].Others {
+			if o := c.locked[orderKey{c.list[i].Message.IssuerID, other.OrderID}]; o != nil {
+				w.advance(o, Cause{Kind: CauseAttempt, ID: c.list[i].Attempt.ID.String()}) // by all its operations
+			}
 		}
 	}
 	queueAttempts(b, attempts)
@@ -792,19 +813,39 @@ func queueAttempts(b *pgx.Batch, list []attemptRow) {
 		issuers, orders, ids, kinds, outcomes, reasons, statuses, codes, texts, operations, correlations, started, durations, lost)
 }
 
-// OperationOwners returns which of the given operations belong to which orders.
-func (s *Store) OperationOwners(ctx context.Context, issuer string, operationIDs []string) (map[string]uuid.UUID, error) {
-	rows, err := s.pool.Query(ctx, `SELECT operation_id, order_id FROM operations WHERE issuer_id = $1 AND operation_id = ANY($2)`,
-		issuer, operationIDs)
-	if err != nil {
-		return nil, fmt.Errorf("looking up operations: %w", err)
-	}
-	owners := make(map[string]uuid.UUID)
-	var operationID string
-	var orderID uuid.UUID
-	_, err = pgx.ForEachRow(rows, []any{&operationID, &orderID}, func() error { owners[operationID] = orderID; return nil })
-	if err != nil {
-		return nil, fmt.Errorf("looking up operations: %w", err)
+// Owners tells to which orders the operations belong that D1 shows for a card.
+type Owners struct {
+	Operations map[string]Owner     // by operationId
+	Requests   map[string]uuid.UUID // orders by issuerRequestId
+}
+
+// Owner is the order of an operation.
+type Owner struct {
+	OrderID uuid.UUID
+	Adopted bool // it is the one that makes the order's card, and not a further one
+}
+
+// Owners looks up operations and requests of an issuer.
+func (s *Store) Owners(ctx context.Context, issuer string, operationIDs, requestIDs []string) (Owners, error) {
+	owners := Owners{make(map[string]Owner), make(map[string]uuid.UUID)}
+	var b pgx.Batch
+	b.Queue(`
+		SELECT p.operation_id, p.order_id, coalesce(s.operation_id = p.operation_id, false)
+		FROM operations p LEFT JOIN order_state s ON s.issuer_id = p.issuer_id AND s.order_id = p.order_id
+		WHERE p.issuer_id = $1 AND p.operation_id = ANY($2)`, issuer, operationIDs).Query(func(rows pgx.Rows) error {
+		var id string
+		var owner Owner
+		_, err := pgx.ForEachRow(rows, []any{&id, &owner.OrderID, &owner.Adopted}, func() error { owners.Operations[id] = owner; return nil })
+		return err
+	})
+	b.Queue(`SELECT issuer_request_id, id FROM orders WHERE issuer_id = $1 AND issuer_request_id = ANY($2)`, issuer, requestIDs).Query(func(rows pgx.Rows) error {
+		var id string
+		var orderID uuid.UUID
+		_, err := pgx.ForEachRow(rows, []any{&id, &orderID}, func() error { owners.Requests[id] = orderID; return nil })
+		return err
+	})
+	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
+		return Owners{}, fmt.Errorf("looking up whose operations these are: %w", err)
 	}
 	return owners, nil
 }
