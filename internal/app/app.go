@@ -108,7 +108,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	if !direct.IsSet() {
 		direct = cfg.Database.URL
 	}
-	s.background.Go(func() { s.store.Listen(work, direct.Reveal(), s.fleet.Wake) })
+	s.background.Go(func() { s.store.Listen(work, direct.Reveal(), s.fleet.Wake, s.fleet.Look) })
 	close(s.started)
 	return s, nil
 }

@@ -35,6 +35,7 @@ type Fleet struct {
 	metrics *Metrics
 	lanes   map[string]*lane // by name
 	live    atomic.Int32
+	early   chan struct{}    // a heartbeat is wanted now
 	now     func() time.Time // the process's clock: for its skew only
 
 	// Only the beat uses these.
@@ -58,7 +59,7 @@ func NewFleet(cfg FleetConfig, st *store.Store, m *Metrics) (*Fleet, error) {
 	setDefault(&cfg.Beat, time.Second)
 	return &Fleet{
 		cfg: cfg, id: id, store: st, metrics: m,
-		lanes: make(map[string]*lane), shares: make(map[string]*share), now: time.Now,
+		lanes: make(map[string]*lane), shares: make(map[string]*share), now: time.Now, early: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -82,6 +83,14 @@ func (f *Fleet) Wake(name string) {
 	}
 }
 
+// Look has this process see now what people did with a lane. It never blocks.
+func (f *Fleet) Look() {
+	select {
+	case f.early <- struct{}{}:
+	default:
+	}
+}
+
 // Alone tells whether no other process is known to share the lanes: then nobody needs
 // to be told of new messages.
 func (f *Fleet) Alone() bool { return f.live.Load() == 1 }
@@ -98,6 +107,7 @@ func (f *Fleet) Run(ctx context.Context) {
 		next := time.NewTimer(f.cfg.Beat + jitter(f.cfg.Beat/2))
 		select {
 		case <-next.C:
+		case <-f.early:
 		case <-ctx.Done():
 		}
 		next.Stop()
@@ -116,9 +126,7 @@ const beatTimeout = 5 * time.Second
 // beat says that this process lives, and passes on what that teaches. While the database
 // is away everything stays as it was last heard.
 func (f *Fleet) beat(ctx context.Context) {
-	short, cancel := context.WithTimeout(ctx, beatTimeout)
-	defer cancel()
-	err := f.tryBeat(short)
+	err := f.tryBeat(ctx)
 	switch {
 	case err != nil && ctx.Err() == nil && !f.failing:
 		f.cfg.Log.Error("the heartbeat fails; the shares of the lanes stay as they are", "error", err)
@@ -134,10 +142,13 @@ func (f *Fleet) tryBeat(ctx context.Context) error {
 	for _, l := range f.lanes {
 		lease = max(lease, l.lease)
 	}
+	// After a failover it marks every message first, however long that takes.
 	changed, err := f.store.CheckTimeline(ctx, lease)
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
 	health, err := f.health()
 	if err != nil {
 		return err

@@ -29,8 +29,8 @@ func (s *Store) CommitTogether(ctx context.Context, list []Acceptance) (orders [
 }
 
 // ListenWith is Listen that pings often and gives up soon.
-func (s *Store) ListenWith(ctx context.Context, url string, ping, timeout, retry time.Duration, wake func(lane string)) {
-	l := &listener{store: s, url: url, wake: wake, pingEvery: ping, pingTimeout: timeout, retryMax: retry}
+func (s *Store) ListenWith(ctx context.Context, url string, ping, timeout, retry time.Duration, wake func(lane string), changed func()) {
+	l := &listener{store: s, url: url, wake: wake, changed: changed, pingEvery: ping, pingTimeout: timeout, retryMax: retry}
 	l.run(ctx)
 }
 

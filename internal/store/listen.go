@@ -19,8 +19,8 @@ import (
 const channel = "cardorder"
 
 // announcement is what is said on the channel: "FROM LANE", or "FROM" alone, by which
-// a listener finds out whether it still hears. FROM is empty where the sender is to
-// hear it too.
+// a listener finds out whether it still hears. FROM is empty where a lane's row
+// was changed, which the sender is to hear too.
 type announcement struct{ from, lane string }
 
 func (a announcement) String() string { return a.from + " " + a.lane }
@@ -111,9 +111,10 @@ func pause(ctx context.Context, d time.Duration) {
 
 // listener hears announcements.
 type listener struct {
-	store *Store
-	url   string
-	wake  func(lane string)
+	store   *Store
+	url     string
+	wake    func(lane string)
+	changed func()
 	// Every so often an announcement to oneself is sent through the pool, and must be
 	// heard within the timeout.
 	pingEvery, pingTimeout time.Duration
@@ -122,12 +123,12 @@ type listener struct {
 }
 
 // Listen calls wake for each lane that another replica announced, and with "" when
-// announcements may have been missed, until ctx ends. url must reach Postgres
-// itself. Where notifications do not come through, as behind a PgBouncer in
+// announcements may have been missed, and changed when a lane was paused or resumed,
+// until ctx ends. url must reach Postgres itself. Where notifications do not come through, as behind a PgBouncer in
 // transaction mode, it says so in the log and goes on trying: polling finds
 // everything.
-func (s *Store) Listen(ctx context.Context, url string, wake func(lane string)) {
-	l := &listener{store: s, url: url, wake: wake, pingEvery: 10 * time.Second, pingTimeout: 5 * time.Second, retryMax: time.Minute}
+func (s *Store) Listen(ctx context.Context, url string, wake func(lane string), changed func()) {
+	l := &listener{store: s, url: url, wake: wake, changed: changed, pingEvery: 10 * time.Second, pingTimeout: 5 * time.Second, retryMax: time.Minute}
 	l.run(ctx)
 }
 
@@ -184,6 +185,9 @@ func (l *listener) session(ctx context.Context) (heard bool, err error) {
 					l.deaf = false
 					l.store.cfg.Log.Info("announcements of other replicas are heard")
 				}
+			case a.lane != "" && a.from == "":
+				l.changed()
+				l.wake(a.lane)
 			case a.lane != "" && a.from != l.store.announcer.self:
 				l.wake(a.lane)
 			}

@@ -13,6 +13,9 @@ import (
 	"cardorder/internal/store"
 )
 
+// changedLane stands for a lane that was paused or resumed.
+const changedLane = "changed"
+
 // hear listens until the test ends and passes on what it hears.
 func (f *fixture) hear(st *store.Store, url string, timeout time.Duration) <-chan string {
 	f.t.Helper()
@@ -20,7 +23,7 @@ func (f *fixture) hear(st *store.Store, url string, timeout time.Duration) <-cha
 	ctx, cancel := context.WithCancel(f.t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
-		st.ListenWith(ctx, url, 50*time.Millisecond, timeout, 50*time.Millisecond, func(lane string) { heard <- lane })
+		st.ListenWith(ctx, url, 50*time.Millisecond, timeout, 50*time.Millisecond, func(lane string) { heard <- lane }, func() { heard <- changedLane })
 	})
 	f.t.Cleanup(func() {
 		cancel()
@@ -73,12 +76,16 @@ func TestAnnounce(t *testing.T) {
 	if _, err := f.PauseLane(t.Context(), "d1/paused", "ada", "why"); err != nil {
 		t.Fatal(err)
 	}
+	f.wantHeard(mine, changedLane)
 	f.wantHeard(mine, "d1/paused")
+	f.wantHeard(theirs, changedLane)
 	f.wantHeard(theirs, "d1/paused")
 	if _, err := f.ResumeLane(t.Context(), "d1/paused", "ada"); err != nil {
 		t.Fatal(err)
 	}
+	f.wantHeard(mine, changedLane)
 	f.wantHeard(mine, "d1/paused")
+	f.wantHeard(theirs, changedLane)
 	f.wantHeard(theirs, "d1/paused")
 }
 
