@@ -242,17 +242,17 @@ func (s *Store) claim(ctx context.Context, sql, lane string, class Class, limit 
 	exec(&b, steadyPlans)
 	exec(&b, sortOff)
 	b.Queue(sql, lane, class, limit, token, lease, from).Query(func(rows pgx.Rows) (err error) {
-		messages, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Message, error) {
+		messages, err = pgx.AppendRows(make([]Message, 0, min(limit, 256)), rows, func(row pgx.CollectableRow) (Message, error) {
 			m := Message{Token: token}
-			var sealed sealedPayload
+			var production, encryptedData pgtype.DriverBytes // good until the next row
 			var orderID pgtype.UUID
 			var firstSentAt pgtype.Timestamptz
 			err := row.Scan(&m.ID, &m.Kind, &m.Class, &m.IssuerID, &orderID, &m.CardID, &m.IssuerRequestID, &m.Tries, &firstSentAt, &m.SentBefore,
 				&m.RefusedFor, &m.MaybeSent, &m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &m.Resends,
-				&m.AcceptedAt, &m.ClaimedAt, &m.TryingFor, &m.reached, &sealed.production, &sealed.encryptedData)
+				&m.AcceptedAt, &m.ClaimedAt, &m.TryingFor, &m.reached, &production, &encryptedData)
 			m.OrderID, m.FirstSentAt = orderID.Bytes, firstSentAt.Time
 			if err == nil {
-				m.Body, m.Err = s.openBody(m.IssuerID, m.OrderID, sealed)
+				m.Body, m.Err = s.openBody(m.IssuerID, m.OrderID, sealedPayload{production, encryptedData})
 			}
 			return m, err
 		})
@@ -635,6 +635,9 @@ func (c *completing) answer(b *pgx.Batch) {
 			continue // erased in the meantime
 		}
 		h, held := c.held[claim{m.ID, m.Token}]
+		if held && m.Kind == KindSubmit {
+			o.submit = m.ID
+		}
 		attempts = append(attempts, attemptRow{o.orderKey, &done.Attempt, !held})
 		evidence, next := c.decide(done, o, h, held)
 		w.advance(o, Cause{Kind: CauseAttempt, ID: done.Attempt.ID.String()}, evidence...)
