@@ -20,6 +20,12 @@ var (
 // needs no second look.
 const freshClaim = time.Second
 
+// fresh tells whether a claim is, by both clocks of this machine: the monotonic one
+// stands still while the machine sleeps.
+func fresh(now, claimedAt time.Time) bool {
+	return now.Sub(claimedAt) < freshClaim && now.Round(0).Sub(claimedAt.Round(0)) < freshClaim
+}
+
 // mayStillSend is asked when the token and the connection are there, immediately
 // before the first byte. Getting them takes time, and meanwhile D1 may have told
 // that it has the order from an earlier sending, or a person may have stopped it.
@@ -27,7 +33,7 @@ func (l *lane) mayStillSend(ctx context.Context, j *job, deadline time.Time) err
 	if !time.Now().Before(deadline) {
 		return errLease
 	}
-	if !j.SentBefore && time.Since(j.claimedAt) < freshClaim {
+	if !j.SentBefore && fresh(time.Now(), j.claimedAt) {
 		return nil
 	}
 	held, err := l.store.Holds(ctx, j.Message)

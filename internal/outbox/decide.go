@@ -163,6 +163,10 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 // dropped: for some minutes.
 const questionTries = 12
 
+// enoughNegatives is how many clean answers that D1 does not have an order prove it. No
+// more are counted: an order that is not sent again is asked about for ever.
+const enoughNegatives = 2
+
 // notSeen says what follows when D1 showed nothing of an order whose outcome is unknown.
 func (p Policy) notSeen(m store.Message, a d1client.StatusAnswer, doubtful, proven bool) ([]order.Evidence, store.Next) {
 	again := store.Next{RunIn: p.askIn(m.Asks+1, m.SentAgo), Asks: m.Asks + 1}
@@ -172,9 +176,9 @@ func (p Policy) notSeen(m store.Message, a d1client.StatusAnswer, doubtful, prov
 	again.Negatives = m.Negatives
 	clean := a.Skipped == 0 && (a.Finding == d1client.Found || proven)
 	if clean && m.SentAgo >= p.ResendAfter {
-		again.Negatives++
+		again.Negatives = min(again.Negatives+1, enoughNegatives)
 	}
-	if again.Negatives < 2 || m.ResendOff || p.NeverResend {
+	if again.Negatives < enoughNegatives || m.ResendOff || p.NeverResend {
 		return p.stillUnknown(m), again
 	}
 	evidence, resend := p.burning(m, store.Next{RunIn: p.resendIn(m.Resends), Maybe: store.MaybeClear})

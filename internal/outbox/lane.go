@@ -475,9 +475,9 @@ func (l *lane) handle(ctx context.Context, j *job) {
 		return
 	}
 	told = true
+	l.outcomes.add(c) // first: whatever goes wrong after this, the answer is not lost
 	l.learn(j, reply)
 	l.tell(j, c)
-	l.outcomes.add(c)
 }
 
 // learn lets the breaker of a direction know of a call.

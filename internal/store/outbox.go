@@ -182,28 +182,30 @@ const claimDue = `
 		FOR UPDATE OF m SKIP LOCKED
 	), ` + claimRest
 
-// claimProbe claims the message that has been due for longest of a stopped lane.
+// claimProbe claims the message that has been due for longest of a stopped lane, of
+// single orders and of batches in turn: behind a batch that is refused as a whole no
+// single order would come in time.
 const claimProbe = `
 	WITH turn AS (
-		SELECT l.lane FROM lanes l
+		SELECT l.lane, (l.probes % 2)::smallint AS class FROM lanes l
 		WHERE l.lane = $1 AND l.stopped_at IS NOT NULL AND l.paused_at IS NULL AND l.probe_at <= now() AND ` + sameHistory + `
 		FOR UPDATE SKIP LOCKED
 	), candidates AS MATERIALIZED (
-		SELECT p.* FROM turn, (VALUES ($2::smallint), (1::smallint)) AS c(class) CROSS JOIN LATERAL (
-			SELECT m.id, m.run_at, 0 AS preference FROM outbox m
+		SELECT p.*, c.class = turn.class AS first FROM turn, (VALUES ($2::smallint), (1::smallint)) AS c(class) CROSS JOIN LATERAL (
+			SELECT m.id, m.run_at FROM outbox m
 			WHERE m.lane = $1 AND m.class = c.class AND ` + due + ` AND m.run_at >= $6
 				AND m.kind = 'submit' AND m.maybe_sent_at IS NULL AND m.claim_token IS NULL AND ` + claimable + `
 			ORDER BY m.run_at LIMIT $3
 			FOR UPDATE OF m SKIP LOCKED) p
 	), questions AS MATERIALIZED (
-		SELECT p.* FROM turn, (VALUES (2::smallint), (0::smallint), (1::smallint)) AS c(class) CROSS JOIN LATERAL (
-			SELECT m.id, m.run_at, 1 AS preference FROM outbox m
+		SELECT p.*, false AS first FROM turn, (VALUES (2::smallint), (0::smallint), (1::smallint)) AS c(class) CROSS JOIN LATERAL (
+			SELECT m.id, m.run_at FROM outbox m
 			WHERE m.lane = $1 AND m.class = c.class AND ` + due + ` AND NOT EXISTS (SELECT FROM candidates)
 				AND (m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL OR m.claim_token IS NOT NULL)
 			ORDER BY m.run_at LIMIT $3
 			FOR UPDATE OF m SKIP LOCKED) p
 	), due AS MATERIALIZED (
-		SELECT id, run_at FROM (SELECT * FROM candidates UNION ALL SELECT * FROM questions) a ORDER BY run_at LIMIT 1
+		SELECT id, run_at FROM (SELECT * FROM candidates UNION ALL SELECT * FROM questions) a ORDER BY first DESC, run_at LIMIT 1
 	), moved AS (
 		UPDATE lanes SET probes = probes + 1, probe_at = now() + least(interval '1 min', interval '1 s' * 2 ^ least(probes, 6)), updated_at = now()
 		WHERE lane = $1 AND EXISTS (SELECT FROM due)
@@ -412,12 +414,14 @@ func (s *Store) halt(ctx context.Context, messages []Message) error {
 	return err
 }
 
-// Holds tells whether a claim still holds and the order may be sent: the message is
-// neither another worker's nor retired by evidence from D1, and nobody wants the order
-// held or cancelled.
+// Holds tells whether a claim still holds and the order may be sent: its lease has not
+// run out, though nobody may have taken over yet, as when the claimer's machine slept;
+// the message is not retired by evidence from D1, and nobody wants the order held or
+// cancelled.
 func (s *Store) Holds(ctx context.Context, m Message) (bool, error) {
 	var held bool
-	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM outbox WHERE id = $1 AND claim_token = $2 AND halt IS NULL)`, m.ID, m.Token).Scan(&held)
+	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM outbox
+		WHERE id = $1 AND claim_token = $2 AND halt IS NULL AND leased_until > now())`, m.ID, m.Token).Scan(&held)
 	if err != nil {
 		return false, fmt.Errorf("looking for a claim: %w", err)
 	}

@@ -180,6 +180,24 @@ func TestRefusalsStopTheLane(t *testing.T) {
 	f.whole()
 }
 
+// A batch that is refused as a whole does not keep a single order from being the probe.
+func TestProbesTakeClassesInTurn(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.acceptMany(5)
+	f.exec(`UPDATE outbox SET class = 1, run_at = now() - interval '1 h' WHERE id <= 4`)
+	f.exec(`INSERT INTO lanes (lane, stopped_at) VALUES ($1, now())`, lane)
+	var classes []store.Class
+	for range 3 {
+		m := f.probe()[0]
+		classes = append(classes, m.Class)
+		f.complete(refused(m, 3))
+	}
+	if !slices.Equal(classes, []store.Class{store.ClassSingle, store.ClassBatch, store.ClassBatch}) {
+		t.Errorf("the probes are of %v", classes)
+	}
+}
+
 // An acceptance of a call from before the stop does not end it.
 func TestOldAcceptanceDoesNotEndAStop(t *testing.T) {
 	t.Parallel()

@@ -479,6 +479,17 @@ func TestHolds(t *testing.T) {
 	}
 }
 
+// A worker whose machine slept may believe that it has time left. Nobody has taken over
+// yet, but whoever does counts from the end of the lease.
+func TestLapsedClaimDoesNotHold(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.accept("card", "request")
+	if held, err := f.Holds(t.Context(), f.claim(1, 0)[0]); err != nil || held {
+		t.Errorf("held %v after the lease, %v", held, err)
+	}
+}
+
 // A refusal that comes before a late answer with an operation contradicts it.
 func TestRefusedOrderWithAKnownOperation(t *testing.T) {
 	t.Parallel()
