@@ -383,8 +383,11 @@ func TestSinglesFirst(t *testing.T) {
 	w.eventually("one call is open", func() bool { return w.openCalls(bank) == 1 })
 	w.accept(bank, "single", 1)
 	p.Wake(store.LaneOf(bank))
-	w.eventually("the single one is claimed", func() bool {
-		return query[int](w, `SELECT count(*) FROM outbox WHERE class = $1 AND claim_token IS NOT NULL`, store.ClassSingle) == 1
+	l := p.lanes[store.LaneOf(bank)]
+	w.eventually("the single one is claimed, and has arrived", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.queue.waiting(store.ClassSingle) == 1
 	})
 	open()
 	w.submitted(bank, 31)
