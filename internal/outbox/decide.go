@@ -132,7 +132,7 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 	if a.Finding == d1client.LookupFailed {
 		c.Next = store.Next{RunIn: max(a.RetryAfter, backoff(m.Tries)), Tries: m.Tries + 1, Asks: m.Asks, Negatives: m.Negatives}
 		if m.Kind == store.KindAsk {
-			c.Next.Done = c.Next.Tries >= questionTries
+			c.Next.Done = c.Next.Tries >= questionTries && judge(a.Reason) != verdictHold
 		} else {
 			c.Evidence = p.stillUnknown(m)
 		}
