@@ -86,12 +86,12 @@ func (l *lane) surroundings(ctx context.Context, m store.Message, answer d1clien
 	}
 	unknown := m.Kind != store.KindAsk
 	around.proven = unknown && answer.Finding == d1client.CardNotFound && l.findsKnownCard(ctx)
-	var ids []string
-	for _, op := range answer.Operations {
-		ids = append(ids, op.OperationID)
-	}
-	if len(ids) > 0 {
-		if around.owners, err = l.store.OperationOwners(ctx, l.cfg.IssuerID, ids); err != nil {
+	if len(answer.Operations) > 0 {
+		var operations, requests []string
+		for _, op := range answer.Operations {
+			operations, requests = append(operations, op.OperationID), append(requests, op.IssuerRequestID)
+		}
+		if around.owners, err = l.store.Owners(ctx, l.cfg.IssuerID, operations, requests); err != nil {
 			return around, err
 		}
 	}

@@ -84,7 +84,6 @@ type lane struct {
 	ahead    ahead
 	returned []*job // to be given back
 	draining bool
-	d1Skew   *time.Duration // nil before D1's first answer
 
 	// What the fleet last said.
 	heard   bool
@@ -499,7 +498,6 @@ func (l *lane) learn(j *job, reply d1client.Reply) {
 	}
 	if !reply.ServerDate.IsZero() {
 		skew := reply.ServerDate.Add(500 * time.Millisecond).Sub(now) // the date is cut to the second
-		l.d1Skew = &skew
 		l.metrics.d1Skew.Set(skew.Seconds())
 	}
 }

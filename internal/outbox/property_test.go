@@ -435,11 +435,11 @@ func (w *anyWorld) ask(x *worker, attempt store.Attempt, kind string) store.Comp
 		a = d1client.StatusAnswer{Reply: d1client.Reply{Reason: d1client.ReasonTimeout}}
 		return w.policy.asked(x.Message, attempt, a, surroundings{})
 	}
-	var ids []string
+	var ids, requests []string
 	for _, m := range w.made {
 		if m.card == x.CardID && w.now()-m.at >= w.lag {
 			a.Operations = append(a.Operations, w.shown(m, m.step, m.failed))
-			ids = append(ids, m.id)
+			ids, requests = append(ids, m.id), append(requests, a.Operations[len(a.Operations)-1].IssuerRequestID)
 		}
 	}
 	var around surroundings
@@ -447,7 +447,7 @@ func (w *anyWorld) ask(x *worker, attempt store.Attempt, kind string) store.Comp
 	if len(ids) == 0 && kind == "404" {
 		a.Finding, around.proven = d1client.CardNotFound, true
 	}
-	around.owners, err = w.st.OperationOwners(w.ctx, w.issuer, ids)
+	around.owners, err = w.st.Owners(w.ctx, w.issuer, ids, requests)
 	w.must(err)
 	around.sibling, around.parked, err = w.st.Doubts(w.ctx, x.Message)
 	w.must(err)

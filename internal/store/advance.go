@@ -25,6 +25,7 @@ type lockedOrder struct {
 	cardProductID string
 	issuance      order.Issuance
 	operations    []string    // every PRODUCE operation seen for it
+	submit        int64       // the message that brings it to D1, when this transaction has locked it
 	doubted       bool        // it did not change since the database's history did: D1 may have it
 	halt          BatchAction // hold or cancel, when one came while D1 may have had it
 	changes       []change    // made in this transaction, to be logged after it
@@ -91,7 +92,7 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orderKey]*lockedOrder) {
 	issuers, ids := columns(distinctKeys(keys))
 	b.Queue(`
-		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, coalesce(o.terms -> 'services' ->> 'issuance', ''),
+		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, coalesce(o.terms #>> '{services,issuance}', ''),
 			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false), `+stateColumns+`
 		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
 			JOIN order_state s ON s.issuer_id = t.issuer_id AND s.order_id = t.order_id
@@ -388,7 +389,22 @@ func queueRetired(b *pgx.Batch, list []*lockedOrder) {
 	if len(list) == 0 {
 		return
 	}
-	issuers, ids := columns(keysOf(list))
+	var locked []int64
+	var others []*lockedOrder
+	for _, o := range list {
+		if o.submit != 0 {
+			locked = append(locked, o.submit)
+		} else {
+			others = append(others, o)
+		}
+	}
+	if len(locked) > 0 {
+		exec(b, `DELETE FROM outbox WHERE id = ANY ($1)`, locked)
+	}
+	if len(others) == 0 {
+		return
+	}
+	issuers, ids := columns(keysOf(others))
 	exec(b, `
 		DELETE FROM outbox m USING unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
 		WHERE m.issuer_id = t.issuer_id AND m.order_id = t.order_id AND m.kind = 'submit'`, issuers, ids)

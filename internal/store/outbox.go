@@ -244,17 +244,17 @@ func (s *Store) claim(ctx context.Context, sql, lane string, class Class, limit 
 	exec(&b, steadyPlans)
 	exec(&b, sortOff)
 	b.Queue(sql, lane, class, limit, token, lease, from).Query(func(rows pgx.Rows) (err error) {
-		messages, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Message, error) {
+		messages, err = pgx.AppendRows(make([]Message, 0, min(limit, 256)), rows, func(row pgx.CollectableRow) (Message, error) {
 			m := Message{Token: token}
-			var sealed sealedPayload
+			var production, encryptedData pgtype.DriverBytes // good until the next row
 			var orderID pgtype.UUID
 			var firstSentAt pgtype.Timestamptz
 			err := row.Scan(&m.ID, &m.Kind, &m.Class, &m.IssuerID, &orderID, &m.CardID, &m.IssuerRequestID, &m.Tries, &firstSentAt, &m.SentBefore,
 				&m.RefusedFor, &m.MaybeSent, &m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &m.Resends,
-				&m.AcceptedAt, &m.ClaimedAt, &m.TryingFor, &m.reached, &sealed.production, &sealed.encryptedData)
+				&m.AcceptedAt, &m.ClaimedAt, &m.TryingFor, &m.reached, &production, &encryptedData)
 			m.OrderID, m.FirstSentAt = orderID.Bytes, firstSentAt.Time
 			if err == nil {
-				m.Body, m.Err = s.openBody(m.IssuerID, m.OrderID, sealed)
+				m.Body, m.Err = s.openBody(m.IssuerID, m.OrderID, sealedPayload{production, encryptedData})
 			}
 			return m, err
 		})
@@ -449,8 +449,15 @@ type Completion struct {
 	Message  Message
 	Attempt  Attempt
 	Seen     []string         // PRODUCE operations that D1 showed for the order
+	Others   []OrderOperation // the same for other orders of the card
 	Evidence []order.Evidence // how the order advances, if the claim still holds
 	Next     Next             // what becomes of the message, if the order still waits
+}
+
+// OrderOperation is a PRODUCE operation of an order.
+type OrderOperation struct {
+	OrderID     uuid.UUID
+	OperationID string
 }
 
 // Attempt is one call to D1 and its answer.
@@ -561,6 +568,7 @@ type heldMessage struct {
 // all transactions.
 func (c *completing) ask(b *pgx.Batch) {
 	keys, held := make([]orderKey, len(c.list)), make([]claim, len(c.list))
+	var others []orderKey
 	var seen []operation
 	c.locked, c.owners, c.lost = make(map[orderKey]*lockedOrder, len(keys)), make(map[string]orderKey), nil
 	c.held, c.lanes = make(map[claim]heldMessage, len(keys)), make(map[string]*laneNews)
@@ -570,8 +578,14 @@ func (c *completing) ask(b *pgx.Batch) {
 		for _, id := range c.list[i].Seen {
 			seen = append(seen, operation{keys[i], id, string(c.list[i].Attempt.Kind)})
 		}
+		for _, other := range c.list[i].Others {
+			key := orderKey{m.IssuerID, other.OrderID}
+			others = append(others, key)
+			seen = append(seen, operation{key, other.OperationID, string(c.list[i].Attempt.Kind)})
+		}
 		c.lanes[LaneOf(m.IssuerID)] = &laneNews{}
 	}
+	keys = append(keys, others...)
 	exec(b, steadyPlans)
 	queueLocks(b, keys, seen, c.locked)
 	queueClaimLocks(b, held, c.held)
@@ -625,6 +639,9 @@ func (c *completing) answer(b *pgx.Batch) {
 			continue // erased in the meantime
 		}
 		h, held := c.held[claim{m.ID, m.Token}]
+		if held && m.Kind == KindSubmit {
+			o.submit = m.ID
+		}
 		attempts = append(attempts, attemptRow{o.orderKey, &done.Attempt, !held})
 		evidence, next := c.decide(done, o, h, held)
 		w.advance(o, Cause{Kind: CauseAttempt, ID: done.Attempt.ID.String()}, evidence...)
@@ -640,6 +657,13 @@ func (c *completing) answer(b *pgx.Batch) {
 		}
 		if m.Kind == KindAsk || o.state.Waiting() {
 			nexts = append(nexts, nextRow{m, next, c.lanes[LaneOf(m.IssuerID)].stopped(), next.maybe(h)})
+		}
+	}
+	for i := range c.list {
+		for _, other := range c.list[i].Others {
+			if o := c.locked[orderKey{c.list[i].Message.IssuerID, other.OrderID}]; o != nil {
+				w.advance(o, Cause{Kind: CauseAttempt, ID: c.list[i].Attempt.ID.String()}) // by all its operations
+			}
 		}
 	}
 	queueAttempts(b, attempts)
@@ -796,19 +820,39 @@ func queueAttempts(b *pgx.Batch, list []attemptRow) {
 		issuers, orders, ids, kinds, outcomes, reasons, statuses, codes, texts, operations, correlations, started, durations, lost)
 }
 
-// OperationOwners returns which of the given operations belong to which orders.
-func (s *Store) OperationOwners(ctx context.Context, issuer string, operationIDs []string) (map[string]uuid.UUID, error) {
-	rows, err := s.pool.Query(ctx, `SELECT operation_id, order_id FROM operations WHERE issuer_id = $1 AND operation_id = ANY($2)`,
-		issuer, operationIDs)
-	if err != nil {
-		return nil, fmt.Errorf("looking up operations: %w", err)
-	}
-	owners := make(map[string]uuid.UUID)
-	var operationID string
-	var orderID uuid.UUID
-	_, err = pgx.ForEachRow(rows, []any{&operationID, &orderID}, func() error { owners[operationID] = orderID; return nil })
-	if err != nil {
-		return nil, fmt.Errorf("looking up operations: %w", err)
+// Owners tells to which orders the operations belong that D1 shows for a card.
+type Owners struct {
+	Operations map[string]Owner     // by operationId
+	Requests   map[string]uuid.UUID // orders by issuerRequestId
+}
+
+// Owner is the order of an operation.
+type Owner struct {
+	OrderID uuid.UUID
+	Adopted bool // it is the one that makes the order's card, and not a further one
+}
+
+// Owners looks up operations and requests of an issuer.
+func (s *Store) Owners(ctx context.Context, issuer string, operationIDs, requestIDs []string) (Owners, error) {
+	owners := Owners{make(map[string]Owner), make(map[string]uuid.UUID)}
+	var b pgx.Batch
+	b.Queue(`
+		SELECT p.operation_id, p.order_id, coalesce(s.operation_id = p.operation_id, false)
+		FROM operations p LEFT JOIN order_state s ON s.issuer_id = p.issuer_id AND s.order_id = p.order_id
+		WHERE p.issuer_id = $1 AND p.operation_id = ANY($2)`, issuer, operationIDs).Query(func(rows pgx.Rows) error {
+		var id string
+		var owner Owner
+		_, err := pgx.ForEachRow(rows, []any{&id, &owner.OrderID, &owner.Adopted}, func() error { owners.Operations[id] = owner; return nil })
+		return err
+	})
+	b.Queue(`SELECT issuer_request_id, id FROM orders WHERE issuer_id = $1 AND issuer_request_id = ANY($2)`, issuer, requestIDs).Query(func(rows pgx.Rows) error {
+		var id string
+		var orderID uuid.UUID
+		_, err := pgx.ForEachRow(rows, []any{&id, &orderID}, func() error { owners.Requests[id] = orderID; return nil })
+		return err
+	})
+	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
+		return Owners{}, fmt.Errorf("looking up whose operations these are: %w", err)
 	}
 	return owners, nil
 }

@@ -213,6 +213,30 @@ func TestNoMessageIsClaimedTwice(t *testing.T) {
 	}
 }
 
+// D1's answer about one order may show a second card of another one of the same card.
+func TestSecondCardSeenBesideAnotherOrder(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	first := f.accept("card", "first")
+	f.complete(taken(f.claim(1, time.Minute)[0], "first-operation"))
+	r := request("card", "second")
+	r.DuplicateOverride = "a test"
+	a, err := f.Accept(t.Context(), store.Acceptance{IssuerID: issuer, Client: "test", Request: r})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := taken(f.claim(1, time.Minute)[0], "second-operation")
+	c.Attempt.Kind = store.AttemptAsk
+	c.Others = []store.OrderOperation{{OrderID: first.ID, OperationID: "first-again"}}
+	f.complete(c)
+	if got := f.order(first.ID); got.State.OperationID != "first-operation" || !slices.Equal(got.State.Attention, []order.Attention{order.AttentionSecondCard}) {
+		t.Errorf("the other order: operation %s, attention %v", got.State.OperationID, got.State.Attention)
+	}
+	if got := f.order(a.Order.ID); got.State.Status != order.Submitted || len(got.State.Attention) > 0 {
+		t.Errorf("the order asked about: %s, attention %v", got.State.Status, got.State.Attention)
+	}
+}
+
 // A worker that lost its claim changes no state; what D1 answered it is kept as
 // a fact all the same.
 func TestLostClaimChangesNothing(t *testing.T) {
@@ -797,7 +821,7 @@ func TestPlans(t *testing.T) {
 		},
 		"known card": func() error { _, err := st.KnownCard(t.Context(), issuer, -time.Hour*24*365); return err },
 		"owners": func() error {
-			_, err := st.OperationOwners(t.Context(), issuer, []string{"op-r-1", "op-r-2"})
+			_, err := st.Owners(t.Context(), issuer, []string{"op-r-1", "op-r-2"}, []string{"r-1", "r-2"})
 			return err
 		},
 		"check": func() error { _, err := st.Check(t.Context(), issuer, 50); return err },

@@ -14,14 +14,15 @@ import (
 // Where a repeat makes a second card, a run keeps to what the promise needs: D1
 // shows an accepted order within resendAfter of the last moment at which a byte of
 // it could have left. So a frozen replica that wakes up after its lease, a network
-// that holds bytes back, and D1's own lag must together stay below it. Where D1 is
-// idempotent by issuerRequestId, they need not and do not.
+// that holds bytes back, and D1's own lag must together stay below it. Where D1
+// knows a repeated issuerRequestId again, they need not and do not.
 type bureau struct {
 	idempotent bool
 	ids        bool // notifications and answers name our requests
 	settings   map[string]any
 	noise      map[string]any // d1sim.Faults
 	losing     float64        // share of the notifications that get lost
+	attended   bool           // somebody pauses and resumes the lane; else it has to help itself
 
 	// Of the service's configuration.
 	callTimeout, resendAfter                               time.Duration
@@ -33,7 +34,7 @@ type bureau struct {
 
 func newBureau(r *rand.Rand) bureau {
 	b := bureau{
-		idempotent: r.IntN(3) == 0, ids: r.IntN(4) > 0,
+		idempotent: r.IntN(3) == 0, ids: r.IntN(4) > 0, attended: r.IntN(4) > 0,
 		callTimeout: time.Second, resendAfter: 6 * time.Second,
 		freeze: [2]time.Duration{2200 * time.Millisecond, 3500 * time.Millisecond},
 		stall:  [2]time.Duration{300 * time.Millisecond, time.Second},
@@ -41,11 +42,11 @@ func newBureau(r *rand.Rand) bureau {
 	}
 	repeat := d1sim.RepeatSecondCard
 	if b.idempotent {
-		repeat, b.resendAfter = d1sim.RepeatSame, 3*time.Second
+		repeat, b.resendAfter = pick(r, d1sim.RepeatSame, d1sim.RepeatSame, d1sim.RepeatConflict), 3*time.Second
 		b.freeze[1], b.stall[1], b.lag = 6*time.Second, 4*time.Second, 5*time.Second
 	}
-	b.concurrency, b.rate = pick(r, 4, 16, 64), pick(r, 0, 0, 80)
-	b.breakerThreshold, b.stopAfterRefusals = pick(r, 2, 5), pick(r, 2, 5)
+	b.concurrency, b.rate = pick(r, 8, 16, 64), pick(r, 0, 0, 80)
+	b.breakerThreshold, b.stopAfterRefusals = pick(r, 3, 5, 10), pick(r, 2, 5)
 	b.settings = map[string]any{
 		"repeat":                  repeat,
 		"stepInterval":            between(r, [2]time.Duration{50 * time.Millisecond, 400 * time.Millisecond}).String(),
@@ -88,10 +89,7 @@ func newBureau(r *rand.Rand) bureau {
 func (b bureau) latestOnly() bool { return b.settings["statusLatestOnly"] == true }
 
 func (b bureau) String() string {
-	words := []string{"a repeated request makes a second card"}
-	if b.idempotent {
-		words[0] = "a repeated request is the same order"
-	}
+	words := []string{fmt.Sprintf("a repeated request gets %v", b.settings["repeat"])}
 	if !b.ids {
 		words = append(words, "notifications name no request")
 	}
@@ -100,6 +98,9 @@ func (b bureau) String() string {
 	}
 	if b.losing > 0 {
 		words = append(words, fmt.Sprintf("a share of %v of the notifications gets lost", b.losing))
+	}
+	if !b.attended {
+		words = append(words, "nobody looks after the lane")
 	}
 	words = append(words, fmt.Sprintf("status answers lag %v", b.settings["statusLag"]), fmt.Sprintf("resendAfter %v", b.resendAfter),
 		fmt.Sprintf("%d calls at once", b.concurrency))

@@ -71,17 +71,20 @@ func (t trouble) make(ctx context.Context, r *rand.Rand, counts *tally) {
 // troubles is everything that goes wrong in a run: often enough that a minute has some of
 // each kind, seldom enough that work gets done in between.
 func (c *cluster) troubles(b bureau, l *load, fail func(string, ...any)) []trouble {
-	return []trouble{
-		{4 * time.Second, c.replicaFaults(b, fail)},
+	list := []trouble{
+		{6 * time.Second, c.replicaFaults(b, fail)},
 		{15 * time.Second, c.databaseFaults(fail)},
-		{5 * time.Second, networkFaults("database", func(r *replica) *netfault.Proxy { return r.toDatabase }, c.replicas, [2]time.Duration{time.Second, 4 * time.Second})},
-		{5 * time.Second, networkFaults("D1", func(r *replica) *netfault.Proxy { return r.toD1 }, c.replicas, b.stall)},
+		{6 * time.Second, networkFaults("database", func(r *replica) *netfault.Proxy { return r.toDatabase }, c.replicas, [2]time.Duration{time.Second, 4 * time.Second})},
+		{6 * time.Second, networkFaults("D1", func(r *replica) *netfault.Proxy { return r.toD1 }, c.replicas, b.stall)},
 		{4 * time.Second, networkFaults("core banking", func(r *replica) *netfault.Proxy { return r.toAPI }, c.replicas, [2]time.Duration{time.Second, 4 * time.Second})},
-		{800 * time.Millisecond, c.answerFaults(b)},
+		{time.Second, c.answerFaults(b)},
 		{6 * time.Second, c.bureauFaults(b)},
 		{2 * time.Second, c.notificationFaults()},
-		{4 * time.Second, operatorFaults(l, fail)},
 	}
+	if b.attended {
+		list = append(list, trouble{4 * time.Second, operatorFaults(l, fail)})
+	}
+	return list
 }
 
 func (c *cluster) replicaFaults(b bureau, fail func(string, ...any)) []fault {

@@ -212,12 +212,11 @@ func (l *load) retryRejected(ctx context.Context) (n int, err error) {
 	return n, nil
 }
 
-// refreshOpen has D1 asked about every order that has not ended, and returns how many
-// there were.
-func (l *load) refreshOpen(ctx context.Context) (n int, err error) {
+// refreshOpen has D1 asked about every order that has not ended, and returns them.
+func (l *load) refreshOpen(ctx context.Context) (ids []string, err error) {
 	list, err := l.list(ctx, client.OrderFilter{Limit: 200})
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	for _, o := range list {
 		if o.EndedAt != nil {
@@ -228,11 +227,11 @@ func (l *load) refreshOpen(ctx context.Context) (n int, err error) {
 			return err
 		})
 		if err != nil {
-			return n, fmt.Errorf("refreshing %s: %w", o.ID, err)
+			return ids, fmt.Errorf("refreshing %s: %w", o.ID, err)
 		}
-		n++
+		ids = append(ids, o.ID)
 	}
-	return n, nil
+	return ids, nil
 }
 
 func (l *load) list(ctx context.Context, f client.OrderFilter) (list []*client.Order, err error) {
@@ -287,7 +286,7 @@ func (l *load) upload(ctx, whole context.Context, r *rand.Rand) {
 			changes = append(changes, pick(r, "hold", "release", "cancel"))
 		}
 		pauses := between(r, [2]time.Duration{100 * time.Millisecond, 2 * time.Second})
-		l.working.Go(func() { l.batch(whole, u, changes, pauses) })
+		l.working.Go(func() { l.batch(whole, u, rows, changes, pauses) })
 	}
 }
 
@@ -309,7 +308,7 @@ func (f *slowFile) Close() error { return nil }
 
 // batch uploads a file and then lets people hold, release and cancel it. In the end
 // it is released, unless it was cancelled.
-func (l *load) batch(ctx context.Context, u client.Upload, changes []string, pauses time.Duration) {
+func (l *load) batch(ctx context.Context, u client.Upload, rows int, changes []string, pauses time.Duration) {
 	l.wait(1)
 	defer l.wait(-1)
 	var batch *client.UploadedBatch
@@ -321,8 +320,8 @@ func (l *load) batch(ctx context.Context, u client.Upload, changes []string, pau
 		l.fail("uploading %s: %v", u.IdempotencyKey, err)
 		return
 	}
-	if batch.Rows.Refused > 0 {
-		l.fail("%s: %d rows were refused", u.IdempotencyKey, batch.Rows.Refused)
+	if got := batch.Rows; got.Read != rows || got.Accepted+got.Replayed != rows {
+		l.fail("%s has %d rows, and the answer was %+v", u.IdempotencyKey, rows, got)
 	}
 	l.mu.Lock()
 	l.batches = append(l.batches, batch.ID)

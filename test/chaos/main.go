@@ -65,6 +65,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	ok := true
 	if *again {
+		say("%d runs once found something", len(regressions))
 		for _, r := range regressions {
 			say("once found: %s", r.found)
 			ok = run(ctx, r.options) && ok

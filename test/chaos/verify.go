@@ -46,10 +46,10 @@ func (v *verdict) add(count *int, format string, args ...any) {
 // they resume the lane, retry what was refused along with everything, and ask D1 where
 // the orders stand that seem not to have arrived.
 func (c *cluster) settle(ctx context.Context, l *load) error {
-	if err := l.resume(ctx); err != nil {
-		return fmt.Errorf("resuming the lane: %w", err)
-	}
 	var errs []error
+	if l.bureau.attended {
+		errs = append(errs, l.resume(ctx))
+	}
 	for {
 		errs = append(errs, c.quiet(ctx, l))
 		n, err := l.retryRejected(ctx)
@@ -58,9 +58,12 @@ func (c *cluster) settle(ctx context.Context, l *load) error {
 		}
 		say("%d orders were rejected along with others and are tried again", n)
 	}
-	n, err := l.refreshOpen(ctx)
-	say("D1 is asked about %d orders that have not ended", n)
-	return errors.Join(append(errs, err, c.quiet(ctx, l))...)
+	open, err := l.refreshOpen(ctx)
+	say("D1 is asked about %d orders that have not ended", len(open))
+	if errs = append(errs, err); len(open) > 0 && l.bureau.losing == 0 {
+		errs = append(errs, fmt.Errorf("%d orders have not ended although D1 has told everything: %v", len(open), open[:min(len(open), 10)]))
+	}
+	return errors.Join(append(errs, c.quiet(ctx, l))...)
 }
 
 // quiet waits until every caller has its answer, nothing is left to be sent, and D1
