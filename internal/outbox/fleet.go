@@ -112,9 +112,9 @@ func (f *Fleet) Run(ctx context.Context) {
 		}
 		next.Stop()
 	}
-	ctx = context.WithoutCancel(ctx)
-	f.linger(ctx, &lanes)
-	short, cancel := context.WithTimeout(ctx, beatTimeout)
+	ended := context.WithoutCancel(ctx) // a new name: a lane that has not begun yet looks at ctx
+	f.linger(ended, &lanes)
+	short, cancel := context.WithTimeout(ended, beatTimeout)
 	defer cancel()
 	if err := f.store.Depart(short, f.id); err != nil {
 		f.cfg.Log.Warn("taking this process off the list of replicas failed; the others notice by themselves", "error", err)
