@@ -130,7 +130,7 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 	if a.Finding == d1client.LookupFailed {
 		c.Next = store.Next{RunIn: max(a.RetryAfter, backoff(m.Tries)), Tries: m.Tries + 1, Asks: m.Asks, Negatives: m.Negatives}
 		if m.Kind == store.KindAsk {
-			c.Next.Done = c.Next.Tries >= questionTries
+			c.Next.Done = c.Next.Tries >= questionTries && judge(a.Reason) != verdictHold
 		} else {
 			c.Evidence = p.stillUnknown(m)
 		}
@@ -234,7 +234,7 @@ func candidates(m store.Message, operations []d1client.Operation, around surroun
 		case owned && owner.OrderID == m.OrderID, op.IssuerRequestID == m.IssuerRequestID && (op.Operation == "PRODUCE" || op.Operation == ""):
 			mine = append(mine, op)
 		case !op.StartTime.IsZero() && op.StartTime.Before(m.FirstSentAt.Add(-order.ClockSkew)): // certainly older
-		case op.Operation == "PRODUCE" && op.OperationID != "" && op.IssuerRequestID == "" && !op.NotByCard && !op.StartTime.IsZero():
+		case !owned && op.Operation == "PRODUCE" && op.OperationID != "" && op.IssuerRequestID == "" && !op.NotByCard && !op.StartTime.IsZero():
 			nameless = append(nameless, op)
 		default:
 			doubtful = true

@@ -148,6 +148,7 @@ func TestCandidates(t *testing.T) {
 		{"without an id and unreadable", []d1client.Operation{{Operation: "PRODUCE", StartTime: sent}}, surroundings{}, nil, true},
 		{"without an id, perhaps a sibling's", []d1client.Operation{operation("a", "", 0)}, surroundings{sibling: true}, nil, true},
 		{"without an id, another order's", []d1client.Operation{operation("a", "", 0)}, surroundings{owners: store.Owners{Operations: map[string]store.Owner{"a": {OrderID: them, Adopted: true}}}}, nil, false},
+		{"without an id, another order's, and not the first", []d1client.Operation{operation("a", "", 0)}, surroundings{owners: store.Owners{Operations: map[string]store.Owner{"a": {OrderID: them}}}}, nil, true},
 		{"without an id, known as ours", []d1client.Operation{operation("a", "", -time.Hour)}, surroundings{owners: store.Owners{Operations: map[string]store.Owner{"a": {OrderID: us, Adopted: true}}}}, []string{"a"}, false},
 		{"two without an id", []d1client.Operation{operation("a", "", 0), operation("b", "", 0)}, surroundings{}, nil, true},
 		{"ours by id but known as another's", []d1client.Operation{operation("a", "ours", 0)}, surroundings{owners: store.Owners{Operations: map[string]store.Owner{"a": {OrderID: them, Adopted: true}}}}, nil, true},

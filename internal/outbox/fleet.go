@@ -112,11 +112,37 @@ func (f *Fleet) Run(ctx context.Context) {
 		}
 		next.Stop()
 	}
-	lanes.Wait()
-	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), beatTimeout)
+	ended := context.WithoutCancel(ctx) // a new name: a lane that has not begun yet looks at ctx
+	f.linger(ended, &lanes)
+	short, cancel := context.WithTimeout(ended, beatTimeout)
 	defer cancel()
 	if err := f.store.Depart(short, f.id); err != nil {
 		f.cfg.Log.Warn("taking this process off the list of replicas failed; the others notice by themselves", "error", err)
+	}
+}
+
+// linger keeps this process's share of the limits from the others until its calls under
+// way have ended.
+func (f *Fleet) linger(ctx context.Context, lanes *sync.WaitGroup) {
+	ctx, ended := context.WithCancel(ctx)
+	go func() {
+		defer ended()
+		lanes.Wait()
+	}()
+	again := time.NewTicker(f.cfg.Beat)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-again.C:
+		}
+		short, cancel := context.WithTimeout(ctx, beatTimeout)
+		if health, err := f.health(); err == nil {
+			// When it fails the others take over sooner, which is no harm.
+			_, _ = f.store.Beat(short, store.Replica{ID: f.id, Host: f.cfg.Host, Health: health})
+		}
+		cancel()
 	}
 }
 

@@ -318,6 +318,10 @@ func (l *lane) claim(ctx context.Context, c claimPlan) {
 	}
 	for _, m := range messages {
 		j := &job{Message: m, claimedAt: claimedAt}
+		if m.Halted {
+			l.returned = append(l.returned, j)
+			continue
+		}
 		if m.MaybeSent && m.Class != store.ClassQuestion {
 			l.metrics.rescued.Inc()
 		}

@@ -777,7 +777,7 @@ func (w *anyWorld) settle() {
 	for range 12 {
 		round()
 	}
-	for range 2 { // the second time for what waited for another
+	for range 5 { // what waited for another is asked about twice, and then sent
 		for _, m := range w.made {
 			w.tell(m, m.step, m.failed)
 		}

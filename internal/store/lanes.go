@@ -91,6 +91,13 @@ func (s *Store) changeLane(ctx context.Context, lane, sql string, args ...any) (
 	return l, err
 }
 
+// tellOfLane tells every process with the commit that a lane's row was changed: what
+// they have claimed ahead of a lane that stopped is not to be sent.
+func tellOfLane(ctx context.Context, tx pgx.Tx, lane string) error {
+	_, err := tx.Exec(ctx, `SELECT pg_notify($1, $2)`, channel, announcement{lane: lane}.String())
+	return err
+}
+
 // Lanes returns the state of lanes by name. A lane without a row is not in it.
 func (s *Store) Lanes(ctx context.Context) (map[string]LaneState, error) {
 	var lanes map[string]LaneState

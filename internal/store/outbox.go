@@ -46,7 +46,10 @@ type Message struct {
 	Asks      int  // questions asked so far
 	Negatives int  // of them, answers that count as "not there"
 	ResendOff bool // never send again, only ask
-	Resends   int  // how often it was sent again after D1 did not show it
+	// Halted: somebody wanted the order held or cancelled while a worker of the release
+	// before had it, which does not look. It is to be released, not to be sent.
+	Halted  bool
+	Resends int // how often it was sent again after D1 did not show it
 
 	AcceptedAt time.Time     // when the order was accepted, by the database's clock
 	ClaimedAt  time.Time     // the same of this claim
@@ -158,11 +161,10 @@ const sameHistory = `NOT EXISTS (SELECT FROM database_history h
 	WHERE h.only_row AND (h.timeline <> ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
 		OR h.system_identifier <> (SELECT system_identifier FROM pg_control_system())))`
 
-// claimable is true for messages m that may be claimed as far as their card and what
-// people want of their order are concerned. D1 is asked at any time about what it may
-// have: that sends nothing.
+// claimable is true for messages m that may be claimed as far as their card is
+// concerned. D1 is asked at any time about what it may have: that sends nothing.
 const claimable = `(m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL OR m.claim_token IS NOT NULL
-	OR m.halt IS NULL AND NOT EXISTS (SELECT FROM outbox e
+	OR NOT EXISTS (SELECT FROM outbox e
 		WHERE e.issuer_id = m.issuer_id AND e.card_id = m.card_id AND e.id <> m.id AND e.kind = 'submit'
 			AND (e.id < m.id AND e.run_at < 'infinity' OR e.claim_token IS NOT NULL OR e.maybe_sent_at IS NOT NULL)))`
 
@@ -225,7 +227,8 @@ const claimRest = `claimed AS (
 	SELECT c.id, c.kind, c.class, c.issuer_id, c.order_id, c.card_id, o.issuer_request_id, c.tries, c.first_sent_at,
 		c.first_sent_at IS DISTINCT FROM now() AND c.first_sent_at IS NOT NULL,
 		coalesce(now() - c.refused_since, '0'), c.maybe_sent_at IS NOT NULL, coalesce(now() - c.maybe_sent_at, '0'),
-		c.asks, c.negatives, c.resend_off, c.resends, o.created_at, now(), c.trying_for,
+		c.asks, c.negatives, c.resend_off, c.resends, c.halt IS NOT NULL AND c.maybe_sent_at IS NULL,
+		o.created_at, now(), c.trying_for,
 		(SELECT max(run_at) FROM due), p.production, p.encrypted_data
 	FROM claimed c JOIN orders o ON o.issuer_id = c.issuer_id AND o.id = c.order_id
 		LEFT JOIN order_payload p ON p.issuer_id = c.issuer_id AND p.order_id = c.order_id`
@@ -250,7 +253,7 @@ func (s *Store) claim(ctx context.Context, sql, lane string, class Class, limit 
 			var orderID pgtype.UUID
 			var firstSentAt pgtype.Timestamptz
 			err := row.Scan(&m.ID, &m.Kind, &m.Class, &m.IssuerID, &orderID, &m.CardID, &m.IssuerRequestID, &m.Tries, &firstSentAt, &m.SentBefore,
-				&m.RefusedFor, &m.MaybeSent, &m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &m.Resends,
+				&m.RefusedFor, &m.MaybeSent, &m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &m.Resends, &m.Halted,
 				&m.AcceptedAt, &m.ClaimedAt, &m.TryingFor, &m.reached, &production, &encryptedData)
 			m.OrderID, m.FirstSentAt = orderID.Bytes, firstSentAt.Time
 			if err == nil {

@@ -139,6 +139,9 @@ func (s *Store) stopLane(ctx context.Context, lane string, last *Completion) err
 		if stopped = tag.RowsAffected() > 0; !stopped {
 			return nil
 		}
+		if err := tellOfLane(ctx, tx, lane); err != nil {
+			return err
+		}
 		return s.letGo(ctx, tx, lane, nil)
 	})
 	if err != nil {
@@ -179,6 +182,9 @@ func (s *Store) settleRefusals(ctx context.Context, lane string, acceptance *Com
 			if tag.RowsAffected() > 0 {
 				// While the set-up was wrong no refusal proved anything.
 				ended, more, locked = true, false, nil
+				if err := tellOfLane(ctx, tx, lane); err != nil {
+					return err
+				}
 				return s.letGo(ctx, tx, lane, &claimedAt)
 			}
 			locked, more, err = s.rejectSetAside(ctx, tx, lane, acceptance)

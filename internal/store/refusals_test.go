@@ -445,6 +445,26 @@ func TestHalts(t *testing.T) {
 	}
 }
 
+// A worker of the release before gives a message back, or reschedules it, whatever
+// somebody wants of its order: that is done then.
+func TestHaltThatNobodyLookedAt(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	o := f.accept("card", "request")
+	f.exec(`UPDATE outbox SET halt = 'cancel'`)
+	m := f.claim(1, time.Minute)
+	if len(m) != 1 || !m[0].Halted {
+		t.Fatalf("claimed %+v", m)
+	}
+	if err := f.Release(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.order(o.ID).State.Status; got != order.Cancelled {
+		t.Errorf("the order is %s", got)
+	}
+	f.whole()
+}
+
 // A halted message that is given back is held or cancelled; D1's word of it tells people
 // that the halt came too late; a release takes a hold back, not a cancel.
 func TestHaltsOtherwise(t *testing.T) {

@@ -34,6 +34,8 @@ type walMemory struct {
 	mu sync.Mutex // held while the database is asked, so that answers come in order
 	history
 	position int64
+	// marked is when this process last got on with the marking of messages.
+	marked time.Time
 }
 
 // ahead tells whether the database was further in this history before.
@@ -92,7 +94,7 @@ type histories struct {
 	// position is how far the database's log has reached the disk: not less after a
 	// crash, unlike what was only written.
 	position int64
-	marking  bool // some process is marking messages
+	marking  bool // another process is marking messages
 }
 
 // markerDies is after how long without progress a process that marks messages is taken
@@ -111,8 +113,8 @@ func (s *Store) histories(ctx context.Context) (h histories, err error) {
 	var b pgx.Batch
 	exec(&b, remember)
 	b.Queue(`SELECT c.*, h.system_identifier, h.timeline,
-			h.timeline = $1 AND h.seen_at BETWEEN clock_timestamp() - $2::interval AND clock_timestamp()
-		FROM (`+currentHistory+`) c CROSS JOIN database_history h`, doubted, markerDies).QueryRow(func(row pgx.Row) error {
+			h.timeline = $1 AND h.seen_at <> $3 AND h.seen_at BETWEEN clock_timestamp() - $2::interval AND clock_timestamp()
+		FROM (`+currentHistory+`) c CROSS JOIN database_history h`, doubted, markerDies, s.wal.marked).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&h.now.SystemIdentifier, &h.now.Timeline, &h.position, &h.remembered.SystemIdentifier, &h.remembered.Timeline, &h.marking)
 	})
 	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
@@ -154,6 +156,7 @@ func (s *Store) markAll(ctx context.Context, remembered history, lease time.Dura
 	if err != nil {
 		return fmt.Errorf("doubting the database's history: %w", err)
 	}
+	s.wal.marked = since
 	marked := 0
 	for after := int64(0); after < last; {
 		var reached int64
@@ -172,7 +175,7 @@ func (s *Store) markAll(ctx context.Context, remembered history, lease time.Dura
 		if err != nil {
 			return fmt.Errorf("marking messages after a change of the database's history: %w", err)
 		}
-		after, marked, since = reached, marked+n, seen
+		after, marked, since, s.wal.marked = reached, marked+n, seen, seen
 	}
 	err = s.inShortTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		if _, err := stillDoubted(ctx, tx, since); err != nil {

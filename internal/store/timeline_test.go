@@ -112,6 +112,24 @@ func TestInterruptedMarking(t *testing.T) {
 	}
 }
 
+// What fails under way, as on a connection that a failover cut, is begun anew at once.
+func TestMarkingThatFailed(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.checkTimeline(f.Store, false)
+	f.accept("card", "r")
+	f.elsewhere()
+	f.exec(`ALTER TABLE outbox RENAME COLUMN asks TO gone`)
+	if _, err := f.CheckTimeline(t.Context(), time.Minute); err == nil {
+		t.Fatal("it did not fail")
+	}
+	f.exec(`ALTER TABLE outbox RENAME COLUMN gone TO asks`)
+	f.checkTimeline(f.Store, true)
+	if n := value[int](f, `SELECT count(*) FROM outbox WHERE maybe_sent_at IS NOT NULL`); n != 1 {
+		t.Error("the message is not marked")
+	}
+}
+
 // A copy of the database's files that was put back has no new timeline: a process that
 // saw it further on sees it.
 func TestDatabaseSetBack(t *testing.T) {
