@@ -97,8 +97,9 @@ func (c *Client) Lanes(ctx context.Context) ([]Lane, error) {
 }
 
 // PauseLane keeps every replica from sending anything to D1 and from asking it,
-// until [Client.ResumeLane]; what one had taken before may go out for a second or two. The reason, of 1 to 200 characters, is shown to
-// everybody. Of a lane that is paused already it changes nothing.
+// until [Client.ResumeLane]; what one had taken before may go out until it has heard of
+// it, within two seconds. The reason, of 1 to 200 characters, is shown to everybody. Of
+// a lane that is paused already it changes nothing.
 func (c *Client) PauseLane(ctx context.Context, lane, reason string) (*Lane, error) {
 	return c.changeLane(ctx, "pausing a lane", lane, "/pause", struct {
 		Reason string `json:"reason"`

@@ -38,13 +38,22 @@ CREATE TABLE database_history (
     seen_at           timestamptz NOT NULL DEFAULT now() -- orders untouched since before may have been sent in another history
 );
 
+-- Locked in the order of all transactions of the service, which goes on meanwhile.
+ALTER TABLE order_state SET (fillfactor = 40);
+ALTER TABLE order_state
+    ADD COLUMN next_check_at timestamptz, -- when D1 is to be asked about the order
+    ADD COLUMN checks        smallint NOT NULL DEFAULT 0; -- since the last news
+
+-- A claim changes no indexed column and finds room in the same page, so it writes no
+-- index entry.
+ALTER TABLE outbox SET (fillfactor = 40);
 ALTER TABLE outbox
+    ADD COLUMN leased_until timestamptz, -- set while claimed: then the message is due again
     ADD COLUMN refused_at   timestamptz, -- set aside: the last refusal that need not be the order's own fault, since when none was accepted
     ADD COLUMN reject_after interval,    -- for how long after refused_since such a refusal proves nothing
     ADD COLUMN trying_for   interval NOT NULL DEFAULT '0', -- waits between tries that count towards giving up
     ADD COLUMN halt         text;        -- hold or cancel, which came when D1 may have had it
 
-ALTER TABLE order_state SET (fillfactor = 50);
-ALTER TABLE order_state
-    ADD COLUMN next_check_at timestamptz, -- when D1 is to be asked about the order
-    ADD COLUMN checks        smallint NOT NULL DEFAULT 0; -- since the last news
+-- The release before writes the end of a lease into run_at. It would take a message that
+-- is claimed here for one whose lease ran out: its claim fails instead.
+ALTER TABLE outbox ADD CONSTRAINT outbox_leased CHECK (run_at <= leased_until) NOT VALID;

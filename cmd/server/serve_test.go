@@ -38,6 +38,7 @@ func TestUsage(t *testing.T) {
 		{"serve --config x extra", 2, "unexpected argument \"extra\"\nUsage of serve:"},
 		{"serve --port 1", 2, "flag provided but not defined: -port"},
 		{"config", 2, "--config is required\nUsage of config:"},
+		{"restored", 2, "--config is required\nUsage of restored:"},
 		{"migrate", 2, "usage: server migrate up|status"},
 		{"migrate down --config x", 2, "usage: server migrate up|status"},
 		{"migrate up", 2, "--config is required\nUsage of migrate up:"},
@@ -63,7 +64,7 @@ func TestUsage(t *testing.T) {
 	for _, arg := range []string{"help", "-h", "--help"} {
 		p := run(t, []string{arg})
 		p.wantExit(0)
-		wantParts(t, p.stdout.String(), "Usage: server <command>", "serve", "dev", "demo", "migrate", "healthcheck", "keygen", "config")
+		wantParts(t, p.stdout.String(), "Usage: server <command>", "serve", "dev", "demo", "migrate", "restored", "healthcheck", "keygen", "config")
 	}
 }
 
@@ -271,6 +272,62 @@ func TestServeWaitsForTheDatabase(t *testing.T) {
 	p.signal(syscall.SIGTERM)
 	p.wantExit(0)
 	s.wantNoSecret(t, p)
+}
+
+// After a restore an order that waits is asked about before it is sent, also when the
+// database itself does not show that it was set back.
+func TestRestored(t *testing.T) {
+	t.Parallel()
+	pg, err := pgrun.Start(t.Context(), pgrun.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := pg.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	s := newSite(t, pg.URL(""), "sensitiveData: false", "sensitiveData: true")
+	const said = "every message is marked: D1 is asked before anything is sent"
+	refused := func(parts ...string) {
+		t.Helper()
+		p := s.run(t, "restored")
+		p.wantExit(1)
+		wantParts(t, p.stderr.String(), parts...)
+		if p.stdout.String() != "" {
+			t.Errorf("on standard output: %s", p.stdout.String())
+		}
+		s.wantNoSecret(t, p)
+	}
+	refused("server restored: ", "server migrate up") // nothing to mark in an empty one
+
+	p := s.start(t, "serve", "--migrate")
+	orders := p.listening("api") + "/v1/issuers/" + local.IssuerID + "/orders"
+	status, answer := ask(t, "POST", orders, s.token, `{"cardId":"card-1","issuerRequestId":"request-1","consumerId":"consumer-1","cardProductId":"gold-debit",
+		"distributionChannel":"THALES","services":{"issuance":"CREATION","delivery":"POST"},
+		"paymentApplication":{"config":"visa-debit","odaKeyIndex":"01","derivationKeyIndex":"01"},
+		"shipment":{"deliveryAddress":{"firstName":"Ada","lastName":"Example","line1":"1 Rue de la Paix","zipCode":"75002","city":"Paris","countryCode":"FR"}},
+		"sensitiveData":{"pan":"4111111111111111","exp":"3012","name":"ADA EXAMPLE"}}`, "Content-Type", "application/json")
+	if status != 201 {
+		t.Fatalf("placing an order: %d %s", status, answer)
+	}
+	p.signal(syscall.SIGTERM)
+	p.wantExit(0)
+
+	for range 2 { // again is harmless
+		p = s.run(t, "restored")
+		p.wantExit(0)
+		wantParts(t, p.stdout.String(), said)
+		wantParts(t, p.stderr.String(), "messages=1")
+		s.wantNoSecret(t, p)
+	}
+	if err := pg.Halt(pgrun.Fast); err != nil {
+		t.Fatal(err)
+	}
+	refused("server restored: ", "failed to connect")
+	if err := pg.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // SIGHUP reads the programs file again, and stops nothing.

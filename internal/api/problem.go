@@ -90,9 +90,9 @@ var (
 	errTooSlow  = newProblem(http.StatusUnprocessableEntity, "query-too-slow", "The query takes too long",
 		"Ask for less: add a filter that few orders match, as cardId or issuerRequestId.")
 	errInternal = newProblem(http.StatusInternalServerError, "internal", "Something went wrong here",
-		"The fault is on this side and was logged. It is safe to send the request again with the same key.")
+		"The fault is on this side and was logged. It is safe to send the same request again, its key included.")
 	errUnavailable = newProblem(http.StatusServiceUnavailable, "unavailable", "The database does not answer",
-		"Nothing is known to be stored. It is safe to send the request again with the same key.")
+		"Nothing is known to be stored. It is safe to send the same request again, its key included.")
 )
 
 func invalid(faults ...fault) *problem {

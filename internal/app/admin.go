@@ -50,7 +50,7 @@ type statsCollector struct {
 	log     *slog.Logger
 
 	messages, due, oldest, age, unknown, refused, givenUp, open, waiting, waitingAge *prometheus.Desc
-	deadTuples, oldestSnapshot, oldestSnapshotXIDs, up                               *prometheus.Desc
+	paused, stopped, deadTuples, oldestSnapshot, oldestSnapshotXIDs, up              *prometheus.Desc
 }
 
 func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *statsCollector {
@@ -69,6 +69,8 @@ func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *sta
 		open:               desc("open_orders", "Orders that have not ended, by issuer and status.", "issuer", "status"),
 		waiting:            desc("waiting_notifications", "Notifications that wait for their order, or could not be applied yet."),
 		waitingAge:         desc("waiting_notifications_oldest_seconds", "Age of the oldest of them."),
+		paused:             desc("lane_paused", "1 while a person has paused the issuer's lane.", "issuer"),
+		stopped:            desc("lane_stopped", "1 while the issuer's lane is stopped: different orders were refused as if the set-up were wrong.", "issuer"),
 		deadTuples:         desc("outbox_dead_tuples", "Dead row versions of the table of messages, as PostgreSQL estimates them."),
 		oldestSnapshot:     desc("database_oldest_snapshot_seconds", "Age of the oldest transaction that keeps dead rows from being removed."),
 		oldestSnapshotXIDs: desc("database_oldest_snapshot_transactions", "The same in transactions, standbys and replication slots included."),
@@ -79,10 +81,18 @@ func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *sta
 func (c *statsCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.messages, c.due, c.oldest, c.age, c.unknown, c.refused, c.givenUp, c.open, c.waiting, c.waitingAge,
-		c.deadTuples, c.oldestSnapshot, c.oldestSnapshotXIDs, c.up,
+		c.paused, c.stopped, c.deadTuples, c.oldestSnapshot, c.oldestSnapshotXIDs, c.up,
 	} {
 		ch <- d
 	}
+}
+
+// since is 1 for what has begun and not ended.
+func since(begun time.Time) float64 {
+	if begun.IsZero() {
+		return 0
+	}
+	return 1
 }
 
 // ping tells whether the database answers: too much to count is no outage.
@@ -102,6 +112,10 @@ func (c *statsCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	stats, err := c.store.Stats(ctx)
+	var states map[string]store.LaneState
+	if err == nil {
+		states, err = c.store.Lanes(ctx)
+	}
 	if err != nil {
 		c.log.Warn("reading statistics failed", "error", err)
 		gauge(c.up, c.ping())
@@ -117,6 +131,9 @@ func (c *statsCollector) Collect(ch chan<- prometheus.Metric) {
 		lanes[backlog{l.Lane, l.Class}] = l
 	}
 	for _, issuer := range c.issuers { // zero too: an absent series raises no alarm
+		state := states[store.LaneOf(issuer)]
+		gauge(c.paused, since(state.PausedAt), issuer)
+		gauge(c.stopped, since(state.StoppedAt), issuer)
 		for _, class := range store.Classes {
 			if b := (backlog{store.LaneOf(issuer), class}); lanes[b].Lane == "" {
 				lanes[b] = store.LaneStats{Lane: b.lane, Class: class}

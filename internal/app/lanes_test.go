@@ -152,6 +152,10 @@ func TestStoppedLaneIsShownAndGoesOn(t *testing.T) {
 	if l, err := b.client().PauseLane(t.Context(), client.LaneD1, "looking into it"); err != nil || l.State != client.LanePaused || l.Stop == nil {
 		t.Errorf("paused: %+v, %v", l, err)
 	}
+	b.eventually("the metrics tell of both", func() bool { // they may be as old as their reading took
+		text := b.metrics()
+		return strings.Contains(text, `cardorder_lane_paused{issuer="ISSUER0001"} 1`) && strings.Contains(text, `cardorder_lane_stopped{issuer="ISSUER0001"} 1`)
+	})
 	if err := b.env.Management.ClearScripts(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -517,10 +518,22 @@ func TestHealthAndMetrics(t *testing.T) {
 		`cardorder_outbox_messages{class="single",lane="d1/ISSUER0001"} 0`,
 		`cardorder_outbox_oldest_due_seconds{class="batch",lane="d1/ISSUER0001"} 0`,
 		`cardorder_open_orders{issuer="ISSUER0001",status="SHIPPED"} 0`,
+		`cardorder_lane_paused{issuer="ISSUER0001"} 0`, `cardorder_lane_stopped{issuer="ISSUER0001"} 0`,
 		`cardorder_waiting_notifications 0`, `cardorder_database_up 1`,
 	} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("the metrics lack %s", want)
+		}
+	}
+	docs, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(text) {
+		if help, ok := strings.CutPrefix(line, "# HELP cardorder_"); ok {
+			if name, _, _ := strings.Cut(help, " "); !strings.Contains(string(docs), "`cardorder_"+name+"`") {
+				t.Errorf("docs/operations.md does not tell of cardorder_%s", name)
+			}
 		}
 	}
 }

@@ -189,14 +189,15 @@ func (b *bank) madeOnce() {
 	}
 }
 
-// everyAnswerKept checks that what D1 answered was stored, however the database was
-// doing: an answer that is lost is found out by asking, later.
+// everyAnswerKept checks that what came of every call to D1 was stored, however the
+// database was doing: an answer that is lost is found out by asking, later. On a busy
+// machine an answer may come too late; then that is stored.
 func (b *bank) everyAnswerKept() {
 	b.t.Helper()
 	b.eventually("every answer of D1 is stored", func() bool {
 		return query[int](b, `
 			SELECT count(*) FROM orders o WHERE NOT EXISTS (SELECT FROM attempts a
-				WHERE a.issuer_id = o.issuer_id AND a.order_id = o.id AND a.kind = 'submit' AND a.outcome = 'taken')`) == 0
+				WHERE a.issuer_id = o.issuer_id AND a.order_id = o.id AND a.kind = 'submit' AND a.outcome IN ('taken', 'unknown'))`) == 0
 	})
 }
 

@@ -175,15 +175,28 @@ func (c *Client) Produce(ctx context.Context, p ProduceCall) Answer {
 	a.Outcome = c.outcome(res)
 	if a.Outcome == Taken {
 		// An unreadable acceptance is one all the same: a status tells.
-		if m, ok := parseObject(res.body); ok {
-			a.OperationID = m.id("operationId")
-		}
+		a.OperationID = takenID(res.body)
 		a.Reason = ReasonAccepted
 		if a.OperationID == "" {
 			a.Reason = ReasonAcceptedWithoutID
 		}
 	}
 	return a
+}
+
+// takenID reads the operation id in an acceptance. Every order comes by here, so the
+// members that nobody needs are only passed.
+func takenID(body []byte) string {
+	var answer struct {
+		OperationID any `json:"operationId"`
+	}
+	if json.Unmarshal(body, &answer) != nil {
+		return ""
+	}
+	if id, is := answer.OperationID.(string); is && isID(id, maxID) {
+		return id
+	}
+	return ""
 }
 
 func (c *Client) outcome(res result) Outcome {
@@ -291,6 +304,9 @@ const maxRetryAfter = time.Hour
 // the answer's own Date so that the clocks' skew does not.
 func retryAfter(h http.Header, now time.Time) time.Duration {
 	v := h.Get("Retry-After")
+	if v == "" {
+		return 0
+	}
 	if seconds, err := strconv.ParseUint(v, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) {
 		return time.Duration(min(seconds, uint64(maxRetryAfter/time.Second))) * time.Second
 	}

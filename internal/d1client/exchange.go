@@ -31,6 +31,9 @@ const (
 	maxCardID = 48
 )
 
+// Header values of every call; nobody changes them.
+var jsonType, userAgentHeader = []string{"application/json"}, []string{userAgentName}
+
 // isID tells whether s is 1 to n characters of A-Z a-z 0-9 _ -. It is asked several times
 // a call, where a regular expression would show.
 func isID(s string, n int) bool {
@@ -120,36 +123,36 @@ func (c *Client) send(ctx context.Context, r request, token *accessToken) result
 		sent    bool
 		refusal error
 	)
-	traced, handshakeFailed := watchHandshake(callCtx)
-	traced = httptrace.WithClientTrace(traced, &httptrace.ClientTrace{
-		GetConn: func(string) { sent = false },
-		GotConn: func(info httptrace.GotConnInfo) {
-			ended := ctx.Err() != nil
-			if !ended && r.beforeSend != nil {
-				refusal = r.beforeSend()
-			}
-			if !ended && refusal == nil {
-				sent = true
-				return
-			}
-			// The transport cannot be told no at this point, so its connection is
-			// taken away: the write fails at its first byte. The cancel keeps it from
-			// trying the next connection.
-			_ = info.Conn.Close()
-			cancel()
-		},
-	})
+	// One trace of all: several are put together by reflection, for every call.
+	trace, handshakeFailed := handshakeTrace()
+	trace.GetConn = func(string) { sent = false }
+	trace.GotConn = func(info httptrace.GotConnInfo) {
+		ended := ctx.Err() != nil
+		if !ended && r.beforeSend != nil {
+			refusal = r.beforeSend()
+		}
+		if !ended && refusal == nil {
+			sent = true
+			return
+		}
+		// The transport cannot be told no at this point, so its connection is
+		// taken away: the write fails at its first byte. The cancel keeps it from
+		// trying the next connection.
+		_ = info.Conn.Close()
+		cancel()
+	}
+	traced := httptrace.WithClientTrace(callCtx, trace)
 
 	req, err := http.NewRequestWithContext(traced, r.method, r.url, bytes.NewReader(r.body))
 	if err != nil {
 		return result{reason: ReasonInvalidCall, err: errors.New("d1client: request cannot be made")}
 	}
-	req.Header.Set("Authorization", "Bearer "+token.secret.reveal())
-	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", userAgentName)
-	req.Header.Set(correlationHeader, r.correlationID)
+	req.Header = http.Header{
+		"Authorization": {"Bearer " + token.secret.reveal()}, "Accept": jsonType, "User-Agent": userAgentHeader,
+		correlationHeader: {r.correlationID},
+	}
 	if len(r.body) > 0 {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header["Content-Type"] = jsonType
 	}
 
 	resp, err := c.transport.RoundTrip(req)
@@ -188,16 +191,22 @@ func readAnswer(body io.Reader, limit int64) ([]byte, error) {
 }
 
 // watchHandshake returns a context whose failed TLS handshakes are told by failed.
-// Handshakes run in the transport's goroutines, hence the atomic.
 func watchHandshake(ctx context.Context) (watched context.Context, failed func() bool) {
+	trace, failed := handshakeTrace()
+	return httptrace.WithClientTrace(ctx, trace), failed
+}
+
+// handshakeTrace notes failed TLS handshakes. They run in the transport's goroutines,
+// hence the atomic.
+func handshakeTrace() (trace *httptrace.ClientTrace, failed func() bool) {
 	var flag atomic.Bool
-	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+	return &httptrace.ClientTrace{
 		TLSHandshakeDone: func(_ tls.ConnectionState, err error) {
 			if err != nil {
 				flag.Store(true)
 			}
 		},
-	}), flag.Load
+	}, flag.Load
 }
 
 // faultError gives the reason of a call without an answer. Once the request was

@@ -48,7 +48,7 @@ var advices = []struct {
 		"operator", "Ask D1 what became of this issuerRequestId."}},
 	{AttentionConflict, Advice{
 		"D1 answered 409 and shows no operation for this order; it is not sent again.",
-		"operator", "Ask D1 what the conflict is."}},
+		"operator", "Ask D1 what the conflict is; when it does not have the order, retry it."}},
 	{AttentionOutcomeUnknown, Advice{
 		"It is still unknown whether D1 took this order.",
 		"operator", "Check that D1 answers status requests; the order is asked about for as long as it takes."}},

@@ -20,6 +20,12 @@ var (
 // needs no second look.
 const freshClaim = time.Second
 
+// fresh tells whether a claim is, by both clocks of this machine: the monotonic one
+// stands still while the machine sleeps.
+func fresh(now, claimedAt time.Time) bool {
+	return now.Sub(claimedAt) < freshClaim && now.Round(0).Sub(claimedAt.Round(0)) < freshClaim
+}
+
 // mayStillSend is asked when the token and the connection are there, immediately
 // before the first byte. Getting them takes time, and meanwhile D1 may have told
 // that it has the order from an earlier sending, or a person may have stopped it.
@@ -27,7 +33,7 @@ func (l *lane) mayStillSend(ctx context.Context, j *job, deadline time.Time) err
 	if !time.Now().Before(deadline) {
 		return errLease
 	}
-	if !j.SentBefore && time.Since(j.claimedAt) < freshClaim {
+	if !j.SentBefore && fresh(time.Now(), j.claimedAt) {
 		return nil
 	}
 	held, err := l.store.Holds(ctx, j.Message)
@@ -80,12 +86,12 @@ func (l *lane) surroundings(ctx context.Context, m store.Message, answer d1clien
 	}
 	unknown := m.Kind != store.KindAsk
 	around.proven = unknown && answer.Finding == d1client.CardNotFound && l.findsKnownCard(ctx)
-	var ids []string
-	for _, op := range answer.Operations {
-		ids = append(ids, op.OperationID)
-	}
-	if len(ids) > 0 {
-		if around.owners, err = l.store.OperationOwners(ctx, l.cfg.IssuerID, ids); err != nil {
+	if len(answer.Operations) > 0 {
+		var operations, requests []string
+		for _, op := range answer.Operations {
+			operations, requests = append(operations, op.OperationID), append(requests, op.IssuerRequestID)
+		}
+		if around.owners, err = l.store.Owners(ctx, l.cfg.IssuerID, operations, requests); err != nil {
 			return around, err
 		}
 	}

@@ -6,8 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/uuid"
-
 	"cardorder/internal/d1client"
 	"cardorder/internal/order"
 	"cardorder/internal/store"
@@ -118,10 +116,10 @@ const unreadableAgain = 5 * time.Minute
 
 // surroundings is what the store knows about the card that D1 was asked about.
 type surroundings struct {
-	owners  map[string]uuid.UUID // which operations belong to which orders
-	sibling bool                 // an operation without an id may be another order's
-	parked  bool                 // D1 has told of an operation of the card that found no order
-	proven  bool                 // a 404 means an unknown card: D1 answers for a card that it has
+	owners  store.Owners // of the operations that D1 shows
+	sibling bool         // an operation without an id may be another order's
+	parked  bool         // D1 has told of an operation of the card that found no order
+	proven  bool         // a 404 means an unknown card: D1 answers for a card that it has
 }
 
 // asked says what follows from D1's answer to the question whether it has an order
@@ -138,6 +136,7 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 		}
 		return c
 	}
+	c.Others = others(m, a.Operations, around)
 	mine, doubtful := candidates(m, a.Operations, around)
 	if len(mine) > 0 {
 		c.Attempt.OperationID = mine[0].OperationID
@@ -164,6 +163,10 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 // dropped: for some minutes.
 const questionTries = 12
 
+// enoughNegatives is how many clean answers that D1 does not have an order prove it. No
+// more are counted: an order that is not sent again is asked about for ever.
+const enoughNegatives = 2
+
 // notSeen says what follows when D1 showed nothing of an order whose outcome is unknown.
 func (p Policy) notSeen(m store.Message, a d1client.StatusAnswer, doubtful, proven bool) ([]order.Evidence, store.Next) {
 	again := store.Next{RunIn: p.askIn(m.Asks+1, m.SentAgo), Asks: m.Asks + 1}
@@ -173,9 +176,9 @@ func (p Policy) notSeen(m store.Message, a d1client.StatusAnswer, doubtful, prov
 	again.Negatives = m.Negatives
 	clean := a.Skipped == 0 && (a.Finding == d1client.Found || proven)
 	if clean && m.SentAgo >= p.ResendAfter {
-		again.Negatives++
+		again.Negatives = min(again.Negatives+1, enoughNegatives)
 	}
-	if again.Negatives < 2 || m.ResendOff || p.NeverResend {
+	if again.Negatives < enoughNegatives || m.ResendOff || p.NeverResend {
 		return p.stillUnknown(m), again
 	}
 	evidence, resend := p.burning(m, store.Next{RunIn: p.resendIn(m.Resends), Maybe: store.MaybeClear})
@@ -223,12 +226,12 @@ func (p Policy) stillUnknown(m store.Message) []order.Evidence {
 func candidates(m store.Message, operations []d1client.Operation, around surroundings) (mine []d1client.Operation, doubtful bool) {
 	var nameless []d1client.Operation
 	for _, op := range operations {
-		owner, owned := around.owners[op.OperationID]
+		owner, owned := around.owners.Operations[op.OperationID]
 		switch {
-		case owned && owner != m.OrderID && op.IssuerRequestID == m.IssuerRequestID:
+		case owned && owner.OrderID != m.OrderID && op.IssuerRequestID == m.IssuerRequestID:
 			doubtful = true // D1 knows our request, under an operation that is another order's
-		case owned && owner != m.OrderID: // an earlier order's: they are sent one at a time
-		case owned, op.IssuerRequestID == m.IssuerRequestID && (op.Operation == "PRODUCE" || op.Operation == ""):
+		case owned && owner.OrderID != m.OrderID && owner.Adopted: // an earlier order's: they are sent one at a time
+		case owned && owner.OrderID == m.OrderID, op.IssuerRequestID == m.IssuerRequestID && (op.Operation == "PRODUCE" || op.Operation == ""):
 			mine = append(mine, op)
 		case !op.StartTime.IsZero() && op.StartTime.Before(m.FirstSentAt.Add(-order.ClockSkew)): // certainly older
 		case op.Operation == "PRODUCE" && op.OperationID != "" && op.IssuerRequestID == "" && !op.NotByCard && !op.StartTime.IsZero():
@@ -242,6 +245,19 @@ func candidates(m store.Message, operations []d1client.Operation, around surroun
 	}
 	slices.SortStableFunc(mine, func(a, b d1client.Operation) int { return a.StartTime.Compare(b.StartTime) })
 	return mine, len(mine) == 0 && (doubtful || len(nameless) > 0 || around.parked)
+}
+
+// others finds operations that D1 shows under the request of another order, and that are
+// not known yet: a second card of that order shows here, too.
+func others(m store.Message, operations []d1client.Operation, around surroundings) (list []store.OrderOperation) {
+	for _, op := range operations {
+		order, known := around.owners.Requests[op.IssuerRequestID]
+		_, owned := around.owners.Operations[op.OperationID]
+		if known && !owned && order != m.OrderID && op.Operation == "PRODUCE" && op.OperationID != "" {
+			list = append(list, store.OrderOperation{OrderID: order, OperationID: op.OperationID})
+		}
+	}
+	return list
 }
 
 func note(a store.Attempt, r d1client.Reply) store.Attempt {

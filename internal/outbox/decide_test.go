@@ -139,17 +139,18 @@ func TestCandidates(t *testing.T) {
 		{"of another request, before us", []d1client.Operation{operation("a", "theirs", -time.Hour)}, surroundings{}, nil, false},
 		{"of another request, after us: it may hide ours", []d1client.Operation{operation("a", "theirs", 0)}, surroundings{}, nil, true},
 		{"of another request, at an unknown time", []d1client.Operation{{OperationID: "a", Operation: "PRODUCE", IssuerRequestID: "theirs"}}, surroundings{}, nil, true},
-		{"another of our orders'", []d1client.Operation{operation("a", "theirs", 0)}, surroundings{owners: map[string]uuid.UUID{"a": them}}, nil, false},
+		{"another of our orders'", []d1client.Operation{operation("a", "theirs", 0)}, surroundings{owners: store.Owners{Operations: map[string]store.Owner{"a": {OrderID: them, Adopted: true}}}}, nil, false},
+		{"another of our orders', and not the first: it may hide ours", []d1client.Operation{operation("a", "theirs", 0)}, surroundings{owners: store.Owners{Operations: map[string]store.Owner{"a": {OrderID: them}}}}, nil, true},
 		{"the only one without an id", []d1client.Operation{operation("a", "", 0)}, surroundings{}, []string{"a"}, false},
 		{"without an id, a little skew", []d1client.Operation{operation("a", "", -time.Minute)}, surroundings{}, []string{"a"}, false},
 		{"without an id, from before", []d1client.Operation{operation("a", "", -time.Hour)}, surroundings{}, nil, false},
 		{"without an id, at an unknown time", []d1client.Operation{{OperationID: "a", Operation: "PRODUCE"}}, surroundings{}, nil, true},
 		{"without an id and unreadable", []d1client.Operation{{Operation: "PRODUCE", StartTime: sent}}, surroundings{}, nil, true},
 		{"without an id, perhaps a sibling's", []d1client.Operation{operation("a", "", 0)}, surroundings{sibling: true}, nil, true},
-		{"without an id, another order's", []d1client.Operation{operation("a", "", 0)}, surroundings{owners: map[string]uuid.UUID{"a": them}}, nil, false},
-		{"without an id, known as ours", []d1client.Operation{operation("a", "", -time.Hour)}, surroundings{owners: map[string]uuid.UUID{"a": us}}, []string{"a"}, false},
+		{"without an id, another order's", []d1client.Operation{operation("a", "", 0)}, surroundings{owners: store.Owners{Operations: map[string]store.Owner{"a": {OrderID: them, Adopted: true}}}}, nil, false},
+		{"without an id, known as ours", []d1client.Operation{operation("a", "", -time.Hour)}, surroundings{owners: store.Owners{Operations: map[string]store.Owner{"a": {OrderID: us, Adopted: true}}}}, []string{"a"}, false},
 		{"two without an id", []d1client.Operation{operation("a", "", 0), operation("b", "", 0)}, surroundings{}, nil, true},
-		{"ours by id but known as another's", []d1client.Operation{operation("a", "ours", 0)}, surroundings{owners: map[string]uuid.UUID{"a": them}}, nil, true},
+		{"ours by id but known as another's", []d1client.Operation{operation("a", "ours", 0)}, surroundings{owners: store.Owners{Operations: map[string]store.Owner{"a": {OrderID: them, Adopted: true}}}}, nil, true},
 		{"an id that cannot be ours", []d1client.Operation{{OperationID: "a", Operation: "PRODUCE", NotByCard: true, StartTime: sent}}, surroundings{}, nil, true},
 		{"not a production, after us", []d1client.Operation{{OperationID: "a", Operation: "ACTIVATE", StartTime: sent}}, surroundings{}, nil, true},
 		{"not a production, before us", []d1client.Operation{{OperationID: "a", Operation: "ACTIVATE", StartTime: sent.Add(-time.Hour)}}, surroundings{}, nil, false},
@@ -165,6 +166,23 @@ func TestCandidates(t *testing.T) {
 				t.Errorf("mine %v doubtful %v, want %v %v", ids, doubtful, c.mine, c.doubtful)
 			}
 		})
+	}
+}
+
+// An operation under the request of another order, which is not known yet, is told of: a
+// second card of that order shows here, too.
+func TestOperationsOfOtherOrders(t *testing.T) {
+	t.Parallel()
+	around := surroundings{owners: store.Owners{
+		Operations: map[string]store.Owner{"known": {OrderID: them, Adopted: true}},
+		Requests:   map[string]uuid.UUID{"theirs": them, "ours": us},
+	}}
+	c := policy().asked(message(), store.Attempt{}, d1client.StatusAnswer{Finding: d1client.Found, Operations: []d1client.Operation{
+		operation("known", "theirs", -time.Hour), operation("second", "theirs", -time.Hour), operation("mine", "ours", 0),
+		operation("nobody's", "unknown", -time.Hour), {IssuerRequestID: "theirs", Operation: "PRODUCE"}, {OperationID: "other", IssuerRequestID: "theirs", Operation: "ACTIVATE"},
+	}}, around)
+	if want := []store.OrderOperation{{OrderID: them, OperationID: "second"}}; !slices.Equal(c.Others, want) || !slices.Equal(c.Seen, []string{"mine"}) {
+		t.Errorf("of others %v, ours %v", c.Others, c.Seen)
 	}
 }
 

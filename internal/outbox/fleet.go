@@ -126,9 +126,7 @@ const beatTimeout = 5 * time.Second
 // beat says that this process lives, and passes on what that teaches. While the database
 // is away everything stays as it was last heard.
 func (f *Fleet) beat(ctx context.Context) {
-	short, cancel := context.WithTimeout(ctx, beatTimeout)
-	defer cancel()
-	err := f.tryBeat(short)
+	err := f.tryBeat(ctx)
 	switch {
 	case err != nil && ctx.Err() == nil && !f.failing:
 		f.cfg.Log.Error("the heartbeat fails; the shares of the lanes stay as they are", "error", err)
@@ -144,10 +142,13 @@ func (f *Fleet) tryBeat(ctx context.Context) error {
 	for _, l := range f.lanes {
 		lease = max(lease, l.lease)
 	}
+	// After a failover it marks every message first, however long that takes.
 	changed, err := f.store.CheckTimeline(ctx, lease)
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
 	health, err := f.health()
 	if err != nil {
 		return err

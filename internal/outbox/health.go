@@ -9,10 +9,7 @@ type Health struct {
 	Asking      BreakerHealth `json:"asking"`
 	InFlight    int           `json:"inFlight"`    // calls to D1 under way
 	Concurrency int           `json:"concurrency"` // this process's share of the limit
-	// ClockSkewMs is by how much the process's clock is behind the database's;
-	// D1ClockSkewMs the same of D1's, to the second, and absent before an answer.
-	ClockSkewMs   int64  `json:"clockSkewMs"`
-	D1ClockSkewMs *int64 `json:"d1ClockSkewMs,omitempty"`
+	ClockSkewMs int64         `json:"clockSkewMs"` // by how much its clock is behind the database's
 }
 
 // BreakerHealth is how a process sees D1 in one direction.
@@ -37,13 +34,8 @@ func (h BreakerHealth) at(now time.Time) BreakerHealth {
 func (l *lane) health(now, databaseNow time.Time) Health {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	h := Health{
+	return Health{
 		Sending: l.sending.view(now).at(databaseNow), Asking: l.asking.view(now).at(databaseNow),
 		InFlight: l.slots.busy, Concurrency: l.slots.share,
 	}
-	if l.d1Skew != nil {
-		ms := l.d1Skew.Milliseconds()
-		h.D1ClockSkewMs = &ms
-	}
-	return h
 }

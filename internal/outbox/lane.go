@@ -84,7 +84,6 @@ type lane struct {
 	ahead    ahead
 	returned []*job // to be given back
 	draining bool
-	d1Skew   *time.Duration // nil before D1's first answer
 
 	// What the fleet last said.
 	heard   bool
@@ -476,9 +475,9 @@ func (l *lane) handle(ctx context.Context, j *job) {
 		return
 	}
 	told = true
+	l.outcomes.add(c) // first: whatever goes wrong after this, the answer is not lost
 	l.learn(j, reply)
 	l.tell(j, c)
-	l.outcomes.add(c)
 }
 
 // learn lets the breaker of a direction know of a call.
@@ -499,7 +498,6 @@ func (l *lane) learn(j *job, reply d1client.Reply) {
 	}
 	if !reply.ServerDate.IsZero() {
 		skew := reply.ServerDate.Add(500 * time.Millisecond).Sub(now) // the date is cut to the second
-		l.d1Skew = &skew
 		l.metrics.d1Skew.Set(skew.Seconds())
 	}
 }

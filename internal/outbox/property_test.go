@@ -435,11 +435,11 @@ func (w *anyWorld) ask(x *worker, attempt store.Attempt, kind string) store.Comp
 		a = d1client.StatusAnswer{Reply: d1client.Reply{Reason: d1client.ReasonTimeout}}
 		return w.policy.asked(x.Message, attempt, a, surroundings{})
 	}
-	var ids []string
+	var ids, requests []string
 	for _, m := range w.made {
 		if m.card == x.CardID && w.now()-m.at >= w.lag {
 			a.Operations = append(a.Operations, w.shown(m, m.step, m.failed))
-			ids = append(ids, m.id)
+			ids, requests = append(ids, m.id), append(requests, a.Operations[len(a.Operations)-1].IssuerRequestID)
 		}
 	}
 	var around surroundings
@@ -447,7 +447,7 @@ func (w *anyWorld) ask(x *worker, attempt store.Attempt, kind string) store.Comp
 	if len(ids) == 0 && kind == "404" {
 		a.Finding, around.proven = d1client.CardNotFound, true
 	}
-	around.owners, err = w.st.OperationOwners(w.ctx, w.issuer, ids)
+	around.owners, err = w.st.Owners(w.ctx, w.issuer, ids, requests)
 	w.must(err)
 	around.sibling, around.parked, err = w.st.Doubts(w.ctx, x.Message)
 	w.must(err)
@@ -604,7 +604,7 @@ func (w *anyWorld) wait(d time.Duration) {
 	w.passed += d
 	w.Logf("%s pass", d)
 	for table, columns := range map[string]string{
-		"outbox":        "run_at first_sent_at refused_since refused_at maybe_sent_at created_at",
+		"outbox":        "run_at leased_until first_sent_at refused_since refused_at maybe_sent_at created_at",
 		"order_state":   "first_sent_at updated_at ended_at next_check_at",
 		"orders":        "created_at",
 		"operations":    "created_at",
@@ -758,7 +758,7 @@ func (w *anyWorld) settle() {
 	_, err := w.st.ResumeLane(w.ctx, store.LaneOf(w.issuer), "ada")
 	w.must(err)
 	w.workers = nil // all die
-	for range 12 {
+	round := func() {
 		w.wait(10 * time.Minute)
 		w.probe(nil)
 		for _, class := range store.Classes {
@@ -774,12 +774,16 @@ func (w *anyWorld) settle() {
 		w.workers = nil
 		w.invariants()
 	}
+	for range 12 {
+		round()
+	}
 	for range 2 { // the second time for what waited for another
 		for _, m := range w.made {
 			w.tell(m, m.step, m.failed)
 		}
 		w.wait(2 * time.Hour)
 		w.sweep(nil)
+		round()
 	}
 	w.invariants()
 	for _, o := range w.orders {

@@ -133,7 +133,7 @@ func TestRefresh(t *testing.T) {
 	f.exec(`UPDATE outbox SET class = 0`)
 	m = f.claim(1, time.Minute)
 	refresh() // a worker has it: it is being asked
-	if n := value[int](f, `SELECT count(*) FROM outbox WHERE run_at > now()`); n != 1 {
+	if n := value[int](f, `SELECT count(*) FROM outbox WHERE leased_until > now() AND claim_token IS NOT NULL`); n != 1 {
 		t.Error("a claim was cut short")
 	}
 	f.complete(taken(m[0], "operation"))

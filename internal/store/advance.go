@@ -25,6 +25,7 @@ type lockedOrder struct {
 	cardProductID string
 	issuance      order.Issuance
 	operations    []string    // every PRODUCE operation seen for it
+	submit        int64       // the message that brings it to D1, when this transaction has locked it
 	doubted       bool        // it did not change since the database's history did: D1 may have it
 	halt          BatchAction // hold or cancel, when one came while D1 may have had it
 	changes       []change    // made in this transaction, to be logged after it
@@ -91,7 +92,7 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orderKey]*lockedOrder) {
 	issuers, ids := columns(distinctKeys(keys))
 	b.Queue(`
-		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, coalesce(o.terms -> 'services' ->> 'issuance', ''),
+		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, coalesce(o.terms #>> '{services,issuance}', ''),
 			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false), `+stateColumns+`
 		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
 			JOIN order_state s ON s.issuer_id = t.issuer_id AND s.order_id = t.order_id
@@ -101,11 +102,12 @@ func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orde
 		issuers, ids).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			o := &lockedOrder{}
-			fields := []any{&o.issuer, &o.id, &o.firstSentAt, &o.cardID, &o.cardProductID, &o.issuance, &o.doubted}
+			var id pgtype.UUID
+			fields := []any{&o.issuer, &id, &o.firstSentAt, &o.cardID, &o.cardProductID, &o.issuance, &o.doubted}
 			if err := rows.Scan(append(fields, stateFields(&o.state)...)...); err != nil {
 				return err
 			}
-			o.stored = o.state
+			o.id, o.stored = id.Bytes, o.state
 			locked[o.orderKey] = o
 			return nil
 		})
@@ -126,11 +128,12 @@ func queueKnownOperations(b *pgx.Batch, keys []orderKey, locked map[orderKey]*lo
 			ORDER BY p.order_id LIMIT 100) p`,
 		issuers, ids).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
-			var key orderKey
-			var id string
-			if err := rows.Scan(&key.issuer, &key.id, &id); err != nil {
+			var issuer, id string
+			var orderID pgtype.UUID
+			if err := rows.Scan(&issuer, &orderID, &id); err != nil {
 				return err
 			}
+			key := orderKey{issuer, orderID.Bytes}
 			owners[id] = key
 			if o := locked[key]; o != nil {
 				o.operations = append(o.operations, id)
@@ -173,7 +176,7 @@ func queueOperations(b *pgx.Batch, seen []operation) {
 		return cmp.Or(cmp.Compare(x.key.issuer, y.key.issuer), cmp.Compare(x.id, y.id))
 	})
 	n := len(seen)
-	issuers, ids, orders, sources := make([]string, n), make([]string, n), make([]pgtype.UUID, n), make([]string, n)
+	issuers, ids, orders, sources := make(texts, n), make(texts, n), make(uuids, n), make(texts, n)
 	for i, op := range seen {
 		issuers[i], ids[i], orders[i], sources[i] = op.key.issuer, op.id, pgID(&op.key.id), op.source
 	}
@@ -195,8 +198,8 @@ func distinctKeys(keys []orderKey) []orderKey {
 	return list
 }
 
-func columns(keys []orderKey) (issuers []string, ids []pgtype.UUID) {
-	issuers, ids = make([]string, len(keys)), make([]pgtype.UUID, len(keys))
+func columns(keys []orderKey) (issuers texts, ids uuids) {
+	issuers, ids = make(texts, len(keys)), make(uuids, len(keys))
 	for i, k := range keys {
 		issuers[i], ids[i] = k.issuer, pgID(&k.id)
 	}
@@ -309,10 +312,10 @@ const firstCheck = 10 * time.Second
 
 func (a *advances) queueStates(b *pgx.Batch) {
 	n := len(a.orders)
-	issuers, ids, versions := make([]string, n), make([]pgtype.UUID, n), make([]int, n)
-	statuses, attention, operations := make([]string, n), make([]string, n), make([]string, n)
+	issuers, ids, versions := make(texts, n), make(uuids, n), make([]int, n)
+	statuses, attention, operations := make(texts, n), make(texts, n), make(texts, n)
 	ranks, steps, tops, ends := make([]int, n), make([]int, n), make([]int, n), make([]int, n)
-	due, dueRanks, sites, siteRanks := make([]string, n), make([]int, n), make([]string, n), make([]int, n)
+	due, dueRanks, sites, siteRanks := make(texts, n), make([]int, n), make(texts, n), make([]int, n)
 	ended, nameless, firsts := make([]int, n), make([]int, n), make([]pgtype.Timestamptz, n)
 	for i, o := range a.orders {
 		before, s := o.stored, o.state
@@ -365,9 +368,9 @@ func (a *advances) queueEvents(b *pgx.Batch) {
 	if n == 0 {
 		return
 	}
-	issuers, ids, seqs, kinds := make([]string, n), make([]pgtype.UUID, n), make([]int, n), make([]string, n)
-	statuses, previous, attention := make([]string, n), make([]string, n), make([]string, n)
-	causes, causeIDs, actors, details := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	issuers, ids, seqs, kinds := make(texts, n), make(uuids, n), make([]int, n), make(texts, n)
+	statuses, previous, attention := make(texts, n), make(texts, n), make(texts, n)
+	causes, causeIDs, actors, details := make(texts, n), make(texts, n), make(texts, n), make(texts, n)
 	for i, e := range a.events {
 		issuers[i], ids[i], seqs[i], kinds[i] = e.key.issuer, pgID(&e.key.id), e.state.Version, string(e.kind)
 		statuses[i], previous[i], attention[i] = string(e.state.Status), string(e.previous), attentionArray(e.state)
@@ -386,7 +389,22 @@ func queueRetired(b *pgx.Batch, list []*lockedOrder) {
 	if len(list) == 0 {
 		return
 	}
-	issuers, ids := columns(keysOf(list))
+	var locked []int64
+	var others []*lockedOrder
+	for _, o := range list {
+		if o.submit != 0 {
+			locked = append(locked, o.submit)
+		} else {
+			others = append(others, o)
+		}
+	}
+	if len(locked) > 0 {
+		exec(b, `DELETE FROM outbox WHERE id = ANY ($1)`, locked)
+	}
+	if len(others) == 0 {
+		return
+	}
+	issuers, ids := columns(keysOf(others))
 	exec(b, `
 		DELETE FROM outbox m USING unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
 		WHERE m.issuer_id = t.issuer_id AND m.order_id = t.order_id AND m.kind = 'submit'`, issuers, ids)
@@ -427,8 +445,8 @@ func keysOf(list []*lockedOrder) []orderKey {
 
 // guardRows are orders whose card is released or held.
 type guardRows struct {
-	issuers, cards []string
-	ids            []pgtype.UUID
+	issuers, cards texts
+	ids            uuids
 	until          []*time.Duration
 }
 

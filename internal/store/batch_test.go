@@ -510,7 +510,7 @@ func TestHeldOrderThatD1Has(t *testing.T) {
 		t.Fatal(err)
 	}
 	act(second, store.BatchRelease, store.ActionCounts{Changed: 1})
-	lost := claim(-time.Second)
+	lost := claim(0)
 	f.complete(store.Completion{
 		Message: claim(time.Minute), Attempt: attempt("not-found"),
 		Evidence: []order.Evidence{order.NotFound{}}, Next: store.Next{Maybe: store.MaybeClear},

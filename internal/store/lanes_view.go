@@ -33,17 +33,16 @@ func (s *Store) Backlog(ctx context.Context, lane string) (*Backlog, error) {
 	view := &Backlog{}
 	rows, err := s.pool.Query(ctx, `
 		SELECT c.class,
-			(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = c.class AND run_at <= now() ORDER BY run_at LIMIT $3) m),
-			(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = c.class AND run_at > now() ORDER BY run_at LIMIT $3) m),
-			coalesce((SELECT now() - run_at FROM outbox WHERE lane = $1 AND class = c.class AND run_at <= now() ORDER BY run_at LIMIT 1), '0'),
+			(SELECT count(*) FROM (SELECT FROM outbox m WHERE lane = $1 AND class = c.class AND `+due+` ORDER BY run_at LIMIT $3) m),
+			(SELECT count(*) FROM (SELECT FROM outbox m WHERE lane = $1 AND class = c.class ORDER BY run_at LIMIT $3) m),
+			coalesce((SELECT now() - run_at FROM outbox m WHERE lane = $1 AND class = c.class AND `+due+` ORDER BY run_at LIMIT 1), '0'),
 			(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = c.class AND run_at = 'infinity' ORDER BY run_at LIMIT $3) m)
 		FROM unnest($2::smallint[]) c (class) ORDER BY c.class`, lane, Classes, MaxBacklog)
 	if err == nil {
 		err = each(rows, func() error {
 			var c ClassBacklog
-			var later, givenUp int
-			err := rows.Scan(&c.Class, &c.Due, &later, &c.OldestDue, &givenUp)
-			c.Messages = min(c.Due+later, MaxBacklog)
+			var givenUp int
+			err := rows.Scan(&c.Class, &c.Due, &c.Messages, &c.OldestDue, &givenUp)
 			view.Classes = append(view.Classes, c)
 			view.GivenUp = min(view.GivenUp+givenUp, MaxBacklog)
 			return err

@@ -166,51 +166,59 @@ const claimable = `(m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL OR m.claim_tok
 		WHERE e.issuer_id = m.issuer_id AND e.card_id = m.card_id AND e.id <> m.id AND e.kind = 'submit'
 			AND (e.id < m.id AND e.run_at < 'infinity' OR e.claim_token IS NOT NULL OR e.maybe_sent_at IS NOT NULL)))`
 
+// due is true for messages m whose time has come and that nobody holds. A claim leaves
+// run_at alone, or it would write an entry into every index; so scans pass those that are
+// held, which are few: what the replicas have open or claimed ahead.
+const due = `m.run_at <= now() AND (m.leased_until IS NULL OR m.leased_until <= now())`
+
 // claimDue claims what is due of a lane that runs, from a given run_at on.
 const claimDue = `
 	WITH due AS MATERIALIZED (
 		SELECT m.id, m.run_at FROM outbox m
-		WHERE m.lane = $1 AND m.class = $2 AND m.run_at <= now() AND m.run_at >= $6
+		WHERE m.lane = $1 AND m.class = $2 AND ` + due + ` AND m.run_at >= $6
 			AND NOT EXISTS (SELECT FROM lanes l WHERE l.lane = $1 AND (l.paused_at IS NOT NULL OR l.stopped_at IS NOT NULL))
 			AND ` + sameHistory + ` AND ` + claimable + `
 		ORDER BY m.run_at LIMIT $3
 		FOR UPDATE OF m SKIP LOCKED
 	), ` + claimRest
 
-// claimProbe claims the message that has been due for longest of a stopped lane.
+// claimProbe claims the message that has been due for longest of a stopped lane, of
+// single orders and of batches in turn: behind a batch that is refused as a whole no
+// single order would come in time.
 const claimProbe = `
 	WITH turn AS (
-		SELECT l.lane FROM lanes l
+		SELECT l.lane, (l.probes % 2)::smallint AS class FROM lanes l
 		WHERE l.lane = $1 AND l.stopped_at IS NOT NULL AND l.paused_at IS NULL AND l.probe_at <= now() AND ` + sameHistory + `
 		FOR UPDATE SKIP LOCKED
 	), candidates AS MATERIALIZED (
-		SELECT p.* FROM turn, (VALUES ($2::smallint), (1::smallint)) AS c(class) CROSS JOIN LATERAL (
-			SELECT m.id, m.run_at, 0 AS preference FROM outbox m
-			WHERE m.lane = $1 AND m.class = c.class AND m.run_at <= now() AND m.run_at >= $6
+		SELECT p.*, c.class = turn.class AS first FROM turn, (VALUES ($2::smallint), (1::smallint)) AS c(class) CROSS JOIN LATERAL (
+			SELECT m.id, m.run_at FROM outbox m
+			WHERE m.lane = $1 AND m.class = c.class AND ` + due + ` AND m.run_at >= $6
 				AND m.kind = 'submit' AND m.maybe_sent_at IS NULL AND m.claim_token IS NULL AND ` + claimable + `
 			ORDER BY m.run_at LIMIT $3
 			FOR UPDATE OF m SKIP LOCKED) p
 	), questions AS MATERIALIZED (
-		SELECT p.* FROM turn, (VALUES (2::smallint), (0::smallint), (1::smallint)) AS c(class) CROSS JOIN LATERAL (
-			SELECT m.id, m.run_at, 1 AS preference FROM outbox m
-			WHERE m.lane = $1 AND m.class = c.class AND m.run_at <= now() AND NOT EXISTS (SELECT FROM candidates)
+		SELECT p.*, false AS first FROM turn, (VALUES (2::smallint), (0::smallint), (1::smallint)) AS c(class) CROSS JOIN LATERAL (
+			SELECT m.id, m.run_at FROM outbox m
+			WHERE m.lane = $1 AND m.class = c.class AND ` + due + ` AND NOT EXISTS (SELECT FROM candidates)
 				AND (m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL OR m.claim_token IS NOT NULL)
 			ORDER BY m.run_at LIMIT $3
 			FOR UPDATE OF m SKIP LOCKED) p
 	), due AS MATERIALIZED (
-		SELECT id, run_at FROM (SELECT * FROM candidates UNION ALL SELECT * FROM questions) a ORDER BY run_at LIMIT 1
+		SELECT id, run_at FROM (SELECT * FROM candidates UNION ALL SELECT * FROM questions) a ORDER BY first DESC, run_at LIMIT 1
 	), moved AS (
 		UPDATE lanes SET probes = probes + 1, probe_at = now() + least(interval '1 min', interval '1 s' * 2 ^ least(probes, 6)), updated_at = now()
 		WHERE lane = $1 AND EXISTS (SELECT FROM due)
 	), ` + claimRest
 
 // claimRest claims the messages in due. A new first_sent_at is the time of the
-// transaction, by which an old one is told.
+// transaction, by which an old one is told. The release before wrote the end of a lease
+// into run_at.
 const claimRest = `claimed AS (
 		UPDATE outbox m SET
-			claim_token = $4, run_at = now() + $5::interval,
+			claim_token = $4, leased_until = now() + $5::interval,
 			first_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.first_sent_at, now()) ELSE m.first_sent_at END,
-			maybe_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.maybe_sent_at, CASE WHEN m.claim_token IS NOT NULL THEN m.run_at END) END
+			maybe_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.maybe_sent_at, CASE WHEN m.claim_token IS NOT NULL THEN greatest(m.run_at, m.leased_until) END) END
 		WHERE m.id = ANY (ARRAY(SELECT id FROM due))
 		RETURNING m.*
 	)
@@ -236,18 +244,17 @@ func (s *Store) claim(ctx context.Context, sql, lane string, class Class, limit 
 	exec(&b, steadyPlans)
 	exec(&b, sortOff)
 	b.Queue(sql, lane, class, limit, token, lease, from).Query(func(rows pgx.Rows) (err error) {
-		messages, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Message, error) {
+		messages, err = pgx.AppendRows(make([]Message, 0, min(limit, 256)), rows, func(row pgx.CollectableRow) (Message, error) {
 			m := Message{Token: token}
-			var sealed sealedPayload
-			var firstSentAt *time.Time
-			err := row.Scan(&m.ID, &m.Kind, &m.Class, &m.IssuerID, &m.OrderID, &m.CardID, &m.IssuerRequestID, &m.Tries, &firstSentAt, &m.SentBefore,
+			var production, encryptedData pgtype.DriverBytes // good until the next row
+			var orderID pgtype.UUID
+			var firstSentAt pgtype.Timestamptz
+			err := row.Scan(&m.ID, &m.Kind, &m.Class, &m.IssuerID, &orderID, &m.CardID, &m.IssuerRequestID, &m.Tries, &firstSentAt, &m.SentBefore,
 				&m.RefusedFor, &m.MaybeSent, &m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &m.Resends,
-				&m.AcceptedAt, &m.ClaimedAt, &m.TryingFor, &m.reached, &sealed.production, &sealed.encryptedData)
-			if firstSentAt != nil {
-				m.FirstSentAt = *firstSentAt
-			}
+				&m.AcceptedAt, &m.ClaimedAt, &m.TryingFor, &m.reached, &production, &encryptedData)
+			m.OrderID, m.FirstSentAt = orderID.Bytes, firstSentAt.Time
 			if err == nil {
-				m.Body, m.Err = s.openBody(m.IssuerID, m.OrderID, sealed)
+				m.Body, m.Err = s.openBody(m.IssuerID, m.OrderID, sealedPayload{production, encryptedData})
 			}
 			return m, err
 		})
@@ -355,7 +362,7 @@ func (s *Store) Release(ctx context.Context, messages []Message) error {
 	var released int
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `
-			UPDATE outbox m SET claim_token = NULL, run_at = now(),
+			UPDATE outbox m SET claim_token = NULL, leased_until = NULL,
 				class = CASE WHEN m.maybe_sent_at IS NULL THEN m.class ELSE $4 END, -- a lapsed lease, which is asked about
 				first_sent_at = CASE WHEN t.sent_before THEN m.first_sent_at END
 			FROM unnest($1::bigint[], $2::uuid[], $3::boolean[]) AS t(id, token, sent_before)
@@ -407,12 +414,14 @@ func (s *Store) halt(ctx context.Context, messages []Message) error {
 	return err
 }
 
-// Holds tells whether a claim still holds and the order may be sent: the message is
-// neither another worker's nor retired by evidence from D1, and nobody wants the order
-// held or cancelled.
+// Holds tells whether a claim still holds and the order may be sent: its lease has not
+// run out, though nobody may have taken over yet, as when the claimer's machine slept;
+// the message is not retired by evidence from D1, and nobody wants the order held or
+// cancelled.
 func (s *Store) Holds(ctx context.Context, m Message) (bool, error) {
 	var held bool
-	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM outbox WHERE id = $1 AND claim_token = $2 AND halt IS NULL)`, m.ID, m.Token).Scan(&held)
+	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM outbox
+		WHERE id = $1 AND claim_token = $2 AND halt IS NULL AND leased_until > now())`, m.ID, m.Token).Scan(&held)
 	if err != nil {
 		return false, fmt.Errorf("looking for a claim: %w", err)
 	}
@@ -427,8 +436,8 @@ func claims(messages []Message) []claim {
 	return list
 }
 
-func claimColumns(claims []claim) (ids []int64, tokens []pgtype.UUID) {
-	ids, tokens = make([]int64, len(claims)), make([]pgtype.UUID, len(claims))
+func claimColumns(claims []claim) (ids []int64, tokens uuids) {
+	ids, tokens = make([]int64, len(claims)), make(uuids, len(claims))
 	for i := range claims {
 		ids[i], tokens[i] = claims[i].id, pgID(&claims[i].token)
 	}
@@ -440,8 +449,15 @@ type Completion struct {
 	Message  Message
 	Attempt  Attempt
 	Seen     []string         // PRODUCE operations that D1 showed for the order
+	Others   []OrderOperation // the same for other orders of the card
 	Evidence []order.Evidence // how the order advances, if the claim still holds
 	Next     Next             // what becomes of the message, if the order still waits
+}
+
+// OrderOperation is a PRODUCE operation of an order.
+type OrderOperation struct {
+	OrderID     uuid.UUID
+	OperationID string
 }
 
 // Attempt is one call to D1 and its answer.
@@ -552,6 +568,7 @@ type heldMessage struct {
 // all transactions.
 func (c *completing) ask(b *pgx.Batch) {
 	keys, held := make([]orderKey, len(c.list)), make([]claim, len(c.list))
+	var others []orderKey
 	var seen []operation
 	c.locked, c.owners, c.lost = make(map[orderKey]*lockedOrder, len(keys)), make(map[string]orderKey), nil
 	c.held, c.lanes = make(map[claim]heldMessage, len(keys)), make(map[string]*laneNews)
@@ -561,15 +578,21 @@ func (c *completing) ask(b *pgx.Batch) {
 		for _, id := range c.list[i].Seen {
 			seen = append(seen, operation{keys[i], id, string(c.list[i].Attempt.Kind)})
 		}
+		for _, other := range c.list[i].Others {
+			key := orderKey{m.IssuerID, other.OrderID}
+			others = append(others, key)
+			seen = append(seen, operation{key, other.OperationID, string(c.list[i].Attempt.Kind)})
+		}
 		c.lanes[LaneOf(m.IssuerID)] = &laneNews{}
 	}
+	keys = append(keys, others...)
 	exec(b, steadyPlans)
 	queueLocks(b, keys, seen, c.locked)
 	queueClaimLocks(b, held, c.held)
 	queueKnownOperations(b, keys, c.locked, c.owners)
 	queueLaneNews(b, c.lanes)
 	if len(seen) > 0 {
-		issuers, ids := make([]string, len(seen)), make([]string, len(seen))
+		issuers, ids := make(texts, len(seen)), make(texts, len(seen))
 		for i, op := range seen {
 			issuers[i], ids[i] = op.key.issuer, op.id
 		}
@@ -593,10 +616,11 @@ func queueClaimLocks(b *pgx.Batch, claims []claim, held map[claim]heldMessage) {
 		ORDER BY m.id FOR UPDATE OF m`,
 		ids, tokens).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
-			var c claim
+			var id int64
+			var token pgtype.UUID
 			var h heldMessage
-			err := rows.Scan(&c.id, &c.token, &h.halt, &h.maybe)
-			held[c] = h
+			err := rows.Scan(&id, &token, &h.halt, &h.maybe)
+			held[claim{id, token.Bytes}] = h
 			return err
 		})
 	})
@@ -615,6 +639,9 @@ func (c *completing) answer(b *pgx.Batch) {
 			continue // erased in the meantime
 		}
 		h, held := c.held[claim{m.ID, m.Token}]
+		if held && m.Kind == KindSubmit {
+			o.submit = m.ID
+		}
 		attempts = append(attempts, attemptRow{o.orderKey, &done.Attempt, !held})
 		evidence, next := c.decide(done, o, h, held)
 		w.advance(o, Cause{Kind: CauseAttempt, ID: done.Attempt.ID.String()}, evidence...)
@@ -630,6 +657,13 @@ func (c *completing) answer(b *pgx.Batch) {
 		}
 		if m.Kind == KindAsk || o.state.Waiting() {
 			nexts = append(nexts, nextRow{m, next, c.lanes[LaneOf(m.IssuerID)].stopped(), next.maybe(h)})
+		}
+	}
+	for i := range c.list {
+		for _, other := range c.list[i].Others {
+			if o := c.locked[orderKey{c.list[i].Message.IssuerID, other.OrderID}]; o != nil {
+				w.advance(o, Cause{Kind: CauseAttempt, ID: c.list[i].Attempt.ID.String()}) // by all its operations
+			}
 		}
 	}
 	queueAttempts(b, attempts)
@@ -702,7 +736,7 @@ type nextRow struct {
 func queueNexts(b *pgx.Batch, list []nextRow) {
 	var stay []nextRow
 	var doneIDs []int64
-	var doneTokens []pgtype.UUID
+	var doneTokens uuids
 	for _, r := range list {
 		if r.Done {
 			doneIDs, doneTokens = append(doneIDs, r.message.ID), append(doneTokens, pgID(&r.message.Token))
@@ -718,7 +752,7 @@ func queueNexts(b *pgx.Batch, list []nextRow) {
 	if n == 0 {
 		return
 	}
-	ids, tokens, runIns, rejects, burnt := make([]int64, n), make([]pgtype.UUID, n), make([]time.Duration, n), make([]time.Duration, n), make([]time.Duration, n)
+	ids, tokens, runIns, rejects, burnt := make([]int64, n), make(uuids, n), make([]time.Duration, n), make([]time.Duration, n), make([]time.Duration, n)
 	tries, asks, negatives, maybes := make([]int, n), make([]int, n), make([]int, n), make([]int, n)
 	resendOff, neverSent, keepRefusal := make([]bool, n), make([]bool, n), make([]bool, n)
 	setAside, unknown, giveUp := make([]bool, n), make([]bool, n), make([]bool, n)
@@ -733,7 +767,7 @@ func queueNexts(b *pgx.Batch, list []nextRow) {
 		unknown[i], giveUp[i] = r.unknown, r.GiveUp && !r.unknown
 	}
 	exec(b, `
-		UPDATE outbox m SET claim_token = NULL,
+		UPDATE outbox m SET claim_token = NULL, leased_until = NULL,
 			run_at = CASE WHEN t.give_up THEN 'infinity' ELSE now() + t.run_in END,
 			class = CASE WHEN m.kind = 'ask' OR t.unknown THEN $16::smallint
 				WHEN m.class <> $16::smallint THEN m.class
@@ -766,9 +800,9 @@ func queueAttempts(b *pgx.Batch, list []attemptRow) {
 	if n == 0 {
 		return
 	}
-	issuers, orders, ids, kinds := make([]string, n), make([]pgtype.UUID, n), make([]pgtype.UUID, n), make([]string, n)
-	outcomes, reasons, statuses := make([]string, n), make([]string, n), make([]int, n)
-	codes, texts, operations, correlations := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	issuers, orders, ids, kinds := make(texts, n), make(uuids, n), make(uuids, n), make(texts, n)
+	outcomes, reasons, statuses := make(texts, n), make(texts, n), make([]int, n)
+	codes, texts, operations, correlations := make(texts, n), make(texts, n), make(texts, n), make(texts, n)
 	started, durations, lost := make([]time.Time, n), make([]int64, n), make([]bool, n)
 	for i, a := range list {
 		issuers[i], orders[i], ids[i], kinds[i] = a.key.issuer, pgID(&a.key.id), pgID(&a.ID), string(a.Kind)
@@ -786,19 +820,39 @@ func queueAttempts(b *pgx.Batch, list []attemptRow) {
 		issuers, orders, ids, kinds, outcomes, reasons, statuses, codes, texts, operations, correlations, started, durations, lost)
 }
 
-// OperationOwners returns which of the given operations belong to which orders.
-func (s *Store) OperationOwners(ctx context.Context, issuer string, operationIDs []string) (map[string]uuid.UUID, error) {
-	rows, err := s.pool.Query(ctx, `SELECT operation_id, order_id FROM operations WHERE issuer_id = $1 AND operation_id = ANY($2)`,
-		issuer, operationIDs)
-	if err != nil {
-		return nil, fmt.Errorf("looking up operations: %w", err)
-	}
-	owners := make(map[string]uuid.UUID)
-	var operationID string
-	var orderID uuid.UUID
-	_, err = pgx.ForEachRow(rows, []any{&operationID, &orderID}, func() error { owners[operationID] = orderID; return nil })
-	if err != nil {
-		return nil, fmt.Errorf("looking up operations: %w", err)
+// Owners tells to which orders the operations belong that D1 shows for a card.
+type Owners struct {
+	Operations map[string]Owner     // by operationId
+	Requests   map[string]uuid.UUID // orders by issuerRequestId
+}
+
+// Owner is the order of an operation.
+type Owner struct {
+	OrderID uuid.UUID
+	Adopted bool // it is the one that makes the order's card, and not a further one
+}
+
+// Owners looks up operations and requests of an issuer.
+func (s *Store) Owners(ctx context.Context, issuer string, operationIDs, requestIDs []string) (Owners, error) {
+	owners := Owners{make(map[string]Owner), make(map[string]uuid.UUID)}
+	var b pgx.Batch
+	b.Queue(`
+		SELECT p.operation_id, p.order_id, coalesce(s.operation_id = p.operation_id, false)
+		FROM operations p LEFT JOIN order_state s ON s.issuer_id = p.issuer_id AND s.order_id = p.order_id
+		WHERE p.issuer_id = $1 AND p.operation_id = ANY($2)`, issuer, operationIDs).Query(func(rows pgx.Rows) error {
+		var id string
+		var owner Owner
+		_, err := pgx.ForEachRow(rows, []any{&id, &owner.OrderID, &owner.Adopted}, func() error { owners.Operations[id] = owner; return nil })
+		return err
+	})
+	b.Queue(`SELECT issuer_request_id, id FROM orders WHERE issuer_id = $1 AND issuer_request_id = ANY($2)`, issuer, requestIDs).Query(func(rows pgx.Rows) error {
+		var id string
+		var orderID uuid.UUID
+		_, err := pgx.ForEachRow(rows, []any{&id, &orderID}, func() error { owners.Requests[id] = orderID; return nil })
+		return err
+	})
+	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
+		return Owners{}, fmt.Errorf("looking up whose operations these are: %w", err)
 	}
 	return owners, nil
 }

@@ -136,7 +136,7 @@ func TestRefusalsStopTheLane(t *testing.T) {
 		t.Fatal("two orders stopped the lane")
 	}
 	f.complete(refused(f.claim(1, time.Minute)[0], 3))
-	if !f.stopped() || f.setAside() != 0 || value[int](f, `SELECT count(*) FROM outbox WHERE run_at <= now()`) != 5 {
+	if !f.stopped() || f.setAside() != 0 || value[int](f, `SELECT count(*) FROM outbox WHERE run_at <= now() AND claim_token IS NULL`) != 5 {
 		t.Errorf("stopped %v, %d set aside", f.stopped(), f.setAside())
 	}
 	if reason := value[string](f, `SELECT stop_reason FROM lanes`); reason != "forbidden (403)" {
@@ -178,6 +178,24 @@ func TestRefusalsStopTheLane(t *testing.T) {
 		t.Errorf("%d orders are claimed", n)
 	}
 	f.whole()
+}
+
+// A batch that is refused as a whole does not keep a single order from being the probe.
+func TestProbesTakeClassesInTurn(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.acceptMany(5)
+	f.exec(`UPDATE outbox SET class = 1, run_at = now() - interval '1 h' WHERE id <= 4`)
+	f.exec(`INSERT INTO lanes (lane, stopped_at) VALUES ($1, now())`, lane)
+	var classes []store.Class
+	for range 3 {
+		m := f.probe()[0]
+		classes = append(classes, m.Class)
+		f.complete(refused(m, 3))
+	}
+	if !slices.Equal(classes, []store.Class{store.ClassSingle, store.ClassBatch, store.ClassBatch}) {
+		t.Errorf("the probes are of %v", classes)
+	}
 }
 
 // An acceptance of a call from before the stop does not end it.
@@ -289,7 +307,7 @@ func TestOneCardAtATime(t *testing.T) {
 		t.Fatal(err)
 	}
 	firstIs := func(sql string) {
-		f.exec(`UPDATE outbox SET run_at = now(), claim_token = NULL, maybe_sent_at = NULL`)
+		f.exec(`UPDATE outbox SET run_at = now(), claim_token = NULL, leased_until = NULL, maybe_sent_at = NULL`)
 		f.exec(sql, first.ID)
 	}
 	for _, c := range []struct {
@@ -297,7 +315,7 @@ func TestOneCardAtATime(t *testing.T) {
 		second    bool
 	}{
 		{"backing off", `UPDATE outbox SET run_at = now() + interval '1 h' WHERE order_id = $1`, false},
-		{"claimed", `UPDATE outbox SET run_at = now() + interval '1 h', claim_token = order_id WHERE order_id = $1`, false},
+		{"claimed", `UPDATE outbox SET claim_token = order_id, leased_until = now() + interval '1 h' WHERE order_id = $1`, false},
 		{"unknown", `UPDATE outbox SET run_at = now() + interval '1 h', maybe_sent_at = now() WHERE order_id = $1`, false},
 		{"given up", `UPDATE outbox SET run_at = 'infinity' WHERE order_id = $1`, true},
 		{"given up, perhaps at D1", `UPDATE outbox SET run_at = 'infinity', maybe_sent_at = now() WHERE order_id = $1`, false},
@@ -460,7 +478,7 @@ func TestHaltsOtherwise(t *testing.T) {
 	// An order whose lease ran out under a cancel is asked about.
 	f.exec(`UPDATE order_batches SET status = 'COMPLETED'`)
 	act(store.BatchCancel, store.ActionCounts{Changed: 1, TooLate: 3})
-	f.exec(`UPDATE outbox SET run_at = now() - interval '1 s'`)
+	f.exec(`UPDATE outbox SET leased_until = now() WHERE claim_token IS NOT NULL`)
 	for _, m := range ofClass(f, store.ClassBatch) {
 		if !m.MaybeSent {
 			t.Errorf("a cancelled order is to be sent: %+v", m)
@@ -483,7 +501,7 @@ func TestMessagesBeforeTheFloor(t *testing.T) {
 	if m := f.claim(3, time.Minute); len(m) != 2 {
 		t.Errorf("claimed %d of 2 that are due", len(m))
 	}
-	f.exec(`UPDATE outbox SET run_at = now(), claim_token = NULL`)
+	f.exec(`UPDATE outbox SET run_at = now(), claim_token = NULL, leased_until = NULL`)
 	f.claim(1, time.Minute)
 	f.exec(`UPDATE outbox SET run_at = now() - interval '1 h' WHERE id = (SELECT max(id) FROM outbox)`)
 	var last store.Message
@@ -493,7 +511,7 @@ func TestMessagesBeforeTheFloor(t *testing.T) {
 			t.Fatal("it was passed over")
 		}
 		if last = m[0]; last.ID != 4 {
-			f.exec(`UPDATE outbox SET run_at = now(), claim_token = NULL, maybe_sent_at = NULL WHERE id = $1`, last.ID)
+			f.exec(`UPDATE outbox SET run_at = now(), claim_token = NULL, leased_until = NULL, maybe_sent_at = NULL WHERE id = $1`, last.ID)
 		}
 	}
 }

@@ -84,11 +84,11 @@ func (s *Store) readStats(ctx context.Context) (*Stats, error) {
 	stats := &Stats{Open: make(map[IssuerStatus]int)}
 	var b pgx.Batch
 	b.Queue(`
-		SELECT lane, class, count(*), count(*) FILTER (WHERE run_at <= now()),
-			coalesce(now() - min(run_at) FILTER (WHERE run_at <= now()), '0'),
+		SELECT lane, class, count(*), count(*) FILTER (WHERE ` + due + `),
+			coalesce(now() - min(run_at) FILTER (WHERE ` + due + `), '0'),
 			coalesce(now() - min(created_at), '0'), count(*) FILTER (WHERE maybe_sent_at IS NOT NULL),
 			count(*) FILTER (WHERE refused_at IS NOT NULL), count(*) FILTER (WHERE run_at = 'infinity')
-		FROM outbox GROUP BY lane, class`).Query(func(rows pgx.Rows) error {
+		FROM outbox m GROUP BY lane, class`).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var l LaneStats
 			err := rows.Scan(&l.Lane, &l.Class, &l.Messages, &l.Due, &l.Oldest, &l.Age, &l.Unknown, &l.Refused, &l.GivenUp)

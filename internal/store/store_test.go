@@ -213,16 +213,41 @@ func TestNoMessageIsClaimedTwice(t *testing.T) {
 	}
 }
 
+// D1's answer about one order may show a second card of another one of the same card.
+func TestSecondCardSeenBesideAnotherOrder(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	first := f.accept("card", "first")
+	f.complete(taken(f.claim(1, time.Minute)[0], "first-operation"))
+	r := request("card", "second")
+	r.DuplicateOverride = "a test"
+	a, err := f.Accept(t.Context(), store.Acceptance{IssuerID: issuer, Client: "test", Request: r})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := taken(f.claim(1, time.Minute)[0], "second-operation")
+	c.Attempt.Kind = store.AttemptAsk
+	c.Others = []store.OrderOperation{{OrderID: first.ID, OperationID: "first-again"}}
+	f.complete(c)
+	if got := f.order(first.ID); got.State.OperationID != "first-operation" || !slices.Equal(got.State.Attention, []order.Attention{order.AttentionSecondCard}) {
+		t.Errorf("the other order: operation %s, attention %v", got.State.OperationID, got.State.Attention)
+	}
+	if got := f.order(a.Order.ID); got.State.Status != order.Submitted || len(got.State.Attention) > 0 {
+		t.Errorf("the order asked about: %s, attention %v", got.State.Status, got.State.Attention)
+	}
+}
+
 // A worker that lost its claim changes no state; what D1 answered it is kept as
 // a fact all the same.
 func TestLostClaimChangesNothing(t *testing.T) {
 	t.Parallel()
 	f := open(t)
 	o := f.accept("card", "request")
-	stale := f.claim(1, -time.Second)[0]
+	stale := f.claim(1, time.Minute)[0]
+	f.exec(`UPDATE outbox SET run_at = now() - interval '1 h', leased_until = now() - interval '1 s'`)
 	fresh := f.claim(1, time.Minute)
-	if len(fresh) != 1 || !fresh[0].MaybeSent || fresh[0].SentAgo < time.Second {
-		t.Fatalf("taken over as %+v, want an unknown outcome", fresh)
+	if len(fresh) != 1 || !fresh[0].MaybeSent || fresh[0].SentAgo < time.Second || fresh[0].SentAgo > time.Minute {
+		t.Fatalf("taken over as %+v, want an unknown outcome since the lease ended", fresh)
 	}
 	f.complete(taken(stale, "stale-operation"))
 	if got := f.order(o.ID); got.State.Status != order.Accepted || got.State.Version != 1 {
@@ -239,6 +264,37 @@ func TestLostClaimChangesNothing(t *testing.T) {
 	}
 	if n := value[int](f, `SELECT count(*) FROM outbox`); n != 0 {
 		t.Errorf("%d messages are left", n)
+	}
+}
+
+// The release before writes the end of a lease into run_at: neither takes what the other
+// has claimed, and what it left behind is asked about.
+func TestClaimsOfTheReleaseBefore(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.accept("card", "request")
+	const claim = `UPDATE outbox SET claim_token = gen_random_uuid(), run_at = now() + $1::interval`
+	f.exec(claim, 5*time.Minute)
+	if m := f.claim(1, time.Minute); len(m) != 0 {
+		t.Errorf("claimed at the same time: %+v", m)
+	}
+	f.exec(claim, -time.Second)
+	if m := f.claim(1, time.Minute); len(m) != 1 || !m[0].MaybeSent || m[0].SentAgo < time.Second {
+		t.Errorf("taken over as %+v, want an unknown outcome", m)
+	}
+	if _, err := f.conn.Exec(t.Context(), claim, 5*time.Minute); err == nil {
+		t.Error("the release before could claim what is claimed")
+	}
+}
+
+// A claim writes no entry into an index, as long as no index knows what it changes.
+func TestClaimsChangeNoIndex(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	if n := value[int](f, `SELECT count(*) FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid
+		WHERE i.indrelid = 'outbox'::regclass AND a.attname IN ('claim_token', 'leased_until', 'first_sent_at', 'maybe_sent_at')
+			AND (a.attnum = ANY (i.indkey) OR pg_get_indexdef(i.indexrelid) LIKE '%' || a.attname || '%')`); n != 0 {
+		t.Errorf("%d of them do", n)
 	}
 }
 
@@ -423,12 +479,23 @@ func TestHolds(t *testing.T) {
 	}
 }
 
+// A worker whose machine slept may believe that it has time left. Nobody has taken over
+// yet, but whoever does counts from the end of the lease.
+func TestLapsedClaimDoesNotHold(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.accept("card", "request")
+	if held, err := f.Holds(t.Context(), f.claim(1, 0)[0]); err != nil || held {
+		t.Errorf("held %v after the lease, %v", held, err)
+	}
+}
+
 // A refusal that comes before a late answer with an operation contradicts it.
 func TestRefusedOrderWithAKnownOperation(t *testing.T) {
 	t.Parallel()
 	f := open(t)
 	o := f.accept("card", "request")
-	stale := f.claim(1, -time.Second)[0]
+	stale := f.claim(1, 0)[0]
 	fresh := f.claim(1, time.Minute)[0]
 	f.complete(store.Completion{Message: fresh, Attempt: attempt("refused"), Evidence: []order.Evidence{order.Refusal{}}})
 	f.complete(taken(stale, "operation"))
@@ -519,7 +586,7 @@ func TestKnownOperationIsAdoptedBeforeAResend(t *testing.T) {
 	t.Parallel()
 	f := open(t)
 	o := f.accept("card", "request")
-	stale := f.claim(1, -time.Second)[0]
+	stale := f.claim(1, 0)[0]
 	fresh := f.claim(1, time.Minute)[0]
 	f.complete(taken(stale, "operation"))
 	f.complete(store.Completion{
@@ -538,7 +605,7 @@ func TestLostClaimInTheSameBatch(t *testing.T) {
 	t.Parallel()
 	f := open(t)
 	o := f.accept("card", "request")
-	stale := f.claim(1, -time.Second)[0]
+	stale := f.claim(1, 0)[0]
 	fresh := f.claim(1, time.Minute)[0]
 	f.complete(
 		store.Completion{Message: stale, Attempt: attempt("refused"), Evidence: []order.Evidence{order.Refusal{}}},
@@ -754,7 +821,7 @@ func TestPlans(t *testing.T) {
 		},
 		"known card": func() error { _, err := st.KnownCard(t.Context(), issuer, -time.Hour*24*365); return err },
 		"owners": func() error {
-			_, err := st.OperationOwners(t.Context(), issuer, []string{"op-r-1", "op-r-2"})
+			_, err := st.Owners(t.Context(), issuer, []string{"op-r-1", "op-r-2"}, []string{"r-1", "r-2"})
 			return err
 		},
 		"check": func() error { _, err := st.Check(t.Context(), issuer, 50); return err },

@@ -46,25 +46,31 @@ func (w *walMemory) remember(h history, position int64) { w.history, w.position 
 // CheckTimeline compares the history of the database with the one remembered. When
 // it is another, after a failover or a restore, every message that is not done is
 // marked so that D1 is asked before anything is sent: lease is for how long a worker
-// may still hold a claim that this database has never heard of.
+// may still hold a claim that this database has never heard of. That may take long
+// when there are many; each round trip is bounded by itself. While another process
+// marks them it says that the history has changed, and does nothing.
 func (s *Store) CheckTimeline(ctx context.Context, lease time.Duration) (changed bool, err error) {
 	s.wal.mu.Lock()
 	defer s.wal.mu.Unlock()
-	now, remembered, position, err := s.histories(ctx)
+	h, err := s.histories(ctx)
 	if err != nil {
 		return false, err
 	}
-	back := s.wal.ahead(now, position)
-	if remembered == now && !back {
-		s.wal.remember(now, position)
+	back := s.wal.ahead(h.now, h.position)
+	if h.remembered == h.now && !back {
+		s.wal.remember(h.now, h.position)
 		return false, nil
 	}
+	if h.marking {
+		s.wal.remember(h.now, h.position)
+		return true, nil
+	}
 	s.cfg.Log.Warn("the database is in another history, after a failover or a restore: D1 is asked about every message before it is sent",
-		"timeline", now.Timeline, "remembered", remembered.Timeline, "setBack", back)
-	if err := s.markAll(ctx, remembered, lease); err != nil {
+		"timeline", h.now.Timeline, "remembered", h.remembered.Timeline, "setBack", back)
+	if err := s.markAll(ctx, h.remembered, lease); err != nil {
 		return false, err
 	}
-	s.wal.remember(now, position)
+	s.wal.remember(h.now, h.position)
 	return true, nil
 }
 
@@ -73,30 +79,46 @@ func (s *Store) CheckTimeline(ctx context.Context, lease time.Duration) (changed
 func (s *Store) Restored(ctx context.Context, lease time.Duration) error {
 	s.wal.mu.Lock()
 	defer s.wal.mu.Unlock()
-	_, remembered, _, err := s.histories(ctx)
+	h, err := s.histories(ctx)
 	if err != nil {
 		return err
 	}
-	return s.markAll(ctx, remembered, lease)
+	return s.markAll(ctx, h.remembered, lease)
 }
 
+// histories is what the database and the row of database_history say.
+type histories struct {
+	now, remembered history
+	// position is how far the database's log has reached the disk: not less after a
+	// crash, unlike what was only written.
+	position int64
+	marking  bool // some process is marking messages
+}
+
+// markerDies is after how long without progress a process that marks messages is taken
+// for dead. The clock may have gone back with a failover.
+const markerDies = 10 * time.Second
+
 // histories returns the history of the database and the one remembered; the first one
-// ever seen is remembered at once. position is how far its log has reached the disk:
-// not less after a crash, unlike what was only written.
-func (s *Store) histories(ctx context.Context) (now, remembered history, position int64, err error) {
+// ever seen is remembered at once.
+func (s *Store) histories(ctx context.Context) (h histories, err error) {
 	// Orders of the first history were never sent in another.
 	const remember = `
 		INSERT INTO database_history (system_identifier, timeline, seen_at) SELECT system_identifier, timeline, '-infinity'
 		FROM (` + currentHistory + `) c WHERE NOT EXISTS (SELECT FROM database_history) ON CONFLICT DO NOTHING`
+	ctx, cancel := context.WithTimeout(ctx, groupTimeout)
+	defer cancel()
 	var b pgx.Batch
 	exec(&b, remember)
-	b.Queue(`SELECT c.*, h.system_identifier, h.timeline FROM (` + currentHistory + `) c CROSS JOIN database_history h`).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&now.SystemIdentifier, &now.Timeline, &position, &remembered.SystemIdentifier, &remembered.Timeline)
+	b.Queue(`SELECT c.*, h.system_identifier, h.timeline,
+			h.timeline = $1 AND h.seen_at BETWEEN clock_timestamp() - $2::interval AND clock_timestamp()
+		FROM (`+currentHistory+`) c CROSS JOIN database_history h`, doubted, markerDies).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&h.now.SystemIdentifier, &h.now.Timeline, &h.position, &h.remembered.SystemIdentifier, &h.remembered.Timeline, &h.marking)
 	})
 	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
-		return now, remembered, 0, fmt.Errorf("reading the database's history: %w", err)
+		return h, fmt.Errorf("reading the database's history: %w", err)
 	}
-	return now, remembered, position, nil
+	return h, nil
 }
 
 // currentHistory reads the history in which the database is. It needs no privileges,
@@ -120,7 +142,7 @@ func (s *Store) markAll(ctx context.Context, remembered history, lease time.Dura
 	var last int64
 	var since time.Time
 	// What is stored from now on was never sent in another history.
-	err := s.inTx(ctx, func(tx pgx.Tx) error {
+	err := s.inShortTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		var b pgx.Batch
 		exec(&b, `UPDATE database_history SET timeline = $3, seen_at = clock_timestamp() WHERE system_identifier = $1 AND timeline = $2`,
 			remembered.SystemIdentifier, remembered.Timeline, doubted)
@@ -136,8 +158,9 @@ func (s *Store) markAll(ctx context.Context, remembered history, lease time.Dura
 	for after := int64(0); after < last; {
 		var reached int64
 		var n int
-		err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
-			if err := stillDoubted(ctx, tx, since); err != nil {
+		var seen time.Time
+		err := s.inShortTx(ctx, func(ctx context.Context, tx pgx.Tx) (err error) {
+			if seen, err = stillDoubted(ctx, tx, since); err != nil {
 				return err
 			}
 			reached, n, err = markMessages(ctx, tx, after, last, lease)
@@ -149,10 +172,10 @@ func (s *Store) markAll(ctx context.Context, remembered history, lease time.Dura
 		if err != nil {
 			return fmt.Errorf("marking messages after a change of the database's history: %w", err)
 		}
-		after, marked = reached, marked+n
+		after, marked, since = reached, marked+n, seen
 	}
-	err = s.inTx(ctx, func(tx pgx.Tx) error {
-		if err := stillDoubted(ctx, tx, since); err != nil {
+	err = s.inShortTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		if _, err := stillDoubted(ctx, tx, since); err != nil {
 			return err
 		}
 		_, err := tx.Exec(ctx, `
@@ -167,15 +190,25 @@ func (s *Store) markAll(ctx context.Context, remembered history, lease time.Dura
 	return nil
 }
 
+// inShortTx is inTx within a time of its own: a network that swallows everything must
+// not hold up the heartbeat for ever.
+func (s *Store) inShortTx(ctx context.Context, f func(context.Context, pgx.Tx) error) error {
+	ctx, cancel := context.WithTimeout(ctx, groupTimeout)
+	defer cancel()
+	return s.inTx(ctx, func(tx pgx.Tx) error { return f(ctx, tx) })
+}
+
 // stillDoubted locks the remembered history, if this marking is still the one that has
-// to be done.
-func stillDoubted(ctx context.Context, tx pgx.Tx, since time.Time) error {
-	var still bool
-	err := tx.QueryRow(ctx, `SELECT timeline = $1 AND seen_at = $2 FROM database_history FOR UPDATE`, doubted, since).Scan(&still)
-	if err == nil && !still {
+// to be done, and says that it goes on: others leave it alone then. A failover that
+// forgot a chunk of it forgot that too, and ends the marking.
+func stillDoubted(ctx context.Context, tx pgx.Tx, since time.Time) (seen time.Time, err error) {
+	err = tx.QueryRow(ctx, `
+		UPDATE database_history SET seen_at = greatest(clock_timestamp(), seen_at + interval '1 us')
+		WHERE timeline = $1 AND seen_at = $2 RETURNING seen_at`, doubted, since).Scan(&seen)
+	if errors.Is(err, pgx.ErrNoRows) {
 		err = errMarked
 	}
-	return err
+	return seen, err
 }
 
 // markMessages marks messages after one id, up to another, and returns how far it came.
@@ -190,7 +223,7 @@ func markMessages(ctx context.Context, tx pgx.Tx, after, last int64, lease time.
 		), marked AS (
 			UPDATE outbox m SET
 				maybe_sent_at = now() + $4::interval, first_sent_at = coalesce(m.first_sent_at, o.created_at),
-				class = $5, claim_token = NULL, tries = 0, asks = 0, negatives = 0,
+				class = $5, claim_token = NULL, leased_until = NULL, tries = 0, asks = 0, negatives = 0,
 				refused_since = NULL, refused_at = NULL, reject_after = NULL,
 				resend_off = m.resend_off OR m.run_at = 'infinity', run_at = now() + random() * interval '1 min'
 			FROM part JOIN orders o ON o.issuer_id = part.issuer_id AND o.id = part.order_id

@@ -28,7 +28,8 @@ func (f *fixture) whole() {
 		"keys of no order":   `SELECT count(*) FROM idempotency_keys k WHERE NOT EXISTS (SELECT FROM orders o WHERE o.issuer_id = k.issuer_id AND o.id = k.order_id)`,
 		"orders whose message is missing, or should be": `SELECT count(*) FROM order_state s
 			WHERE (status IN ('ACCEPTED', 'OUTCOME_UNKNOWN')) <> EXISTS (SELECT FROM outbox m WHERE m.issuer_id = s.issuer_id AND m.order_id = s.order_id AND m.kind = 'submit')`,
-		"halts that nobody does": `SELECT count(*) FROM outbox WHERE halt IS NOT NULL AND claim_token IS NULL AND maybe_sent_at IS NULL`,
+		"leases of nobody, or claims without one": `SELECT count(*) FROM outbox WHERE (claim_token IS NULL) <> (leased_until IS NULL)`,
+		"halts that nobody does":                  `SELECT count(*) FROM outbox WHERE halt IS NOT NULL AND claim_token IS NULL AND maybe_sent_at IS NULL`,
 		"messages in the class of questions that ask nothing, or questions in another": `SELECT count(*) FROM outbox
 			WHERE claim_token IS NULL AND (class = 2 AND kind = 'submit' AND maybe_sent_at IS NULL OR kind = 'ask' AND class <> 2)`,
 		"unknown outcomes that count as refusals": `SELECT count(*) FROM outbox WHERE claim_token IS NULL AND maybe_sent_at IS NOT NULL AND refused_at IS NOT NULL`,
