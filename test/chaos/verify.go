@@ -105,7 +105,7 @@ func (c *cluster) underWay(ctx context.Context) (string, error) {
 			' due for ' || date_trunc('second', now() - greatest(run_at, leased_until)) ||
 			CASE WHEN claim_token IS NOT NULL THEN ', claimed' ELSE '' END || CASE WHEN maybe_sent_at IS NOT NULL THEN ', unknown' ELSE '' END ||
 			CASE WHEN EXISTS (SELECT FROM outbox e WHERE e.card_id = m.card_id AND e.id < m.id) THEN ', behind another of its card' ELSE '' END
-			ORDER BY greatest(run_at, leased_until)))[1] FROM outbox m`,
+			ORDER BY run_at))[1] FROM outbox m`,
 		`SELECT count(*), 'notifications to be applied, of ' || count(DISTINCT operation_id) || ' operations, the first one ' ||
 			(array_agg(outcome || ' of ' || operation_id ORDER BY id))[1]
 			FROM notifications WHERE outcome IN ('parked', 'unapplied')`,
