@@ -25,11 +25,12 @@ type bureau struct {
 	attended   bool           // somebody pauses and resumes the lane; else it has to help itself
 
 	// Of the service's configuration.
-	callTimeout, resendAfter                               time.Duration
-	concurrency, rate, breakerThreshold, stopAfterRefusals int
-	freeze                                                 [2]time.Duration // from, to
-	stall                                                  [2]time.Duration // of the network to D1
-	lag                                                    time.Duration    // of status answers, at most
+	callTimeout, resendAfter                  time.Duration
+	concurrency                               int // calls at once, for each replica
+	rate, breakerThreshold, stopAfterRefusals int
+	freeze                                    [2]time.Duration // from, to
+	stall                                     [2]time.Duration // of the network to D1
+	lag                                       time.Duration    // of status answers, at most
 }
 
 func newBureau(r *rand.Rand) bureau {
@@ -45,7 +46,7 @@ func newBureau(r *rand.Rand) bureau {
 		repeat, b.resendAfter = pick(r, d1sim.RepeatSame, d1sim.RepeatSame, d1sim.RepeatConflict), 3*time.Second
 		b.freeze[1], b.stall[1], b.lag = 6*time.Second, 4*time.Second, 5*time.Second
 	}
-	b.concurrency, b.rate = pick(r, 8, 16, 64), pick(r, 0, 0, 80)
+	b.concurrency, b.rate = pick(r, 4, 8, 32), pick(r, 0, 0, 80)
 	b.breakerThreshold, b.stopAfterRefusals = pick(r, 3, 5, 10), pick(r, 2, 5)
 	b.settings = map[string]any{
 		"repeat":                  repeat,
@@ -103,7 +104,7 @@ func (b bureau) String() string {
 		words = append(words, "nobody looks after the lane")
 	}
 	words = append(words, fmt.Sprintf("status answers lag %v", b.settings["statusLag"]), fmt.Sprintf("resendAfter %v", b.resendAfter),
-		fmt.Sprintf("%d calls at once", b.concurrency))
+		fmt.Sprintf("%d calls at once per replica", b.concurrency))
 	if b.rate > 0 {
 		words = append(words, fmt.Sprintf("%d a second", b.rate))
 	}

@@ -210,7 +210,7 @@ func (c *cluster) configure(ctx context.Context, count int, b bureau) error {
 		err = c.copyExample("server.yaml", filepath.Base(r.config),
 			"127.0.0.1:8080", r.api, "127.0.0.1:8081", r.notificationsAt, "127.0.0.1:9090", admin, "127.0.0.1:8180", r.toD1.Addr(),
 			"callTimeout: 30s", "callTimeout: "+b.callTimeout.String(), "resendAfter: 5m", "resendAfter: "+b.resendAfter.String(),
-			"concurrency: 16", fmt.Sprintf("concurrency: %d", b.concurrency), "ratePerSecond: 0", fmt.Sprintf("ratePerSecond: %d", b.rate),
+			"concurrency: 16", fmt.Sprintf("concurrency: %d", b.concurrency*count), "ratePerSecond: 0", fmt.Sprintf("ratePerSecond: %d", b.rate),
 			"breakerThreshold: 5", fmt.Sprintf("breakerThreshold: %d", b.breakerThreshold),
 			"stopAfterRefusals: 5", fmt.Sprintf("stopAfterRefusals: %d", b.stopAfterRefusals),
 			"level: info", "level: debug", "poll: 1s", "poll: 200ms", "sensitiveData: false", "sensitiveData: true",

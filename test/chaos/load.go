@@ -39,6 +39,8 @@ type load struct {
 	rate    float64
 	fail    func(string, ...any)
 
+	settleLimit time.Duration
+
 	mu      sync.Mutex
 	orders  []*placed
 	batches []string // ids of all that were uploaded

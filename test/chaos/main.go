@@ -46,8 +46,9 @@ func (o options) String() string {
 }
 
 // settleLimit is how long anything may still be under way after the faults: above the
-// minute for which an upload of a dead replica is closed.
-const settleLimit = 150 * time.Second
+// minute for which an upload of a dead replica is closed, and longer where there was
+// time to leave more behind that D1 has to be asked about.
+func (o options) settleLimit() time.Duration { return 2*time.Minute + 2*o.duration }
 
 func main() {
 	o := options{}
@@ -135,10 +136,10 @@ func try(ctx context.Context, o options, v *verdict) error {
 	if err != nil {
 		return err
 	}
-	l := &load{cluster: c, clients: clients, bureau: b, rate: o.rate, fail: fail}
+	l := &load{cluster: c, clients: clients, bureau: b, rate: o.rate, fail: fail, settleLimit: o.settleLimit()}
 
 	// whole outlasts the faults: what was begun has to come to an end.
-	whole, cancel := context.WithTimeout(ctx, o.duration+2*settleLimit+2*time.Minute)
+	whole, cancel := context.WithTimeout(ctx, o.duration+2*o.settleLimit()+2*time.Minute)
 	defer cancel()
 	breaking, stop := context.WithTimeout(whole, o.duration)
 	defer stop()

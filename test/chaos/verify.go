@@ -69,7 +69,7 @@ func (c *cluster) settle(ctx context.Context, l *load) error {
 // quiet waits until every caller has its answer, nothing is left to be sent, and D1
 // has told everything.
 func (c *cluster) quiet(ctx context.Context, l *load) error {
-	ctx, cancel := context.WithTimeout(ctx, settleLimit)
+	ctx, cancel := context.WithTimeout(ctx, l.settleLimit)
 	defer cancel()
 	quiet, told := 0, time.Now()
 	for {
@@ -93,7 +93,7 @@ func (c *cluster) quiet(ctx context.Context, l *load) error {
 			say("there are still %s", what)
 		}
 		if !sleep(ctx, 200*time.Millisecond) {
-			return fmt.Errorf("it did not settle within %v: %s", settleLimit, what)
+			return fmt.Errorf("it did not settle within %v: %s", l.settleLimit, what)
 		}
 	}
 }
