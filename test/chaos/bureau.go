@@ -28,9 +28,10 @@ type bureau struct {
 	callTimeout, resendAfter                  time.Duration
 	concurrency                               int // calls at once, for each replica
 	rate, breakerThreshold, stopAfterRefusals int
-	freeze                                    [2]time.Duration // from, to
-	stall                                     [2]time.Duration // of the network to D1
-	lag                                       time.Duration    // of status answers, at most
+
+	freeze [2]time.Duration // from, to
+	stall  [2]time.Duration // of the network to D1
+	lag    time.Duration    // of status answers, at most
 }
 
 func newBureau(r *rand.Rand) bureau {
