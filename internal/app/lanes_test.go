@@ -261,7 +261,7 @@ func TestRetryMakesOneCard(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if retried.ID != id || retried.IssuerRequestID != "request-again" || retried.Version != before.view.Version+1 ||
+			if retried.ID != id || retried.IssuerRequestID != "request-again" || retried.Version <= before.view.Version ||
 				slices.ContainsFunc(retried.Attention, func(a client.Attention) bool { return a.Code == test.attention }) {
 				t.Errorf("retried: %+v", retried)
 			}

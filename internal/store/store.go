@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -212,10 +213,11 @@ func repeat(ctx context.Context, f func() error) error {
 }
 
 // repeatable tells whether a failed transaction left nothing behind and may
-// succeed when it is repeated: a deadlock or a serialization failure.
+// succeed when it is repeated: a deadlock, a serialization failure, or a prepared
+// statement that is gone or no longer fits the schema, which is then prepared anew.
 func repeatable(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && (pg.Code == "40001" || pg.Code == "40P01")
+	return ok && slices.Contains([]string{"40001", "40P01", "26000", "0A000"}, pg.Code)
 }
 
 // Unavailable tells whether err means that the database could not be asked, or
