@@ -320,7 +320,12 @@ func TestPostgresConnectionsCut(t *testing.T) {
 		// Statements arrive and are carried out; their answers are lost.
 		since := query[time.Time](b, `SELECT clock_timestamp()`)
 		breakNetwork(t, proxy, netfault.Fault{StallAnswers: true})
+		looked := 0
 		b.eventually("a statement was carried out", func() bool {
+			if looked++; looked%20 == 0 { // no connection was there, and none can be made: let one
+				breakNetwork(t, proxy, netfault.Fault{})
+				breakNetwork(t, proxy, netfault.Fault{StallAnswers: true})
+			}
 			return query[int](b, `SELECT count(*) FROM pg_stat_activity
 				WHERE application_name = 'cardorder' AND state LIKE 'idle%' AND state_change > $1`, since) > 0
 		})
