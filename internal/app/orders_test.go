@@ -283,7 +283,8 @@ func TestCallerHangsUp(t *testing.T) {
 		}
 	}()
 	b.eventually("the list waits", func() bool {
-		return query[bool](b, `SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)`)
+		return query[bool](b, `SELECT EXISTS (SELECT FROM pg_stat_activity
+			WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'SELECT o.issuer_id, o.id, o.issuer_request_id%')`)
 	})
 	hangUp()
 	<-ended
