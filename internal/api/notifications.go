@@ -155,7 +155,13 @@ func (n *Notifications) parse(issuer *Issuer, raw []byte, correlation string) st
 	}
 	note.Operation, note.OperationID, note.CardID = op.Operation, op.OperationID, op.CardID
 	note.IssuerRequestID, note.NotByCard, note.StartTime = op.IssuerRequestID, op.NotByCard, op.StartTime
-	note.Report = op.Report(issuer.OnHoldStatuses)
+	note.Status = op.Status
+	switch op.Operation {
+	case store.OperationProduce:
+		note.Evidence = op.Report(issuer.Vocabulary)
+	case store.OperationTracking:
+		note.Evidence = op.Tracking(issuer.Vocabulary)
+	}
 	s := op.Details.Shipment
 	note.Shipment = store.ShipmentUpdate{
 		TrackingNumber: s.TrackingNumber, Carrier: s.Carrier, Status: s.Status, TrackingURL: s.TrackingURL,

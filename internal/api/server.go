@@ -39,10 +39,10 @@ type Config struct {
 
 // Issuer is what the API knows of an issuer.
 type Issuer struct {
-	ID             string
-	Encrypter      *d1client.Encrypter
-	SensitiveData  bool     // orders may carry card data in clear
-	OnHoldStatuses []string // of details.status
+	ID            string
+	Encrypter     *d1client.Encrypter
+	SensitiveData bool // orders may carry card data in clear
+	Vocabulary    order.Vocabulary
 	// Concurrency and RatePerSecond (0: none) are the limits of its lane, of all
 	// replicas together.
 	Concurrency, RatePerSecond int

@@ -19,6 +19,7 @@ import (
 	"cardorder/internal/api"
 	"cardorder/internal/config"
 	"cardorder/internal/d1client"
+	"cardorder/internal/order"
 	"cardorder/internal/outbox"
 	"cardorder/internal/store"
 )
@@ -66,7 +67,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	var notifications *api.Notifications
 	sending := outbox.NewMetrics(registry, issuers)
 	if s.store, err = openStore(ctx, cfg, log, store.Config{
-		DuplicateWindow: s.programs.duplicateWindow, OnReady: s.wakeLane, OnParked: func(ids []int64) { notifications.Wake(ids) },
+		DuplicateWindow: s.programs.duplicateWindow, Limits: s.programs.limits, OnReady: s.wakeLane, OnParked: func(ids []int64) { notifications.Wake(ids) },
 		OnAttention: sending.Attention, OnClaimLost: sending.ClaimLost,
 	}); err != nil {
 		return nil, err
@@ -240,12 +241,17 @@ func (s *Service) apiConfig(cfg *config.Config, metrics *api.Metrics) (api.Confi
 			return a, fmt.Errorf("issuer %s: d1.encryptionKeys: %w", in.ID, err)
 		}
 		a.Issuers = append(a.Issuers, api.Issuer{
-			ID: in.ID, Encrypter: encrypter, SensitiveData: in.SensitiveData, OnHoldStatuses: in.OnHoldStatuses,
+			ID: in.ID, Encrypter: encrypter, SensitiveData: in.SensitiveData, Vocabulary: vocabulary(in),
 			Concurrency: in.Sending.Concurrency, RatePerSecond: in.Sending.RatePerSecond,
 			ClientID: in.Notifications.ClientID, ClientSecret: in.Notifications.ClientSecret.Reveal(),
 		})
 	}
 	return a, nil
+}
+
+// vocabulary is what the configuration says of D1's words.
+func vocabulary(in *config.Issuer) order.Vocabulary {
+	return order.Vocabulary{OnHold: in.OnHoldStatuses, Delivered: in.DeliveredStatuses, Returned: in.ReturnedStatuses}
 }
 
 func (s *Service) addLanes(cfg *config.Config, metrics *outbox.Metrics) (err error) {
@@ -270,7 +276,7 @@ func (s *Service) addLanes(cfg *config.Config, metrics *outbox.Metrics) (err err
 			Policy: outbox.Policy{
 				ResendAfter: sending.ResendAfter, NeverResend: sending.AfterUnknown == "wait",
 				Retry404For: sending.Retry404For, StopAfterRefusals: sending.StopAfterRefusals,
-				GiveUpAfter: sending.GiveUpAfter, OnHold: in.OnHoldStatuses,
+				GiveUpAfter: sending.GiveUpAfter, Vocabulary: vocabulary(in),
 			},
 			Log: s.log,
 		}, client)

@@ -99,6 +99,16 @@ func (p *programs) duplicateWindow(issuerID, cardProductID string) time.Duration
 	return 0 // the store's default, for an issuer that is not configured any more
 }
 
+// limits are the times that the orders of a card product are held to, nil for none.
+func (p *programs) limits(issuerID, cardProductID string) *order.Limits {
+	if rules := p.rules(issuerID); rules != nil {
+		if program := rules.Programs[cardProductID]; program != nil {
+			return &order.Limits{SLA: program.SLA}
+		}
+	}
+	return nil
+}
+
 // reload reads the file at once, changed or not.
 func (p *programs) reload() {
 	if p.cfg.ProgramsFile == "" {

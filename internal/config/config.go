@@ -126,6 +126,12 @@ type Issuer struct {
 	// OnHoldStatuses are the values of details.status that mean "on hold": D1's
 	// documentation does not name them. Default none.
 	OnHoldStatuses []string `yaml:"onHoldStatuses"`
+	// DeliveredStatuses are the carriers' codes (details.shipment.status) of a parcel
+	// that was delivered: they differ by carrier. Default none.
+	DeliveredStatuses []string `yaml:"deliveredStatuses"`
+	// ReturnedStatuses are those of a parcel that comes back. Default none; D1's own
+	// CARD_RETURNED is always understood.
+	ReturnedStatuses []string `yaml:"returnedStatuses"`
 	// DuplicateWindow is for how long after a CREATION was produced another
 	// CREATION of the same card is refused. Default 720h (30 days).
 	DuplicateWindow time.Duration `yaml:"duplicateWindow"`

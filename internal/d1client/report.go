@@ -7,14 +7,14 @@ import (
 	"cardorder/internal/order"
 )
 
-// Report is what the operation says about its order. onHold lists the values of
-// details.status that mean "on hold": D1's documentation does not name them.
-func (o Operation) Report(onHold []string) order.Report {
+// Report is what a PRODUCE operation says about its order.
+func (o Operation) Report(v order.Vocabulary) order.Report {
 	r := order.Report{
 		OperationID: o.OperationID,
 		Operation:   order.OperationStatus(o.Status),
 		Status:      o.Details.Status,
-		OnHold:      slices.Contains(onHold, o.Details.Status),
+		OnHold:      slices.Contains(v.OnHold, o.Details.Status),
+		Parcel:      o.parcel(v),
 		Site:        o.Details.ProductionSite,
 	}
 	switch due := o.Details.DueDate; {
@@ -25,4 +25,23 @@ func (o Operation) Report(onHold []string) order.Report {
 		r.DueDate = due.Format(time.RFC3339) // in the zone of the centre: its day is what counts
 	}
 	return r
+}
+
+// Tracking is what a STANDALONE_TRACKING operation says about its card.
+func (o Operation) Tracking(v order.Vocabulary) order.Tracking {
+	return order.Tracking{
+		Operation: order.OperationStatus(o.Status), Type: o.Details.TrackingType, Status: o.Details.Status, Parcel: o.parcel(v),
+	}
+}
+
+func (o Operation) parcel(v order.Vocabulary) order.Parcel {
+	p := order.Parcel{TrackingNumber: o.Details.Shipment.TrackingNumber}
+	switch code := o.Details.Shipment.Status; {
+	case code == "":
+	case slices.Contains(v.Returned, code):
+		p.Status = order.Returned
+	case slices.Contains(v.Delivered, code):
+		p.Status = order.Delivered
+	}
+	return p
 }

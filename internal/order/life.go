@@ -3,6 +3,7 @@ package order
 import (
 	"cmp"
 	"slices"
+	"time"
 )
 
 // State is the part of an order that changes. Only Advance changes it.
@@ -18,6 +19,13 @@ type State struct {
 	Attention      []Attention
 	DueDate        Latest // D1's estimate of the shipping date, as D1 wrote it
 	ProductionSite Latest
+
+	Hold         HoldReason  // why it is HELD, else ""
+	Since        time.Time   // since when it has its status
+	DueAt        time.Time   // by when it should have arrived; zero when nothing is known
+	Late         bool        // it should have arrived, or left its status, by now
+	Acknowledged []Attention // those that a person has dealt with: they are not raised again
+	Parcels      []string    // what the carrier says of each tracking number
 
 	touched bool // something that belongs to the order, but not to its state, changed
 }
@@ -41,8 +49,8 @@ func NewState(endsAt Status) State {
 }
 
 // NewHeldState is the state of an order that was accepted to be kept back.
-func NewHeldState(endsAt Status) State {
-	return State{Version: 1, Status: Held, EndsAt: endsAt}
+func NewHeldState(endsAt Status, reason HoldReason) State {
+	return State{Version: 1, Status: Held, EndsAt: endsAt, Hold: reason}
 }
 
 // Ended tells whether nothing more is expected of the order: its card is no
@@ -80,13 +88,15 @@ type Evidence interface {
 
 // Advance returns the state that follows from s and the evidence, and whether
 // it differs. It is the only way in which an order's state changes.
-func Advance(s State, evidence ...Evidence) (State, bool) {
+// Without evidence it tells what the mere passing of time does to it.
+func Advance(s State, clock Clock, evidence ...Evidence) (State, bool) {
 	next := s
-	next.Attention = slices.Clone(s.Attention)
+	next.Attention, next.Acknowledged, next.Parcels = slices.Clone(s.Attention), slices.Clone(s.Acknowledged), slices.Clone(s.Parcels)
 	for _, e := range evidence {
 		e.apply(&next)
 	}
 	next.settleAttention()
+	next.settleTime(s, clock)
 	if !next.touched && next.equal(s) {
 		return s, false
 	}
@@ -100,7 +110,9 @@ func (s State) equal(t State) bool {
 		s.Version == t.Version && s.Status == t.Status && s.Rank == t.Rank &&
 		s.StepRank == t.StepRank && s.TopRank == t.TopRank && s.EndRank == t.EndRank &&
 		s.OperationID == t.OperationID && s.EndsAt == t.EndsAt &&
-		s.DueDate == t.DueDate && s.ProductionSite == t.ProductionSite
+		s.DueDate == t.DueDate && s.ProductionSite == t.ProductionSite &&
+		s.Hold == t.Hold && s.DueAt.Equal(t.DueAt) && s.Late == t.Late &&
+		slices.Equal(s.Acknowledged, t.Acknowledged) && slices.Equal(s.Parcels, t.Parcels)
 }
 
 // LostAnswer is a call to D1 whose outcome is unknown.
@@ -132,19 +144,34 @@ func (Refusal) apply(s *State) {
 }
 
 // Hold keeps an order back. It is for one that D1 certainly does not have.
-type Hold struct{}
+type Hold struct{ Reason HoldReason }
 
-func (Hold) apply(s *State) {
-	if s.Status == Accepted {
-		s.Status = Held
+func (h Hold) apply(s *State) {
+	if s.Status == Accepted || s.Status == Held {
+		s.Status, s.Hold = Held, h.Reason
 	}
 }
 
-// Release lets an order go that was kept back.
-type Release struct{}
+// HoldReason is why an order is held.
+type HoldReason string
 
-func (Release) apply(s *State) {
-	if s.Status == Held {
+const (
+	HeldByRequest  HoldReason = "request"  // the order asked for it
+	HeldByPerson   HoldReason = "person"   // somebody did it
+	HeldByRule     HoldReason = "rule"     // the program allows no more orders of this consumer in a day
+	HeldBySchedule HoldReason = "schedule" // it is not to be sent before a certain time
+)
+
+// Release lifts the hold that an order has. One whose time has not come waits for it,
+// unless that was what it was held by.
+type Release struct{ Early bool }
+
+func (r Release) apply(s *State) {
+	switch {
+	case s.Status != Held:
+	case r.Early && s.Hold != HeldBySchedule:
+		s.Hold = HeldBySchedule
+	default:
 		s.Status = Accepted
 	}
 }
@@ -192,9 +219,34 @@ type Report struct {
 	Operation   OperationStatus
 	Status      string // details.status
 	OnHold      bool   // Status is one of the on-hold names of the configuration
+	Parcel      Parcel // what it says of the shipment
 	DueDate     string
 	Site        string
 	Now         bool // an answer of productionStatus: D1's word of now, not of some time before
+}
+
+// Parcel is what is known of where a parcel is.
+type Parcel struct {
+	TrackingNumber string // "" while there is none
+	Status         Status // Delivered or Returned as the carrier's code says, "" for anything else
+}
+
+// Tracking is what D1's tracking hub says of the order's card (STANDALONE_TRACKING).
+type Tracking struct {
+	Operation OperationStatus
+	Type      string // details.trackingType: PRODUCTION, SHIPMENT, RETURN
+	Status    string // details.status
+	Parcel    Parcel
+}
+
+func (t Tracking) apply(*State) {}
+
+// Vocabulary is what D1's documentation leaves open: words that the configuration gives
+// a meaning.
+type Vocabulary struct {
+	OnHold    []string // values of details.status that mean "on hold"
+	Delivered []string // the carriers' codes (details.shipment.status) of a delivered parcel
+	Returned  []string // the same of one that comes back
 }
 
 // OperationStatus is D1's status of an operation, not of the card.
@@ -344,6 +396,9 @@ func (s *State) settleAttention() {
 	}
 	if !s.Waiting() { // it needs no sending any more
 		s.drop(AttentionUnreadable, AttentionResending, AttentionGivenUp)
+	}
+	if s.Status != Held {
+		s.Hold = ""
 	}
 	slices.SortFunc(s.Attention, func(a, b Attention) int { return cmp.Compare(a.gravity(), b.gravity()) })
 }

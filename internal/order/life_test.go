@@ -34,7 +34,7 @@ var onHold = order.Report{OperationID: "op", Operation: pending, Status: "CARD_O
 
 // after is what becomes of an order that D1 ships.
 func after(evidence ...order.Evidence) order.State {
-	s, _ := order.Advance(order.NewState(order.Shipped), evidence...)
+	s, _ := order.Advance(order.NewState(order.Shipped), order.Clock{}, evidence...)
 	return s
 }
 
@@ -155,7 +155,7 @@ func TestLife(t *testing.T) {
 			t.Parallel()
 			s := order.NewState(order.Shipped)
 			for _, e := range c.evidence {
-				s, _ = order.Advance(s, e)
+				s, _ = order.Advance(s, order.Clock{}, e)
 			}
 			if s.Status != c.want || !slices.Equal(s.Attention, c.attention) {
 				t.Errorf("got %s %q, want %s %q", s.Status, s.Attention, c.want, c.attention)
@@ -186,7 +186,7 @@ func TestLifeFromOwnStatuses(t *testing.T) {
 	} {
 		s := order.NewState(order.Shipped)
 		s.Status = c.from
-		if s, _ = order.Advance(s, c.evidence); s.Status != c.want || !slices.Equal(s.Attention, c.attention) {
+		if s, _ = order.Advance(s, order.Clock{}, c.evidence); s.Status != c.want || !slices.Equal(s.Attention, c.attention) {
 			t.Errorf("%s and %T: got %s %q, want %s %q", c.from, c.evidence, s.Status, s.Attention, c.want, c.attention)
 		}
 	}
@@ -204,14 +204,14 @@ func TestHoldReleaseCancel(t *testing.T) {
 		for _, status := range order.Statuses {
 			s := order.NewState(order.Shipped)
 			s.Status = status
-			s, _ = order.Advance(s) // with the attention of its status
-			next, changed := order.Advance(s, evidence)
+			s, _ = order.Advance(s, order.Clock{}) // with the attention of its status
+			next, changed := order.Advance(s, order.Clock{}, evidence)
 			if to, changes := want[status]; changed != changes || changes && (next.Status != to || next.Version != s.Version+1) {
 				t.Errorf("%s and %T: %s, version %d", status, evidence, next.Status, next.Version)
 			}
 		}
 	}
-	if s := order.NewHeldState(order.Shipped); s.ToBeSent() || !s.Waiting() || s.Ended() {
+	if s := order.NewHeldState(order.Shipped, order.HeldByRequest); s.ToBeSent() || !s.Waiting() || s.Ended() {
 		t.Errorf("a held order: %+v", s)
 	}
 }
@@ -226,7 +226,7 @@ func TestSecondOperation(t *testing.T) {
 		for _, e := range first {
 			r := e
 			r.OperationID = "op"
-			s, _ = order.Advance(s, r)
+			s, _ = order.Advance(s, order.Clock{}, r)
 		}
 		second := report().Draw(t, "second operation")
 		second.OperationID, second.Now = "op-2", rapid.Bool().Draw(t, "now")
@@ -237,7 +237,7 @@ func TestSecondOperation(t *testing.T) {
 		case 1:
 			e = order.Operations{IDs: []string{"op", "op-2"}}
 		}
-		next, changed := order.Advance(s, e)
+		next, changed := order.Advance(s, order.Clock{}, e)
 		if !changed || !slices.Contains(next.Attention, order.AttentionSecondCard) || next.Attention[0] != order.AttentionSecondCard {
 			t.Fatalf("not flagged: %+v", next)
 		}
@@ -287,7 +287,7 @@ func TestOrderOfArrivalDoesNotMatter(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		start := order.NewState(rapid.SampledFrom([]order.Status{order.Shipped, order.Produced}).Draw(t, "ends at"))
 		start.Status = rapid.SampledFrom([]order.Status{order.Accepted, order.Held, order.OutcomeUnknown, order.Rejected, order.Cancelled}).Draw(t, "status")
-		start, _ = order.Advance(start) // with the attention of its status
+		start, _ = order.Advance(start, order.Clock{}) // with the attention of its status
 		var heard []order.Evidence
 		for _, r := range rapid.SliceOfNDistinct(report(), 0, 12, rapid.ID[order.Report]).Draw(t, "reports") {
 			heard = append(heard, r)
@@ -298,7 +298,7 @@ func TestOrderOfArrivalDoesNotMatter(t *testing.T) {
 		oneByOne := func(list []order.Evidence) order.State {
 			s := start
 			for _, e := range list {
-				s, _ = order.Advance(s, e)
+				s, _ = order.Advance(s, order.Clock{}, e)
 			}
 			return s
 		}
@@ -307,11 +307,11 @@ func TestOrderOfArrivalDoesNotMatter(t *testing.T) {
 		if got := oneByOne(shuffled); !reflect.DeepEqual(content(got), content(want)) {
 			t.Errorf("got  %+v\nwant %+v", got, want)
 		}
-		if got, _ := order.Advance(start, shuffled...); !reflect.DeepEqual(content(got), content(want)) {
+		if got, _ := order.Advance(start, order.Clock{}, shuffled...); !reflect.DeepEqual(content(got), content(want)) {
 			t.Errorf("at once: got  %+v\nwant %+v", got, want)
 		}
 		// Hearing it all again changes nothing.
-		if got, changed := order.Advance(want, shuffled...); changed || !reflect.DeepEqual(got, want) {
+		if got, changed := order.Advance(want, order.Clock{}, shuffled...); changed || !reflect.DeepEqual(got, want) {
 			t.Errorf("again: got  %+v\nwant %+v", got, want)
 		}
 	})
@@ -327,7 +327,7 @@ func TestStepsOnly(t *testing.T) {
 		for _, i := range steps {
 			r := says(stepStatuses[i], rapid.SampledFrom([]order.OperationStatus{pending, successful}).Draw(t, "operation"))
 			r.Now = rapid.Bool().Draw(t, "now")
-			s, _ = order.Advance(s, r)
+			s, _ = order.Advance(s, order.Clock{}, r)
 		}
 		if want := statuses[slices.Max(steps)]; s.Status != want || s.Attention != nil {
 			t.Errorf("got %s %q, want %s", s.Status, s.Attention, want)
@@ -375,7 +375,7 @@ func TestAdvanceAlways(t *testing.T) {
 		for range rapid.IntRange(1, 15).Draw(t, "changes") {
 			evidence := rapid.SliceOfN(anything(), 0, 3).Draw(t, "evidence")
 			before, kept := s, slices.Clone(s.Attention)
-			next, changed := order.Advance(s, evidence...)
+			next, changed := order.Advance(s, order.Clock{}, evidence...)
 			if !slices.Equal(before.Attention, kept) {
 				t.Fatalf("Advance changed the attention of the state it was given")
 			}
@@ -413,11 +413,11 @@ func TestAdvanceAlways(t *testing.T) {
 func TestDetailsMakeAVersion(t *testing.T) {
 	t.Parallel()
 	s := after(says("CARD_SHIPPED", successful))
-	next, changed := order.Advance(s, order.Details{})
+	next, changed := order.Advance(s, order.Clock{}, order.Details{})
 	if !changed || next.Version != s.Version+1 || !reflect.DeepEqual(content(next), content(s)) {
 		t.Errorf("got %+v after %+v", next, s)
 	}
-	if again, changed := order.Advance(next); changed || !reflect.DeepEqual(again, next) {
+	if again, changed := order.Advance(next, order.Clock{}); changed || !reflect.DeepEqual(again, next) {
 		t.Errorf("nothing was learned, but got %+v after %+v", again, next)
 	}
 }
@@ -478,7 +478,7 @@ func TestWhereAnOrderStands(t *testing.T) {
 		order.Cancelled:      after(says("CARD_PROD_CANCELED", successful)),
 		order.Produced:       after(says("CARD_PROD_DONE", pending)),
 		order.Shipped:        after(says("CARD_SHIPPED", successful)),
-		order.Held:           order.NewHeldState(order.Shipped),
+		order.Held:           order.NewHeldState(order.Shipped, order.HeldByRequest),
 		// As no evidence leads there yet.
 		order.Delivered: {Version: 1, Status: order.Delivered, Rank: 70, StepRank: 60, TopRank: 70},
 		order.Returned:  {Version: 1, Status: order.Returned, Rank: 80, StepRank: 60, TopRank: 80},
@@ -568,7 +568,7 @@ func ExampleAdvance() {
 	s := order.NewState(order.Shipped)
 	for _, status := range []string{"CARD_PROD_ONGOING", "CARD_PROD_READY", "CARD_SHIPPED"} {
 		var changed bool
-		s, changed = order.Advance(s, order.Report{OperationID: "op", Operation: order.OperationPending, Status: status})
+		s, changed = order.Advance(s, order.Clock{}, order.Report{OperationID: "op", Operation: order.OperationPending, Status: status})
 		fmt.Println(status, changed, s.Version, s.Status)
 	}
 	// Output:

@@ -29,8 +29,8 @@ type Policy struct {
 	// GiveUpAfter is how much waiting between tries of its own an order gets before it
 	// is given up; 0 means 72 h.
 	GiveUpAfter time.Duration
-	// OnHold names the values of details.status that mean "on hold".
-	OnHold []string
+	// Vocabulary is what D1's documentation leaves open.
+	Vocabulary order.Vocabulary
 }
 
 func (p Policy) withDefaults() Policy {
@@ -141,7 +141,7 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 	if len(mine) > 0 {
 		c.Attempt.OperationID = mine[0].OperationID
 		for _, op := range mine {
-			report := op.Report(p.OnHold)
+			report := op.Report(p.Vocabulary)
 			report.Now = true
 			c.Evidence = append(c.Evidence, report)
 			if op.OperationID != "" {

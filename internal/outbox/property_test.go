@@ -519,7 +519,7 @@ func (w *anyWorld) tell(m *made, step int, failed bool) {
 	text := fmt.Sprint(op.OperationID, op.Status, op.Details.Status)
 	n := store.Notification{
 		Raw: []byte(text), Content: []byte(text), Operation: op.Operation, OperationID: op.OperationID, CardID: op.CardID,
-		IssuerRequestID: op.IssuerRequestID, StartTime: op.StartTime, Report: op.Report(nil),
+		IssuerRequestID: op.IssuerRequestID, StartTime: op.StartTime, Evidence: op.Report(order.Vocabulary{}),
 	}
 	w.parsed[text] = n
 	w.Logf("told: %s of %s", text, m.request)

@@ -21,6 +21,7 @@ type lockedOrder struct {
 	stored        order.State // as the table has it
 	state         order.State // as it is with what is still to be written
 	firstSentAt   *time.Time
+	now           time.Time // when it was locked, by the database's clock
 	cardID        string
 	cardProductID string
 	issuance      order.Issuance
@@ -92,7 +93,7 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orderKey]*lockedOrder) {
 	issuers, ids := columns(distinctKeys(keys))
 	b.Queue(`
-		SELECT s.issuer_id, s.order_id, s.first_sent_at, o.card_id, o.card_product_id, coalesce(o.terms #>> '{services,issuance}', ''),
+		SELECT s.issuer_id, s.order_id, s.first_sent_at, clock_timestamp(), o.card_id, o.card_product_id, coalesce(o.terms #>> '{services,issuance}', ''),
 			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false), `+stateColumns+`
 		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
 			JOIN order_state s ON s.issuer_id = t.issuer_id AND s.order_id = t.order_id
@@ -103,7 +104,7 @@ func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orde
 		return each(rows, func() error {
 			o := &lockedOrder{}
 			var id pgtype.UUID
-			fields := []any{&o.issuer, &id, &o.firstSentAt, &o.cardID, &o.cardProductID, &o.issuance, &o.doubted}
+			fields := []any{&o.issuer, &id, &o.firstSentAt, &o.now, &o.cardID, &o.cardProductID, &o.issuance, &o.doubted}
 			if err := rows.Scan(append(fields, stateFields(&o.state)...)...); err != nil {
 				return err
 			}
@@ -227,10 +228,11 @@ type event struct {
 func (a *advances) advance(o *lockedOrder, cause Cause, evidence ...order.Evidence) {
 	before := o.state
 	evidence = append(evidence, order.Operations{IDs: o.operations})
-	next, changed := order.Advance(before, evidence...)
+	clock := order.Clock{Now: o.now, Limits: a.store.limits(o)}
+	next, changed := order.Advance(before, clock, evidence...)
 	if o.halt != "" && before.ToBeSent() && !next.Waiting() && next.Rank > 0 {
 		// D1 has the order that somebody wanted held or cancelled.
-		next, changed = order.Advance(before, append(evidence, order.Notice{Attention: order.AttentionStopTooLate})...)
+		next, changed = order.Advance(before, clock, append(evidence, order.Notice{Attention: order.AttentionStopTooLate})...)
 	}
 	if !changed {
 		return
@@ -239,6 +241,14 @@ func (a *advances) advance(o *lockedOrder, cause Cause, evidence ...order.Eviden
 	o.changes = append(o.changes, change{before, next, cause})
 	a.touch(o)
 	a.events = append(a.events, event{o.orderKey, cmp.Or(cause.Action, eventType(before, next)), next, before.Status, cause})
+}
+
+// limits are the times that an order is held to, nil for none.
+func (s *Store) limits(o *lockedOrder) *order.Limits {
+	if s.cfg.Limits == nil {
+		return nil
+	}
+	return s.cfg.Limits(o.issuer, o.cardProductID)
 }
 
 // advanceOne advances one order and writes what follows.
@@ -317,15 +327,22 @@ func (a *advances) queueStates(b *pgx.Batch) {
 	ranks, steps, tops, ends := make([]int, n), make([]int, n), make([]int, n), make([]int, n)
 	due, dueRanks, sites, siteRanks := make(texts, n), make([]int, n), make(texts, n), make([]int, n)
 	ended, nameless, firsts := make([]int, n), make([]int, n), make([]pgtype.Timestamptz, n)
+	holds, sinces, dues, lates := make(texts, n), make([]time.Time, n), make([]pgtype.Timestamptz, n), make([]bool, n)
+	acknowledged, parcels := make(texts, n), make([]*string, n)
 	for i, o := range a.orders {
 		before, s := o.stored, o.state
 		issuers[i], ids[i], versions[i] = o.issuer, pgID(&o.id), s.Version
-		statuses[i], attention[i], operations[i] = string(s.Status), attentionArray(s), s.OperationID
+		statuses[i], attention[i], operations[i] = string(s.Status), codeArray(s.Attention), s.OperationID
 		ranks[i], steps[i], tops[i], ends[i] = s.Rank, s.StepRank, s.TopRank, s.EndRank
 		due[i], dueRanks[i] = s.DueDate.Value, s.DueDate.Rank
 		sites[i], siteRanks[i] = s.ProductionSite.Value, s.ProductionSite.Rank
 		ended[i] = becomes(before.Ended(), s.Ended())
 		nameless[i] = becomes(isNameless(before), isNameless(s))
+		holds[i], sinces[i], dues[i], lates[i] = string(s.Hold), s.Since, timeOrNull(s.DueAt), s.Late
+		acknowledged[i], parcels[i] = codeArray(s.Acknowledged), nil
+		if !slices.Equal(before.Parcels, s.Parcels) {
+			parcels[i] = textArray(s.Parcels)
+		}
 		if o.firstSentAt != nil {
 			firsts[i] = pgtype.Timestamptz{Time: *o.firstSentAt, Valid: true}
 		}
@@ -338,14 +355,17 @@ func (a *advances) queueStates(b *pgx.Batch) {
 			ended_at = CASE t.ended WHEN 0 THEN s.ended_at WHEN 1 THEN now() END,
 			next_check_at = CASE t.nameless WHEN 0 THEN s.next_check_at WHEN 1 THEN now() + $18::interval END,
 			checks = CASE t.nameless WHEN 0 THEN s.checks ELSE 0 END,
-			first_sent_at = t.first_sent_at
+			first_sent_at = t.first_sent_at, hold = nullif(t.hold, ''), status_since = t.since, due_at = t.due, late = t.late,
+			acknowledged = t.acknowledged::text[], parcels = coalesce(t.parcels::text[], s.parcels)
 		FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::text[], $5::smallint[], $6::smallint[], $7::smallint[], $8::smallint[],
-			$9::text[], $10::text[], $11::text[], $12::smallint[], $13::text[], $14::smallint[], $15::smallint[], $16::smallint[], $17::timestamptz[])
+			$9::text[], $10::text[], $11::text[], $12::smallint[], $13::text[], $14::smallint[], $15::smallint[], $16::smallint[], $17::timestamptz[],
+			$19::text[], $20::timestamptz[], $21::timestamptz[], $22::boolean[], $23::text[], $24::text[])
 			AS t(issuer_id, order_id, version, status, rank, step_rank, top_rank, end_rank,
-				operation_id, attention, due_date, due_date_rank, production_site, production_site_rank, ended, nameless, first_sent_at)
+				operation_id, attention, due_date, due_date_rank, production_site, production_site_rank, ended, nameless, first_sent_at,
+				hold, since, due, late, acknowledged, parcels)
 		WHERE s.issuer_id = t.issuer_id AND s.order_id = t.order_id`,
 		issuers, ids, versions, statuses, ranks, steps, tops, ends, operations, attention, due, dueRanks, sites, siteRanks,
-		ended, nameless, firsts, firstCheck)
+		ended, nameless, firsts, firstCheck, holds, sinces, dues, lates, acknowledged, parcels)
 }
 
 // isNameless tells whether D1 took an order under an operation that nobody knows: it is
@@ -373,7 +393,7 @@ func (a *advances) queueEvents(b *pgx.Batch) {
 	causes, causeIDs, actors, details := make(texts, n), make(texts, n), make(texts, n), make(texts, n)
 	for i, e := range a.events {
 		issuers[i], ids[i], seqs[i], kinds[i] = e.key.issuer, pgID(&e.key.id), e.state.Version, string(e.kind)
-		statuses[i], previous[i], attention[i] = string(e.state.Status), string(e.previous), attentionArray(e.state)
+		statuses[i], previous[i], attention[i] = string(e.state.Status), string(e.previous), codeArray(e.state.Attention)
 		causes[i], causeIDs[i], actors[i], details[i] = string(e.cause.Kind), e.cause.ID, e.cause.Actor, string(e.cause.Detail)
 	}
 	exec(b, `
@@ -498,17 +518,33 @@ func queueHeldGuards(b *pgx.Batch, g guardRows) {
 		g.issuers, g.cards, g.ids)
 }
 
-// attentionArray writes attentions as an array of Postgres: they are codes of ours and
-// need no quoting.
-func attentionArray(s order.State) string {
-	if len(s.Attention) == 0 {
+// codeArray writes attentions as an array of Postgres: they are codes of ours and need
+// no quoting.
+func codeArray(codes []order.Attention) string {
+	if len(codes) == 0 {
 		return "{}"
 	}
-	list := make([]string, len(s.Attention))
-	for i, a := range s.Attention {
+	list := make([]string, len(codes))
+	for i, a := range codes {
 		list[i] = string(a)
 	}
 	return "{" + strings.Join(list, ",") + "}"
+}
+
+// textArray writes any texts as an array of Postgres.
+func textArray(list []string) *string {
+	quoted := make([]string, len(list))
+	for i, s := range list {
+		quoted[i] = `"` + quoteInArray.Replace(s) + `"`
+	}
+	array := "{" + strings.Join(quoted, ",") + "}"
+	return &array
+}
+
+var quoteInArray = strings.NewReplacer(`\`, `\\`, `"`, `\"`)
+
+func timeOrNull(t time.Time) pgtype.Timestamptz {
+	return pgtype.Timestamptz{Time: t, Valid: !t.IsZero()}
 }
 
 // ShipmentUpdate is what D1 repeats of the carrier's word. The carrier's free text

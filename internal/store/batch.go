@@ -166,7 +166,7 @@ const (
 func (a BatchAction) evidence() order.Evidence {
 	switch a {
 	case BatchHold:
-		return order.Hold{}
+		return order.Hold{Reason: order.HeldByPerson}
 	case BatchRelease:
 		return order.Release{}
 	}
@@ -650,7 +650,7 @@ func (s *Store) storeChunk(ctx context.Context, w *BatchWriter, rows []batchRow,
 		for _, e := range entries {
 			e.order.State = order.NewState(e.Request.EndsAt)
 			if held {
-				e.order.State = order.NewHeldState(e.Request.EndsAt)
+				e.order.State = order.NewHeldState(e.Request.EndsAt, order.HeldByRequest)
 			}
 		}
 		if err := s.insertEach(ctx, tx, entries); err != nil {

@@ -55,6 +55,8 @@ type Message struct {
 	ClaimedAt  time.Time     // the same of this claim
 	TryingFor  time.Duration // waits between tries that count towards giving up
 
+	Change *ChangeMessage // of KindChange
+
 	reached time.Time // since when the last message of the same claim was due
 }
 
@@ -64,6 +66,7 @@ type MessageKind string
 const (
 	KindSubmit MessageKind = "submit" // bring the order to D1
 	KindAsk    MessageKind = "ask"    // ask D1 how it stands
+	KindChange MessageKind = "change" // have D1 change it
 )
 
 // Class keeps orders that come one by one from waiting behind those that come by the
@@ -454,6 +457,7 @@ type Completion struct {
 	Seen     []string         // PRODUCE operations that D1 showed for the order
 	Others   []OrderOperation // the same for other orders of the card
 	Evidence []order.Evidence // how the order advances, if the claim still holds
+	Change   *ChangeAnswer    // of KindChange: what D1 said; nil while it is unknown whether it has it
 	Next     Next             // what becomes of the message, if the order still waits
 }
 
@@ -486,6 +490,7 @@ type AttemptKind string
 const (
 	AttemptSubmit AttemptKind = "submit"
 	AttemptAsk    AttemptKind = "ask"
+	AttemptChange AttemptKind = "change"
 )
 
 // Next is the new content of a message that stays.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"cardorder/internal/order"
 )
@@ -57,14 +58,25 @@ type Shipment struct {
 // order of stateFields.
 const stateColumns = `s.version, s.status, s.rank, s.step_rank, s.top_rank, s.end_rank, s.ends_at,
 	coalesce(s.operation_id, ''), s.attention, coalesce(s.due_date, ''), s.due_date_rank,
-	coalesce(s.production_site, ''), s.production_site_rank`
+	coalesce(s.production_site, ''), s.production_site_rank,
+	coalesce(s.hold, ''), s.status_since, s.due_at, s.late, s.acknowledged, s.parcels`
 
 func stateFields(s *order.State) []any {
 	return []any{
 		&s.Version, &s.Status, &s.Rank, &s.StepRank, &s.TopRank, &s.EndRank, &s.EndsAt,
 		&s.OperationID, &s.Attention, &s.DueDate.Value, &s.DueDate.Rank,
 		&s.ProductionSite.Value, &s.ProductionSite.Rank,
+		&s.Hold, &s.Since, (*nullTime)(&s.DueAt), &s.Late, &s.Acknowledged, &s.Parcels,
 	}
+}
+
+// nullTime reads NULL as the zero time.
+type nullTime time.Time
+
+// ScanTimestamptz is called by pgx.
+func (t *nullTime) ScanTimestamptz(v pgtype.Timestamptz) error {
+	*t = nullTime(v.Time)
+	return nil
 }
 
 // selectOrders reads whole orders; conditions follow.
@@ -354,6 +366,10 @@ const (
 	CauseRequest      CauseKind = "request"
 	CauseAttempt      CauseKind = "attempt"
 	CauseNotification CauseKind = "notification"
+	// CauseReconciliation is an attempt that asked D1 and found what no notification
+	// had told.
+	CauseReconciliation CauseKind = "reconciliation"
+	CauseTime           CauseKind = "time" // nothing but the passing of time
 )
 
 // EventType is what kind of change an event records.

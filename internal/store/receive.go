@@ -30,7 +30,8 @@ type Notification struct {
 	// if one that cannot be ours: its card alone proves nothing.
 	NotByCard     bool
 	StartTime     time.Time
-	Report        order.Report
+	Status        string         // of the operation: PENDING, SUCCESSFUL, FAILED
+	Evidence      order.Evidence // what it says of its order; nil when it says nothing
 	Shipment      ShipmentUpdate
 	CorrelationID string
 }
@@ -46,8 +47,12 @@ const (
 	OutcomeRepeated  Outcome = "repeated"  // seen before
 )
 
-// operationProduce is D1's operation that makes a card.
-const operationProduce = "PRODUCE"
+// Operations of D1 that say something of an order.
+const (
+	OperationProduce  = "PRODUCE"             // makes a card
+	OperationChange   = "UPDATE_ORDER"        // tells what became of a change
+	OperationTracking = "STANDALONE_TRACKING" // follows a card that Thales did not make
+)
 
 // Receive stores notifications of an issuer, some hundred at most, and applies them
 // to their orders. The error is about the storing only: without one all of them
@@ -118,7 +123,7 @@ func (s *Store) storeNotifications(ctx context.Context, tx pgx.Tx, issuer string
 			return nil, err
 		}
 		outcome := OutcomeIgnored
-		if n.Operation == operationProduce {
+		if n.Operation == OperationProduce {
 			outcome = OutcomeParked
 		}
 		b.Queue(`
@@ -231,7 +236,7 @@ func (n *stored) cause() Cause {
 }
 
 func (s *Store) applyOne(ctx context.Context, tx pgx.Tx, o *lockedOrder, n *stored) error {
-	evidence := []order.Evidence{n.Report}
+	evidence := []order.Evidence{n.Evidence}
 	if slices.Contains(o.state.Attention, order.AttentionUnapplied) {
 		var others bool
 		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM notifications

@@ -39,6 +39,9 @@ type Config struct {
 	// produced another CREATION of the same card is refused. It is asked when an
 	// order ends. Nil or 0 means 30 days.
 	DuplicateWindow func(issuerID, cardProductID string) time.Duration
+	// Limits are the times that the orders of a card product are held to. Nil, and a
+	// nil answer, mean none.
+	Limits func(issuerID, cardProductID string) *order.Limits
 	// OnReady is called after a commit that left something to send in a lane.
 	// It must not block.
 	OnReady func(lane string)

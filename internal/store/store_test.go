@@ -367,7 +367,7 @@ func notification(i int, operationID, status string) store.Notification {
 	raw := fmt.Appendf(nil, `{"n":%d,"operationId":%q,"status":%q}`, i, operationID, status)
 	return store.Notification{
 		Raw: raw, Content: raw, Operation: "PRODUCE", OperationID: operationID,
-		Report: order.Report{OperationID: operationID, Operation: order.OperationPending, Status: status},
+		Evidence: order.Report{OperationID: operationID, Operation: order.OperationPending, Status: status},
 	}
 }
 
@@ -628,7 +628,7 @@ func TestCreationWindowAfterAContradiction(t *testing.T) {
 	f.accept("card", "request")
 	f.complete(taken(f.claim(1, time.Minute)[0], "operation"))
 	failed := notification(1, "operation", "CARD_PROD_EXCEPTION")
-	failed.Report.Operation = order.OperationFailed
+	failed.Evidence = order.Report{OperationID: "operation", Operation: order.OperationFailed, Status: "CARD_PROD_EXCEPTION"}
 	f.receive(failed)
 	f.receive(notification(2, "operation", "CARD_PROD_DONE"), notification(3, "operation", "CARD_SHIPPED"))
 	_, err := f.Accept(t.Context(), store.Acceptance{IssuerID: issuer, Client: "test", Request: request("card", "again")})
