@@ -59,7 +59,7 @@ func (l *lane) call(ctx context.Context, j *job, deadline time.Time) (c store.Co
 		l.log.Error("an order's sealed content cannot be opened", "orderId", j.OrderID, "error", j.Err)
 		return l.cfg.Policy.unreadable(j.Message, attempt), d1client.Reply{Reason: reasonUnreadableContent}, true
 	}
-	answer := l.d1.Produce(ctx, d1client.ProduceCall{
+	answer := l.d1.Produce(ctx, d1client.Call{
 		CardID: j.CardID, CorrelationID: id.String(), Body: j.Body,
 		BeforeSend: func() error { return l.mayStillSend(ctx, j, deadline) },
 	})
