@@ -232,11 +232,12 @@ func candidates(m store.Message, operations []d1client.Operation, around surroun
 	var nameless []d1client.Operation
 	for _, op := range operations {
 		owner, owned := around.owners.Operations[op.OperationID]
+		makes := op.Operation == "PRODUCE" || op.Operation == "" // and does not change it (UPDATE_ORDER)
 		switch {
 		case owned && owner.OrderID != m.OrderID && op.IssuerRequestID == m.IssuerRequestID:
 			doubtful = true // D1 knows our request, under an operation that is another order's
 		case owned && owner.OrderID != m.OrderID && owner.Adopted: // an earlier order's: they are sent one at a time
-		case owned && owner.OrderID == m.OrderID, op.IssuerRequestID == m.IssuerRequestID && (op.Operation == "PRODUCE" || op.Operation == ""):
+		case makes && (owned && owner.OrderID == m.OrderID || op.IssuerRequestID == m.IssuerRequestID):
 			mine = append(mine, op)
 		case !op.StartTime.IsZero() && op.StartTime.Before(m.FirstSentAt.Add(-order.ClockSkew)): // certainly older
 		case !owned && op.Operation == "PRODUCE" && op.OperationID != "" && op.IssuerRequestID == "" && !op.NotByCard && !op.StartTime.IsZero():
