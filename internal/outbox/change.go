@@ -7,9 +7,6 @@ import (
 	"cardorder/internal/store"
 )
 
-// changeRefused is the reason of a change that D1 refused at once; its attempt says how.
-const changeRefused = "d1-refused"
-
 // change brings a change of an order to D1. Unlike an order it is simply sent again when
 // its answer was lost: done twice it changes no more than done once.
 func (l *lane) change(ctx context.Context, j *job, call d1client.Call, attempt store.Attempt) (store.Completion, d1client.Reply, bool) {
@@ -34,7 +31,7 @@ func changed(m store.Message, attempt store.Attempt, a d1client.Answer) store.Co
 	case d1client.Taken:
 		c.Change = &store.ChangeAnswer{Taken: true, OperationID: a.OperationID}
 	case d1client.Refused:
-		c.Change = &store.ChangeAnswer{Reason: changeRefused}
+		c.Change = &store.ChangeAnswer{} // a plain no
 	default:
 		c.Next = store.Next{
 			RunIn: max(a.RetryAfter, backoff(m.Tries)), Tries: m.Tries + 1,
