@@ -27,6 +27,7 @@ type orderView struct {
 	ReplacesOrderID     string             `json:"replacesOrderId,omitempty"`
 	ReplacedByOrderIDs  []string           `json:"replacedByOrderIds,omitempty"`
 	BatchID             string             `json:"batchId,omitempty"`
+	Imported            bool               `json:"imported,omitempty"`
 	EndsAt              order.Status       `json:"endsAt"`
 	OperationID         string             `json:"operationId,omitempty"`
 	Asking              bool               `json:"asking,omitempty"`
@@ -81,7 +82,7 @@ func viewOrder(o *store.Order) orderView {
 		Shipments: []shipmentView{}, Warnings: append([]string{}, o.Warnings...),
 		CreatedAt: o.CreatedAt, CreatedBy: o.CreatedBy, UpdatedAt: o.UpdatedAt, EndedAt: o.EndedAt,
 	}
-	v.EndsAt, v.Asking = o.State.EndsAt, o.Asking
+	v.EndsAt, v.Asking, v.Imported = o.State.EndsAt, o.Asking, o.Imported
 	if o.ReplacesOrderID != nil {
 		v.ReplacesOrderID = o.ReplacesOrderID.String()
 	}
