@@ -68,6 +68,8 @@ var answers = map[string]reflect.Type{
 	"LaneBreaker":             reflect.TypeFor[breakerView](),
 	"Drift":                   reflect.TypeFor[driftView](),
 	"DriftPage":               reflect.TypeFor[page[driftView]](),
+	"DailyReport":             reflect.TypeFor[dailyReportView](),
+	"DailyCount":              reflect.TypeFor[dailyCountView](),
 	"Readiness":               reflect.TypeFor[readiness](),
 }
 
@@ -123,6 +125,8 @@ var clients = map[string]reflect.Type{
 	"LaneReplica":             reflect.TypeFor[client.Replica](),
 	"LaneBreaker":             reflect.TypeFor[client.Breaker](),
 	"Drift":                   reflect.TypeFor[client.Drift](),
+	"DailyReport":             reflect.TypeFor[client.DailyReport](),
+	"DailyCount":              reflect.TypeFor[client.DailyCount](),
 	"Problem":                 reflect.TypeFor[client.Problem](),
 	"Fault":                   reflect.TypeFor[client.Fault](),
 }

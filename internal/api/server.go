@@ -101,6 +101,7 @@ func NewHandler(cfg Config) http.Handler {
 			r.With(operate).Post("/lanes/{lane}/resume", s.handle(plain(s.resumeLane)))
 			r.With(read).Get("/drift", s.handle(s.listDrift))
 			r.With(read).Get("/programs", s.handle(plain(s.listPrograms)))
+			r.With(read).Get("/reports/daily", s.handle(s.dailyReport))
 			r.With(read).Get("/order-batches", s.handle(s.listBatches))
 			r.With(read).Get("/order-batches/{batchId}", s.handle(plain(s.getBatch)))
 		})
