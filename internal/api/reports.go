@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/csv"
 	"errors"
 	"fmt"
@@ -18,6 +19,9 @@ import (
 
 // maxReportDays is how many days a report may have.
 const maxReportDays = 31
+
+// reportTimeout bounds a request for a report, which may wait for another one: 503 then.
+const reportTimeout = 50 * time.Second
 
 type dailyReportView struct {
 	From     string           `json:"from"`
@@ -68,7 +72,9 @@ func (s *server) dailyReport(w http.ResponseWriter, r *http.Request) error {
 	for i := range starts {
 		starts[i] = startOfDay(from.AddDate(0, 0, i), zone)
 	}
-	counts, err := s.Store.DailyReport(r.Context(), chi.URLParam(r, "issuerId"), starts[:days], starts[days])
+	ctx, cancel := context.WithTimeout(r.Context(), reportTimeout)
+	defer cancel()
+	counts, err := s.Store.DailyReport(ctx, chi.URLParam(r, "issuerId"), starts[:days], starts[days])
 	if errors.Is(err, store.ErrTooSlow) {
 		return errTooSlow.after("Ask for fewer days.")
 	}
