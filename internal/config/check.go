@@ -21,6 +21,7 @@ import (
 
 	"cardorder/internal/api"
 	"cardorder/internal/d1client"
+	"cardorder/internal/order"
 	"cardorder/internal/store"
 )
 
@@ -200,12 +201,34 @@ func (c *Config) checkIssuers(ch *checker) {
 				ch.fault(fmt.Sprintf("%s.bins[%d]", path, j), "must be 6 to 8 digits")
 			}
 		}
+		in.checkVocabulary(ch, path)
 		ch.notNegative(path+".duplicateWindow", in.DuplicateWindow)
 		in.checkSending(ch, path+".sending", c.Environment)
 		ch.required(path+".notifications.clientId", in.Notifications.ClientID)
 		ch.secret(path+".notifications.clientSecret", in.Notifications.ClientSecret, nil)
 		in.checkD1(ch, path+".d1", c.Environment)
 	}
+}
+
+// checkVocabulary checks the words that D1 and the carriers use: each means one thing.
+func (in *Issuer) checkVocabulary(ch *checker, path string) {
+	words := func(field string, list []string, taken func(string) bool, fault string) {
+		for i, word := range list {
+			path := fmt.Sprintf("%s.%s[%d]", path, field, i)
+			switch {
+			case !d1client.IsCode(word):
+				ch.fault(path, "must be 1 to 128 printable characters, with no space around them")
+			case slices.Contains(list[:i], word):
+				ch.fault(path, "is there already")
+			case taken(word):
+				ch.fault(path, "%s", fault)
+			}
+		}
+	}
+	words("onHoldStatuses", in.OnHoldStatuses, order.BuiltIn, "has a meaning of its own at D1")
+	words("deliveredStatuses", in.DeliveredStatuses, func(string) bool { return false }, "")
+	words("returnedStatuses", in.ReturnedStatuses, func(word string) bool { return slices.Contains(in.DeliveredStatuses, word) },
+		"is one of deliveredStatuses too")
 }
 
 func (in *Issuer) checkD1(ch *checker, path, environment string) {

@@ -305,6 +305,27 @@ func TestDuplicates(t *testing.T) {
 }
 
 // A secret that stands where something else belongs is not told by the error.
+// Each of D1's and the carriers' words means one thing.
+func TestVocabulary(t *testing.T) {
+	t.Parallel()
+	minimal := newFiles(t).minimal()
+	with := func(settings string) string {
+		return replaced(t, minimal, "- id: ISSUER0001\n", "- id: ISSUER0001\n    "+settings+"\n")
+	}
+	in := parse(t, with(`onHoldStatuses: [CARD_PROD_HELD, "WAITING FOR STOCK"]
+    deliveredStatuses: [DL, Zugestellt]
+    returnedStatuses: [RT]`)).Issuers[0]
+	if len(in.OnHoldStatuses) != 2 || len(in.DeliveredStatuses) != 2 || len(in.ReturnedStatuses) != 1 {
+		t.Errorf("got %q, %q, %q", in.OnHoldStatuses, in.DeliveredStatuses, in.ReturnedStatuses)
+	}
+	wantFaults(t, with(`onHoldStatuses: [CARD_PROD_READY, "", HELD, HELD, CARD_RETURNED]
+    deliveredStatuses: [" DL", DL, "D\u0000L"]
+    returnedStatuses: [RT, DL, `+strings.Repeat("x", 129)+`]`),
+		"issuers[0].onHoldStatuses[0]: has a meaning", "issuers[0].onHoldStatuses[1]: must be", "issuers[0].onHoldStatuses[3]: is there",
+		"issuers[0].onHoldStatuses[4]: has a meaning", "issuers[0].deliveredStatuses[0]: must be", "issuers[0].deliveredStatuses[2]: must be",
+		"issuers[0].returnedStatuses[1]: is one of", "issuers[0].returnedStatuses[2]: must be")
+}
+
 func TestErrorsHoldNoValues(t *testing.T) {
 	t.Parallel()
 	f := newFiles(t)
