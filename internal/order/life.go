@@ -95,6 +95,7 @@ func Advance(s State, clock Clock, evidence ...Evidence) (State, bool) {
 	for _, e := range evidence {
 		e.apply(&next)
 	}
+	next.settleSilence(s)
 	next.settleAttention()
 	next.settleTime(s, clock)
 	if !next.touched && next.equal(s) {
@@ -243,6 +244,7 @@ const (
 )
 
 func (r Report) apply(s *State) {
+	s.drop(AttentionNotShown)
 	if !s.adopt(r.OperationID) {
 		return
 	}
