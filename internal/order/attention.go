@@ -21,6 +21,8 @@ const (
 	AttentionUnapplied        Attention = "unapplied-notification"
 	AttentionNotShown         Attention = "not-shown"
 	AttentionSilent           Attention = "silent"
+	AttentionReturned         Attention = "returned"
+	AttentionManyParcels      Attention = "many-parcels"
 )
 
 // Advice is what a person is told about an attention.
@@ -78,6 +80,12 @@ var advices = []struct {
 	{AttentionFailed, Advice{
 		"D1 could not make this card.",
 		"support", "Order the card again after the cause is removed."}},
+	{AttentionReturned, Advice{
+		"The card was not delivered: it is on its way back, or back.",
+		"support", "Check the address with the cardholder, then order the card again; when it is sent again, the new parcel ends this."}},
+	{AttentionManyParcels, Advice{
+		"D1 reported more tracking numbers than one card can have; not all of them count.",
+		"support", "Ask D1 which parcel has the card."}},
 	{AttentionRejected, Advice{
 		"D1 refused this order.",
 		"core-banking", "Remove the cause that the attempt's error code names and retry the order; when its content must change, order again with a duplicateOverride."}},
@@ -123,4 +131,5 @@ var attentionOf = map[Status]Attention{
 	Rejected:  AttentionRejected,
 	Exception: AttentionException,
 	Failed:    AttentionFailed,
+	Returned:  AttentionReturned,
 }
