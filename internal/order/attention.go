@@ -19,10 +19,10 @@ const (
 	AttentionResending        Attention = "resending"
 	AttentionUnreadable       Attention = "unreadable"
 	AttentionUnapplied        Attention = "unapplied-notification"
-	AttentionNotShown         Attention = "not-shown"
-	AttentionSilent           Attention = "silent"
 	AttentionReturned         Attention = "returned"
 	AttentionManyParcels      Attention = "many-parcels"
+	AttentionNotShown         Attention = "not-shown"
+	AttentionSilent           Attention = "silent"
 )
 
 // Advice is what a person is told about an attention.

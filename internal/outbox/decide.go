@@ -255,12 +255,11 @@ func candidates(m store.Message, operations []d1client.Operation, around surroun
 	var nameless []d1client.Operation
 	for _, op := range operations {
 		owner, owned := around.owners.Operations[op.OperationID]
-		makes := op.Operation == "PRODUCE" || op.Operation == "" // and does not change it (UPDATE_ORDER)
 		switch {
 		case owned && owner.OrderID != m.OrderID && op.IssuerRequestID == m.IssuerRequestID:
 			doubtful = true // D1 knows our request, under an operation that is another order's
 		case owned && owner.OrderID != m.OrderID && owner.Adopted: // an earlier order's: they are sent one at a time
-		case makes && (owned && owner.OrderID == m.OrderID || op.IssuerRequestID == m.IssuerRequestID):
+		case makesCard(op) && (owned && owner.OrderID == m.OrderID || op.IssuerRequestID == m.IssuerRequestID):
 			mine = append(mine, op)
 		case !op.StartTime.IsZero() && op.StartTime.Before(m.FirstSentAt.Add(-order.ClockSkew)): // certainly older
 		case !owned && op.Operation == "PRODUCE" && op.OperationID != "" && op.IssuerRequestID == "" && !op.NotByCard && !op.StartTime.IsZero():
@@ -274,6 +273,12 @@ func candidates(m store.Message, operations []d1client.Operation, around surroun
 	}
 	slices.SortStableFunc(mine, func(a, b d1client.Operation) int { return a.StartTime.Compare(b.StartTime) })
 	return mine, len(mine) == 0 && (doubtful || len(nameless) > 0 || around.parked)
+}
+
+// makesCard tells whether an operation makes a card. productionStatus is asked for those
+// only, so one of no kind does.
+func makesCard(op d1client.Operation) bool {
+	return op.Operation == store.OperationProduce || op.Operation == ""
 }
 
 // others finds operations that D1 shows under the request of another order, and that are
