@@ -102,6 +102,8 @@ func (f *Fleet) Run(ctx context.Context) {
 	for _, l := range f.lanes {
 		lanes.Go(func() { l.run(ctx) })
 	}
+	var watching sync.WaitGroup
+	watching.Go(func() { f.watch(ctx) })
 	for ctx.Err() == nil {
 		f.beat(ctx)
 		next := time.NewTimer(f.cfg.Beat + jitter(f.cfg.Beat/2))
@@ -112,6 +114,7 @@ func (f *Fleet) Run(ctx context.Context) {
 		}
 		next.Stop()
 	}
+	watching.Wait()
 	ended := context.WithoutCancel(ctx) // a new name: a lane that has not begun yet looks at ctx
 	f.linger(ended, &lanes)
 	short, cancel := context.WithTimeout(ended, beatTimeout)
@@ -216,31 +219,89 @@ func (f *Fleet) tryBeat(ctx context.Context) error {
 		}
 		l.allot(ctx, now, a)
 	}
-	return f.check(ctx)
-}
-
-// check has D1 asked about the orders whose time has come.
-func (f *Fleet) check(ctx context.Context) error {
-	for _, l := range f.lanes {
-		if !l.takesQuestions() {
-			continue
-		}
-		n, err := f.store.Check(ctx, l.cfg.IssuerID, l.cfg.Concurrency)
-		if err != nil {
-			return err
-		}
-		if n > 0 {
-			l.wake()
-		}
-	}
 	return nil
 }
 
-// takesQuestions tells whether it is any use to have D1 asked.
-func (l *lane) takesQuestions() bool {
+// watch looks at the orders whose time has come, after each beat, and whatever D1 does:
+// late is late. It is apart from the beat, which must not wait for it.
+func (f *Fleet) watch(ctx context.Context) {
+	adopted := make(map[string]*adoption, len(f.lanes))
+	for name := range f.lanes {
+		adopted[name] = &adoption{}
+	}
+	failing := false
+	for ctx.Err() == nil {
+		more := false
+		var err error
+		for name, l := range f.lanes {
+			if err = f.look(ctx, l, adopted[name], &more); err != nil {
+				break
+			}
+		}
+		switch {
+		case err != nil && ctx.Err() == nil && !failing:
+			f.cfg.Log.Error("looking for orders that are late, silent or to be sent now fails", "error", err)
+		case err == nil && failing:
+			f.cfg.Log.Info("looking for orders that are late, silent or to be sent now works again")
+		}
+		failing = err != nil
+		if more {
+			continue
+		}
+		next := time.NewTimer(f.cfg.Beat + jitter(f.cfg.Beat/2))
+		select {
+		case <-next.C:
+		case <-ctx.Done():
+		}
+		next.Stop()
+	}
+}
+
+// look looks at orders of one lane, and sets more when there may be more of them.
+func (f *Fleet) look(ctx context.Context, l *lane, a *adoption, more *bool) error {
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	checked, err := f.store.Check(ctx, l.cfg.IssuerID, l.questions())
+	if err != nil {
+		return err
+	}
+	if checked.Asked > 0 {
+		l.wake()
+	}
+	*more = *more || checked.More
+	return a.goOn(ctx, f.store, l.cfg.IssuerID)
+}
+
+// adoption goes through the open orders of an issuer, looking for those that nobody looks
+// at. It begins anew now and then: a replica of an earlier release may store such orders,
+// and a program that had no limits may get some.
+type adoption struct {
+	after uuid.UUID
+	again time.Time
+}
+
+const adoptEvery = time.Hour
+
+func (a *adoption) goOn(ctx context.Context, st *store.Store, issuer string) (err error) {
+	if time.Now().Before(a.again) {
+		return nil
+	}
+	if a.after, err = st.Adopt(ctx, issuer, a.after); err == nil && a.after == uuid.Nil {
+		a.again = time.Now().Add(adoptEvery)
+	}
+	return err
+}
+
+// questions is how many questions D1 may be asked at once about orders that nothing is
+// heard of: a part of what the lane can do, so that orders come first, and none while it
+// is no use.
+func (l *lane) questions() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return !l.paused && !l.stopped && l.slots.share > 0 && l.asking.state == breakerClosed
+	if l.paused || l.stopped || l.slots.share == 0 || l.asking.state != breakerClosed {
+		return 0
+	}
+	return max(1, l.slots.share/4)
 }
 
 // health is what this process says of its lanes.
