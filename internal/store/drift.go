@@ -35,7 +35,7 @@ const silentChecks = 3
 // silent tells whether D1 has been asked about an order often enough, and has said nothing
 // new for long enough.
 func (s *Store) silent(o *lockedOrder) bool {
-	limits := s.limits(o)
+	limits := s.limits(o.issuer, o.cardProductID)
 	return o.checks >= silentChecks && limits != nil && limits.SilentAfter > 0 &&
 		(o.heardAt == nil || o.now.Sub(*o.heardAt) >= limits.SilentAfter)
 }
