@@ -878,7 +878,7 @@ func (s *Store) Doubts(ctx context.Context, m Message) (sibling, parked bool, er
 						OR EXISTS (SELECT FROM outbox e WHERE e.issuer_id = o.issuer_id AND e.order_id = o.id AND e.kind = 'submit'
 							AND e.first_sent_at IS NOT NULL))),
 			EXISTS (SELECT FROM notifications n
-				WHERE n.issuer_id = $1 AND n.card_id = $2 AND n.outcome = 'parked' AND n.created_at >= $4)`,
+				WHERE n.issuer_id = $1 AND n.card_id = $2 AND n.outcome = 'parked' AND n.operation = 'PRODUCE' AND n.created_at >= $4)`,
 		m.IssuerID, m.CardID, m.OrderID, m.FirstSentAt).Scan(&sibling, &parked)
 	if err != nil {
 		return false, false, fmt.Errorf("looking for doubts about a card: %w", err)
