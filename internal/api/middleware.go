@@ -23,6 +23,7 @@ type Metrics struct {
 	requests      *prometheus.CounterVec
 	duration      *prometheus.HistogramVec
 	notifications *prometheus.CounterVec
+	ignored       *prometheus.CounterVec
 	batchRows     *prometheus.CounterVec
 	panics        prometheus.Counter
 }
@@ -43,6 +44,10 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 			Name: "cardorder_notifications_total",
 			Help: "Operations in D1's notifications by issuer and what became of them.",
 		}, []string{"issuer", "outcome"}),
+		ignored: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cardorder_ignored_notifications_total",
+			Help: "Operations in D1's notifications that are about no order of this service, by issuer and D1's kind of operation.",
+		}, []string{"issuer", "operation"}),
 		batchRows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cardorder_batch_rows_total",
 			Help: "Rows of batches by issuer and what became of them.",
@@ -56,13 +61,16 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 		for _, outcome := range notificationOutcomes {
 			m.notifications.WithLabelValues(issuer, string(outcome))
 		}
+		for _, operation := range d1Operations {
+			m.ignored.WithLabelValues(issuer, operation)
+		}
 	}
 	for _, issuer := range issuers {
 		for _, outcome := range store.RowOutcomes {
 			m.batchRows.WithLabelValues(issuer, string(outcome))
 		}
 	}
-	r.MustRegister(m.requests, m.duration, m.notifications, m.batchRows, m.panics)
+	r.MustRegister(m.requests, m.duration, m.notifications, m.ignored, m.batchRows, m.panics)
 	return m
 }
 
