@@ -27,7 +27,10 @@ import (
 )
 
 // checker gathers faults, each with the path of its field.
-type checker struct{ faults []error }
+type checker struct {
+	faults      []error
+	environment string
+}
 
 func (c *checker) fault(path, format string, args ...any) {
 	c.faults = append(c.faults, fmt.Errorf("%s: "+format, append([]any{path}, args...)...))
@@ -66,7 +69,7 @@ func (c *checker) check(path string, err error) {
 // configuration names, so that a missing key shows at the start and not at the
 // first order.
 func (c *Config) Check() error {
-	var ch checker
+	ch := checker{environment: c.Environment}
 	if !slices.Contains([]string{"production", "staging", "development"}, c.Environment) {
 		ch.fault("environment", "must be production, staging or development")
 	}
@@ -373,6 +376,9 @@ func (in *Issuer) checkSending(ch *checker, path, environment string) {
 	}
 	if s.GiveUpAfter > 0 && s.GiveUpAfter <= s.Retry404For {
 		ch.fault(path+".giveUpAfter", "must be more than retry404For: an order would be given up before it is rejected")
+	}
+	if s.SilentAfter != nil {
+		ch.silentAfter(path+".silentAfter", *s.SilentAfter)
 	}
 	if s.AfterUnknown != "resend" && s.AfterUnknown != "wait" {
 		ch.fault(path+".afterUnknown", "must be resend or wait")
