@@ -53,6 +53,10 @@ func (s *Store) logChanges(ctx context.Context, locked map[orderKey]*lockedOrder
 			if c.after.Late && !c.before.Late {
 				s.cfg.OnLate(o.issuer, c.after.Status)
 			}
+			if c.cause.Kind == CauseReconciliation {
+				level = slog.LevelWarn // D1's word of it was lost
+				s.cfg.OnDrift(o.issuer, differenceOf(c.before, c.after))
+			}
 			for _, a := range c.after.Attention {
 				if !slices.Contains(c.before.Attention, a) {
 					level = slog.LevelWarn // somebody should look
@@ -260,6 +264,9 @@ func (a *advances) advance(o *lockedOrder, cause Cause, evidence ...order.Eviden
 	}
 	if !changed {
 		return
+	}
+	if cause.Kind == CauseReconciliation && next.OnlyTime(before) {
+		cause = Cause{Kind: CauseTime} // D1 had nothing to say that was not known
 	}
 	o.state = next
 	if next.Rank > 0 && cause.fromD1() {
