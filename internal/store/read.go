@@ -163,6 +163,7 @@ type Filter struct {
 	OperationID     string
 	TrackingNumber  string
 	Attention       bool      // only orders that need a human
+	Late            bool      // only orders that are late
 	CreatedFrom     time.Time // inclusive
 	CreatedTo       time.Time // exclusive
 	Before          uuid.UUID // only orders older than this one
@@ -207,6 +208,9 @@ func (f Filter) conditions(issuer string) (conditions []string, args []any) {
 	if f.Attention {
 		conditions = append(conditions, "s.attention <> '{}'")
 	}
+	if f.Late {
+		conditions = append(conditions, "s.late")
+	}
 	// The ids, which begin with the time, drive; the dates decide.
 	where(!f.CreatedFrom.IsZero(), "o.id >= ?", idsBefore(f.CreatedFrom.Add(-idSkew)))
 	where(!f.CreatedFrom.IsZero(), "o.created_at >= ?", f.CreatedFrom)
@@ -234,6 +238,9 @@ func (s *Store) Orders(ctx context.Context, issuer string, f Filter) ([]*Order, 
 		list, err = pgx.CollectRows(rows, scanOrder)
 		return err
 	})
+	for _, o := range list {
+		s.showDue(o)
+	}
 	if err != nil && !errors.Is(err, ErrTooSlow) {
 		err = fmt.Errorf("listing orders: %w", err)
 	}
@@ -284,6 +291,7 @@ type Event struct {
 	Status         order.Status
 	PreviousStatus order.Status
 	Attention      []order.Attention
+	Late           bool
 	Cause          Cause
 	CreatedAt      time.Time
 }
@@ -308,13 +316,13 @@ func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]En
 	var entries []Entry
 	var b pgx.Batch
 	b.Queue(`
-		SELECT seq, type, status, coalesce(previous_status, ''), attention, cause, coalesce(cause_id, ''),
+		SELECT seq, type, status, coalesce(previous_status, ''), attention, late, cause, coalesce(cause_id, ''),
 			coalesce(actor, ''), detail, created_at
 		FROM order_events WHERE issuer_id = $1 AND order_id = $2 ORDER BY seq DESC LIMIT $3`,
 		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var e Event
-			err := rows.Scan(&e.Seq, &e.Type, &e.Status, &e.PreviousStatus, &e.Attention,
+			err := rows.Scan(&e.Seq, &e.Type, &e.Status, &e.PreviousStatus, &e.Attention, &e.Late,
 				&e.Cause.Kind, &e.Cause.ID, &e.Cause.Actor, &e.Cause.Detail, &e.CreatedAt)
 			entries = append(entries, Entry{At: e.CreatedAt, Event: &e})
 			return err
