@@ -19,6 +19,7 @@ const (
 	AttentionResending        Attention = "resending"
 	AttentionUnreadable       Attention = "unreadable"
 	AttentionUnapplied        Attention = "unapplied-notification"
+	AttentionChangeUnanswered Attention = "change-unanswered"
 )
 
 // Advice is what a person is told about an attention.
@@ -61,6 +62,9 @@ var advices = []struct {
 	{AttentionStopTooLate, Advice{
 		"A hold or a cancel of this order came when D1 had it already: the card is being made.",
 		"support", "Ask D1 to stop the order, or let the card come."}},
+	{AttentionChangeUnanswered, Advice{
+		"D1 never said whether it made a change of this order.",
+		"support", "Ask D1 what became of the change; want it again if it was not made."}},
 	{AttentionUnreadable, Advice{
 		"The sealed content of this order cannot be opened, so it cannot be sent.",
 		"operator", "Check the sealing keys in the configuration."}},

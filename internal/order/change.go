@@ -1,5 +1,11 @@
 package order
 
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+)
+
 // ChangeType is what is to change of an order that is under way (D1: pull & change).
 type ChangeType string
 
@@ -28,3 +34,110 @@ const (
 	ChangeRefused   ChangeState = "REFUSED"   // not done
 	ChangeExpired   ChangeState = "EXPIRED"   // D1 never said
 )
+
+// ChangeStates lists them all.
+var ChangeStates = []ChangeState{ChangeRequested, ChangeSent, ChangeAccepted, ChangeRefused, ChangeExpired}
+
+// ChangeReason is why a change has its state.
+type ChangeReason string
+
+const (
+	// Of ACCEPTED changes.
+	ReasonBeforeDispatch ChangeReason = "before-dispatch" // done here: D1 never heard of it
+
+	// Of REFUSED changes.
+	ReasonRefused       ChangeReason = "refused-by-bureau" // D1 said no
+	ReasonUnreadable    ChangeReason = "unreadable"        // its sealed address cannot be opened
+	ReasonShippedFirst  ChangeReason = "shipped-first"     // the card left before it was cancelled
+	ReasonProducedFirst ChangeReason = "produced-first"    // the card was made before it was cancelled
+	ReasonOrderEnded    ChangeReason = "order-ended"       // there is no card to be changed any more
+	ReasonRetried       ChangeReason = "retried"           // somebody had the order sent after all
+
+	// Of EXPIRED changes.
+	ReasonNoAnswer ChangeReason = "no-answer" // D1 got it and never said what it did
+	ReasonNotSent  ChangeReason = "not-sent"  // D1 could not be reached in time
+)
+
+// ChangeReasons lists them all.
+var ChangeReasons = []ChangeReason{
+	ReasonBeforeDispatch, ReasonRefused, ReasonUnreadable, ReasonShippedFirst, ReasonProducedFirst, ReasonOrderEnded, ReasonRetried, ReasonNoAnswer, ReasonNotSent,
+}
+
+// MayStillArrive tells that the card of a cancel may still arrive: nobody is certain that
+// it was stopped.
+func MayStillArrive(t ChangeType, s ChangeState, r ChangeReason) bool {
+	return t == ChangeCancel && s != ChangeAccepted && r != ReasonOrderEnded
+}
+
+// SettleChange tells what an order that stands at s makes of a change that is open; the
+// state is the old one when it makes nothing of it. What D1 was asked besides a cancel may
+// be done until D1 says so, even to a card that has left: its word may come later than the
+// news of the shipping.
+func SettleChange(t ChangeType, state ChangeState, s State) (ChangeState, ChangeReason) {
+	cancel := t == ChangeCancel
+	switch s.Status {
+	case Cancelled:
+		switch {
+		case !cancel:
+			return ChangeRefused, ReasonOrderEnded
+		case s.Rank == 0:
+			return ChangeAccepted, ReasonBeforeDispatch
+		}
+		return ChangeAccepted, ""
+	case Failed, Returned:
+		return ChangeRefused, ReasonOrderEnded
+	}
+	if !s.Ended() || !cancel && state != ChangeRequested {
+		return state, ""
+	}
+	switch {
+	case s.Status == Produced:
+		return ChangeRefused, ReasonProducedFirst
+	default:
+		return ChangeRefused, ReasonShippedFirst
+	}
+}
+
+// changesAtD1 are the statuses of orders that D1 has and may still change (D1: "received
+// and not yet shipped"). Whether it does, the centre decides by stage.
+var changesAtD1 = []Status{Submitted, DataPrepared, Ready, OnHold, InProduction, Exception, Produced}
+
+// AtD1 tells whether D1 has the order and may still change it.
+func (s State) AtD1() bool { return !s.Ended() && slices.Contains(changesAtD1, s.Status) }
+
+// rankCancelDone is where an order stands that D1 cancelled because it was asked to: it
+// may do so until the card leaves.
+const rankCancelDone = 59
+
+// CancelDone is D1's word that it has done what a cancel wanted.
+type CancelDone struct{}
+
+func (CancelDone) apply(s *State) {
+	if s.Rank < rankCancelDone {
+		s.Status, s.Rank = Cancelled, rankCancelDone
+	}
+	if s.EndRank == 0 {
+		s.EndRank = rankCancelDone
+	}
+	if s.TopRank > s.EndRank {
+		s.raise(AttentionContradiction)
+	}
+}
+
+// ChangeBody is what D1 is sent about a change of the order that it knows by
+// issuerRequestID. A redirect without an address was done before D1 got the order, so that
+// only the rest of it is left.
+func ChangeBody(t ChangeType, issuerRequestID string, address []byte) ([]byte, error) {
+	if t == ChangeAccelerateAndRedirect && address == nil {
+		t = ChangeAccelerate
+	}
+	body, err := json.Marshal(struct {
+		Type               ChangeType      `json:"type"`
+		IssuerRequestID    string          `json:"issuerRequestId"`
+		NewDeliveryAddress json.RawMessage `json:"newDeliveryAddress,omitempty"`
+	}{t, issuerRequestID, address})
+	if err != nil {
+		return nil, fmt.Errorf("writing a change: %w", err)
+	}
+	return body, nil
+}

@@ -29,7 +29,8 @@ type lockedOrder struct {
 	submit        int64       // the message that brings it to D1, when this transaction has locked it
 	doubted       bool        // it did not change since the database's history did: D1 may have it
 	halt          BatchAction // hold or cancel, when one came while D1 may have had it
-	changes       []change    // made in this transaction, to be logged after it
+	open          []openChange
+	changes       []change // made in this transaction, to be logged after it
 }
 
 // change is one version of an order.
@@ -94,7 +95,8 @@ func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orde
 	issuers, ids := columns(distinctKeys(keys))
 	b.Queue(`
 		SELECT s.issuer_id, s.order_id, s.first_sent_at, clock_timestamp(), o.card_id, o.card_product_id, coalesce(o.terms #>> '{services,issuance}', ''),
-			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false), `+stateColumns+`
+			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false),
+			s.open_changes, `+stateColumns+`
 		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
 			JOIN order_state s ON s.issuer_id = t.issuer_id AND s.order_id = t.order_id
 			JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
@@ -104,7 +106,7 @@ func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orde
 		return each(rows, func() error {
 			o := &lockedOrder{}
 			var id pgtype.UUID
-			fields := []any{&o.issuer, &id, &o.firstSentAt, &o.now, &o.cardID, &o.cardProductID, &o.issuance, &o.doubted}
+			fields := []any{&o.issuer, &id, &o.firstSentAt, &o.now, &o.cardID, &o.cardProductID, &o.issuance, &o.doubted, &o.open}
 			if err := rows.Scan(append(fields, stateFields(&o.state)...)...); err != nil {
 				return err
 			}
@@ -213,6 +215,10 @@ type advances struct {
 	store  *Store
 	orders []*lockedOrder // with something to write, each once
 	events []event
+
+	changes  []changeRow    // what becomes of changes, each once
+	changing []*lockedOrder // whose list of open changes differs, each once
+	sending  []*lockedOrder // that may have a change to be sent, each once
 }
 
 // event is a row of order_events.
@@ -230,8 +236,8 @@ func (a *advances) advance(o *lockedOrder, cause Cause, evidence ...order.Eviden
 	evidence = append(evidence, order.Operations{IDs: o.operations})
 	clock := order.Clock{Now: o.now, Limits: a.store.limits(o)}
 	next, changed := order.Advance(before, clock, evidence...)
-	if o.halt != "" && before.ToBeSent() && !next.Waiting() && next.Rank > 0 {
-		// D1 has the order that somebody wanted held or cancelled.
+	if o.halt != "" && !o.cancelling() && before.ToBeSent() && !next.Waiting() && next.Rank > 0 {
+		// D1 has the order that somebody wanted held; a cancel is sent to it.
 		next, changed = order.Advance(before, clock, append(evidence, order.Notice{Attention: order.AttentionStopTooLate})...)
 	}
 	if !changed {
@@ -241,6 +247,7 @@ func (a *advances) advance(o *lockedOrder, cause Cause, evidence ...order.Eviden
 	o.changes = append(o.changes, change{before, next, cause})
 	a.touch(o)
 	a.events = append(a.events, event{o.orderKey, cmp.Or(cause.Action, eventType(before, next)), next, before.Status, cause})
+	a.settleChanges(o, before, cause)
 }
 
 // limits are the times that an order is held to, nil for none.
@@ -284,6 +291,7 @@ func eventType(before, after order.State) EventType {
 // that have become pointless, new ones, and the guards of cards.
 func (a *advances) queue(b *pgx.Batch) {
 	if len(a.orders) == 0 {
+		a.queueChanges(b)
 		return
 	}
 	var sent, unsent []*lockedOrder
@@ -312,6 +320,7 @@ func (a *advances) queue(b *pgx.Batch) {
 	a.queueEvents(b)
 	queueRetired(b, sent)
 	queueSubmits(b, unsent)
+	a.queueChanges(b)
 	queueReleasedGuards(b, released)
 	queueHeldGuards(b, held)
 }

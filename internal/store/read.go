@@ -382,4 +382,5 @@ const (
 	EventDetailsChanged   EventType = "details-changed"
 	EventRefreshRequested EventType = "refresh-requested" // D1 is to be asked
 	EventRetryRequested   EventType = "retry-requested"   // its sending begins anew
+	EventChangeChanged    EventType = "change-changed"    // a change of it was wanted, or has another state
 )
