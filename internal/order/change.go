@@ -98,12 +98,49 @@ func SettleChange(t ChangeType, state ChangeState, s State) (ChangeState, Change
 	}
 }
 
-// changesAtD1 are the statuses of orders that D1 has and may still change (D1: "received
-// and not yet shipped"). Whether it does, the centre decides by stage.
-var changesAtD1 = []Status{Submitted, DataPrepared, Ready, OnHold, InProduction, Exception, Produced}
+// AtD1 tells whether D1 has the order and may still change it (D1: "received and not yet
+// shipped"). Whether it does, the centre decides by stage.
+func (s State) AtD1() bool { return s.Rank > 0 && !s.Ended() }
 
-// AtD1 tells whether D1 has the order and may still change it.
-func (s State) AtD1() bool { return !s.Ended() && slices.Contains(changesAtD1, s.Status) }
+// ChangePlan is what is done about a change that somebody wants.
+type ChangePlan int
+
+const (
+	ChangeDone       ChangePlan = iota // at once, here: D1 certainly does not have the order
+	ChangeWaits                        // until D1 has the order, or certainly does not
+	ChangeGoes                         // to D1
+	ChangeTooLate                      // never: the card has left
+	ChangeImpossible                   // never: there is no card to be changed
+)
+
+// PlanChange says what is done about a change of an order that stands at s. certain tells
+// that D1 certainly does not have the order, nor is getting it at this moment.
+//
+// To accelerate an order that D1 does not have, it is sent sooner, and D1 told when it has
+// it; what is also to be redirected gets its address here.
+func PlanChange(t ChangeType, s State, certain bool) ChangePlan {
+	here := ChangeWaits
+	if certain && (t == ChangeCancel || t == ChangeRedirect) {
+		here = ChangeDone
+	}
+	switch s.Status {
+	case Accepted, Held:
+		return here
+	case OutcomeUnknown:
+		return ChangeWaits
+	case Rejected: // what is left of it is only to be cancelled
+		if t == ChangeCancel {
+			return here
+		}
+		return ChangeImpossible
+	case Shipped, Delivered, Returned:
+		return ChangeTooLate
+	}
+	if s.AtD1() {
+		return ChangeGoes
+	}
+	return ChangeImpossible
+}
 
 // rankCancelDone is where an order stands that D1 cancelled because it was asked to: it
 // may do so until the card leaves.
@@ -141,3 +178,57 @@ func ChangeBody(t ChangeType, issuerRequestID string, address []byte) ([]byte, e
 	}
 	return body, nil
 }
+
+// ChangeRequest is a change as core banking asks for it.
+type ChangeRequest struct {
+	Type               ChangeType
+	NewDeliveryAddress *Address
+	Note               string // why, for the timeline
+
+	// Canonical is what idempotency compares: the request as RFC 8785 JSON. It is there
+	// with faults too that a change may have been taken with: rules change. Else it is nil.
+	Canonical []byte
+}
+
+// ChangedOrder is what a change has to fit of its order.
+type ChangedOrder struct {
+	CardProductID string
+	Shipped       bool // it is to be sent to an address
+}
+
+// DecodeChange reads a change of an order as Decode reads an order: the new address passes
+// the very rules that the first one did. With faults the request is nil when text is not a
+// JSON object.
+func DecodeChange(text []byte, rules *Rules, of ChangedOrder) (*ChangeRequest, Faults) {
+	d := newDocument(text, rules)
+	defer d.release()
+	root, ok := d.root()
+	if !ok {
+		return nil, d.faults
+	}
+	d.program = rules.Programs[of.CardProductID]
+	r := &ChangeRequest{
+		Type:               ChangeType(root.need("type", changeType)),
+		NewDeliveryAddress: decodeAddress(&root, "newDeliveryAddress"),
+		Note:               root.text("note", visibleText),
+	}
+	switch given := root.has("newDeliveryAddress"); {
+	case !r.Type.Redirects() && given && r.Type != "":
+		d.fault("/newDeliveryAddress", CodeNotAllowed, "is for REDIRECT and ACCELERATE_AND_REDIRECT only")
+	case !r.Type.Redirects():
+	case !of.Shipped:
+		d.fault("/type", CodeNotAllowed, "the order is not sent to an address")
+	case !given:
+		root.require("newDeliveryAddress")
+	}
+	if a := r.NewDeliveryAddress; a != nil && d.program != nil {
+		d.within("/newDeliveryAddress/countryCode", "destinationCountries", d.program.DestinationCountries, a.CountryCode)
+	}
+	root.closeAs("a change")
+	if !slices.ContainsFunc(d.faults, neverTaken) {
+		r.Canonical = d.canonical(root.members)
+	}
+	return r, d.faults
+}
+
+var changeType = oneOf(string(ChangeCancel), string(ChangeAccelerate), string(ChangeRedirect), string(ChangeAccelerateAndRedirect))
