@@ -20,6 +20,8 @@ const (
 	AttentionUnreadable       Attention = "unreadable"
 	AttentionUnapplied        Attention = "unapplied-notification"
 	AttentionChangeUnanswered Attention = "change-unanswered"
+	AttentionReturned         Attention = "returned"
+	AttentionManyParcels      Attention = "many-parcels"
 )
 
 // Advice is what a person is told about an attention.
@@ -63,8 +65,8 @@ var advices = []struct {
 		"A hold or a cancel of this order came when D1 had it already: the card is being made.",
 		"support", "Ask D1 to stop the order, or let the card come."}},
 	{AttentionChangeUnanswered, Advice{
-		"D1 never said whether it made a change of this order.",
-		"support", "Ask D1 what became of the change; want it again if it was not made."}},
+		"D1 took a change of this order and never said whether it was made.",
+		"support", "Ask D1 what became of the change; until then the card may come as it was ordered."}},
 	{AttentionUnreadable, Advice{
 		"The sealed content of this order cannot be opened, so it cannot be sent.",
 		"operator", "Check the sealing keys in the configuration."}},
@@ -77,6 +79,12 @@ var advices = []struct {
 	{AttentionFailed, Advice{
 		"D1 could not make this card.",
 		"support", "Order the card again after the cause is removed."}},
+	{AttentionReturned, Advice{
+		"The card was not delivered: it is on its way back, or back.",
+		"support", "Check the address with the cardholder, then order the card again; when it is sent again, the new parcel ends this."}},
+	{AttentionManyParcels, Advice{
+		"D1 reported more tracking numbers than one card can have; not all of them count.",
+		"support", "Ask D1 which parcel has the card."}},
 	{AttentionRejected, Advice{
 		"D1 refused this order.",
 		"core-banking", "Remove the cause that the attempt's error code names and retry the order; when its content must change, order again with a duplicateOverride."}},
@@ -119,4 +127,5 @@ var attentionOf = map[Status]Attention{
 	Rejected:  AttentionRejected,
 	Exception: AttentionException,
 	Failed:    AttentionFailed,
+	Returned:  AttentionReturned,
 }

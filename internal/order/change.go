@@ -47,7 +47,6 @@ const (
 
 	// Of REFUSED changes.
 	ReasonRefused       ChangeReason = "refused-by-bureau" // D1 said no
-	ReasonUnreadable    ChangeReason = "unreadable"        // its sealed address cannot be opened
 	ReasonShippedFirst  ChangeReason = "shipped-first"     // the card left before it was cancelled
 	ReasonProducedFirst ChangeReason = "produced-first"    // the card was made before it was cancelled
 	ReasonOrderEnded    ChangeReason = "order-ended"       // there is no card to be changed any more
@@ -60,7 +59,7 @@ const (
 
 // ChangeReasons lists them all.
 var ChangeReasons = []ChangeReason{
-	ReasonBeforeDispatch, ReasonRefused, ReasonUnreadable, ReasonShippedFirst, ReasonProducedFirst, ReasonOrderEnded, ReasonRetried, ReasonNoAnswer, ReasonNotSent,
+	ReasonBeforeDispatch, ReasonRefused, ReasonShippedFirst, ReasonProducedFirst, ReasonOrderEnded, ReasonRetried, ReasonNoAnswer, ReasonNotSent,
 }
 
 // MayStillArrive tells that the card of a cancel may still arrive: nobody is certain that
@@ -142,22 +141,23 @@ func PlanChange(t ChangeType, s State, certain bool) ChangePlan {
 	return ChangeImpossible
 }
 
-// rankCancelDone is where an order stands that D1 cancelled because it was asked to: it
-// may do so until the card leaves.
-const rankCancelDone = 59
+// cancelDone is where an order stands that D1 cancelled because it was asked to: it may do
+// so until the card leaves.
+var cancelDone = place{Cancelled, 59, dead}
 
-// CancelDone is D1's word that it has done what a cancel wanted.
+// CancelDone is D1's word that it has done what a cancel wanted. It is an end that no step
+// before the shipping contradicts.
 type CancelDone struct{}
 
 func (CancelDone) apply(s *State) {
-	if s.Rank < rankCancelDone {
-		s.Status, s.Rank = Cancelled, rankCancelDone
+	if s.Rank == 0 && (s.Status == Rejected || s.Status == Cancelled) || s.TopRank > cancelDone.rank {
+		s.raise(AttentionContradiction)
 	}
 	if s.EndRank == 0 {
-		s.EndRank = rankCancelDone
+		s.EndRank = cancelDone.rank
 	}
-	if s.TopRank > s.EndRank {
-		s.raise(AttentionContradiction)
+	if s.Rank < cancelDone.rank {
+		s.Status, s.Rank = cancelDone.status, cancelDone.rank
 	}
 }
 

@@ -55,14 +55,18 @@ func (l *lane) call(ctx context.Context, j *job, deadline time.Time) (c store.Co
 		c, reply = l.ask(ctx, j.Message, attempt)
 		return c, reply, true
 	}
+	toSend := d1client.Call{
+		CardID: j.CardID, CorrelationID: id.String(), Body: j.Body,
+		BeforeSend: func() error { return l.mayStillSend(ctx, j, deadline) },
+	}
+	if j.Kind == store.KindChange {
+		return l.change(ctx, j, toSend, attempt)
+	}
 	if j.Err != nil {
 		l.log.Error("an order's sealed content cannot be opened", "orderId", j.OrderID, "error", j.Err)
 		return l.cfg.Policy.unreadable(j.Message, attempt), d1client.Reply{Reason: reasonUnreadableContent}, true
 	}
-	answer := l.d1.Produce(ctx, d1client.ProduceCall{
-		CardID: j.CardID, CorrelationID: id.String(), Body: j.Body,
-		BeforeSend: func() error { return l.mayStillSend(ctx, j, deadline) },
-	})
+	answer := l.d1.Produce(ctx, toSend)
 	if answer.Reason == d1client.ReasonNotSent {
 		return c, reply, false
 	}

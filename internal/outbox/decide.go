@@ -97,17 +97,22 @@ func (p Policy) burning(m store.Message, next store.Next) ([]order.Evidence, sto
 
 // unreadable keeps an order whose content cannot be read and calls for help.
 func (p Policy) unreadable(m store.Message, attempt store.Attempt) store.Completion {
-	attempt.Kind, attempt.Outcome, attempt.Reason = store.AttemptSubmit, d1client.NotTaken.String(), string(reasonUnreadableContent)
-	attempt.CorrelationID = attempt.ID.String()
+	attempt.Kind = store.AttemptSubmit
 	evidence, next := p.burning(m, store.Next{RunIn: unreadableAgain, Tries: m.Tries + 1, Unsent: true})
 	return store.Completion{
-		Message: m, Attempt: attempt, Next: next,
+		Message: m, Attempt: unread(attempt), Next: next,
 		Evidence: append([]order.Evidence{order.Notice{Attention: order.AttentionUnreadable}}, evidence...),
 	}
 }
 
-// reasonUnreadableContent is the reason of an attempt that was no call: the order cannot
-// be written.
+// unread is an attempt that was no call.
+func unread(a store.Attempt) store.Attempt {
+	a.Outcome, a.Reason, a.CorrelationID = d1client.NotTaken.String(), string(reasonUnreadableContent), a.ID.String()
+	return a
+}
+
+// reasonUnreadableContent is the reason of an attempt that was no call: what D1 is to be
+// sent cannot be written.
 const reasonUnreadableContent d1client.Reason = "unreadable-content"
 
 // unreadableAgain is when to look again whether an order can be read: a key may have
@@ -227,11 +232,12 @@ func candidates(m store.Message, operations []d1client.Operation, around surroun
 	var nameless []d1client.Operation
 	for _, op := range operations {
 		owner, owned := around.owners.Operations[op.OperationID]
+		makes := op.Operation == "PRODUCE" || op.Operation == "" // and does not change it (UPDATE_ORDER)
 		switch {
 		case owned && owner.OrderID != m.OrderID && op.IssuerRequestID == m.IssuerRequestID:
 			doubtful = true // D1 knows our request, under an operation that is another order's
 		case owned && owner.OrderID != m.OrderID && owner.Adopted: // an earlier order's: they are sent one at a time
-		case owned && owner.OrderID == m.OrderID, op.IssuerRequestID == m.IssuerRequestID && (op.Operation == "PRODUCE" || op.Operation == ""):
+		case makes && (owned && owner.OrderID == m.OrderID || op.IssuerRequestID == m.IssuerRequestID):
 			mine = append(mine, op)
 		case !op.StartTime.IsZero() && op.StartTime.Before(m.FirstSentAt.Add(-order.ClockSkew)): // certainly older
 		case !owned && op.Operation == "PRODUCE" && op.OperationID != "" && op.IssuerRequestID == "" && !op.NotByCard && !op.StartTime.IsZero():

@@ -46,7 +46,7 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 		return h
 	}
 	m := &Metrics{
-		attempts: counter("cardorder_d1_attempts_total", "Calls to D1 by issuer, kind (submit, ask) and reason.", "kind", "reason"),
+		attempts: counter("cardorder_d1_attempts_total", "Calls to D1 by issuer, kind (submit, ask, change) and reason.", "kind", "reason"),
 		duration: histogram("cardorder_d1_attempt_duration_seconds", "Time a call to D1 took, token included.",
 			prometheus.ExponentialBuckets(0.005, 2, 14), "kind"),
 		accepted: histogram("cardorder_accept_to_taken_seconds", "Time from accepting an order to D1's 202, by class (single, batch).",
@@ -117,7 +117,7 @@ func (m *Metrics) lane(issuer string) *laneMetrics {
 	for _, a := range order.Attentions() {
 		m.raised.WithLabelValues(issuer, string(a))
 	}
-	for _, kind := range []store.AttemptKind{store.AttemptSubmit, store.AttemptAsk} {
+	for _, kind := range []store.AttemptKind{store.AttemptSubmit, store.AttemptAsk, store.AttemptChange} {
 		l.duration[kind] = m.duration.WithLabelValues(issuer, string(kind))
 		for _, reason := range append(d1client.Reasons(), reasonUnreadableContent) {
 			l.attempts[attemptLabel{kind, string(reason)}] = m.attempts.WithLabelValues(issuer, string(kind), string(reason))
