@@ -68,11 +68,14 @@ func MayStillArrive(t ChangeType, s ChangeState, r ChangeReason) bool {
 	return t == ChangeCancel && s != ChangeAccepted && r != ReasonOrderEnded
 }
 
-// SettleChange tells what an order that stands at s makes of a change that is open; the
-// state is the old one when it makes nothing of it. What D1 was asked besides a cancel may
+// SettleChange tells what an order that stands at s makes of a change that is not done
+// or refused; the state is the old one when it makes nothing of it. What D1 was asked besides a cancel may
 // be done until D1 says so, even to a card that has left: its word may come later than the
 // news of the shipping.
 func SettleChange(t ChangeType, state ChangeState, s State) (ChangeState, ChangeReason) {
+	if state == ChangeAccepted || state == ChangeRefused {
+		return state, ""
+	}
 	cancel := t == ChangeCancel
 	switch s.Status {
 	case Cancelled:
@@ -89,12 +92,10 @@ func SettleChange(t ChangeType, state ChangeState, s State) (ChangeState, Change
 	if !s.Ended() || !cancel && state != ChangeRequested {
 		return state, ""
 	}
-	switch {
-	case s.Status == Produced:
+	if s.Status == Produced {
 		return ChangeRefused, ReasonProducedFirst
-	default:
-		return ChangeRefused, ReasonShippedFirst
 	}
+	return ChangeRefused, ReasonShippedFirst
 }
 
 // AtD1 tells whether D1 has the order and may still change it (D1: "received and not yet

@@ -219,8 +219,12 @@ func (f *Fleet) tryBeat(ctx context.Context) error {
 	return f.check(ctx)
 }
 
-// check has D1 asked about the orders whose time has come.
+// check does what time does to orders: has D1 asked about those whose time has come, and
+// ends the waiting for D1's word on changes.
 func (f *Fleet) check(ctx context.Context) error {
+	if _, err := f.store.ExpireChanges(ctx); err != nil {
+		return err
+	}
 	for _, l := range f.lanes {
 		if !l.takesQuestions() {
 			continue

@@ -130,6 +130,11 @@ func (k HashKeys) matches(version int16, hash, canonical []byte) (bool, error) {
 	return hmac.Equal(hash, sum), nil
 }
 
+// change hashes the canonical request of a change.
+func (k HashKeys) change(canonical []byte) []byte {
+	return k.sum(append([]byte("change\x00"), canonical...))
+}
+
 // runningDigest is a keyed hash of rows, of which any number may follow.
 type runningDigest struct{ mac hash.Hash }
 
