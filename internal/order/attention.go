@@ -22,6 +22,8 @@ const (
 	AttentionChangeUnanswered Attention = "change-unanswered"
 	AttentionReturned         Attention = "returned"
 	AttentionManyParcels      Attention = "many-parcels"
+	AttentionNotShown         Attention = "not-shown"
+	AttentionSilent           Attention = "silent"
 )
 
 // Advice is what a person is told about an attention.
@@ -73,6 +75,9 @@ var advices = []struct {
 	{AttentionUnapplied, Advice{
 		"A notification from D1 for this order is stored but could not be applied.",
 		"operator", "Look for the error in the log; the order's status may be behind D1's."}},
+	{AttentionNotShown, Advice{
+		"D1 took this order and does not show it any more.",
+		"support", "Ask D1 what became of the order; when it is lost, order the card again."}},
 	{AttentionUnknownStatus, Advice{
 		"D1 reported a status that this service does not know.",
 		"operator", "Ask D1 what the status means."}},
@@ -91,6 +96,9 @@ var advices = []struct {
 	{AttentionException, Advice{
 		"D1 has trouble making this card.",
 		"support", "Wait for D1, or ask it for the reason."}},
+	{AttentionSilent, Advice{
+		"D1 was asked about this order several times and has had nothing new to say for too long.",
+		"support", "Ask D1 when the card will be made; the order is asked about ever more rarely."}},
 }
 
 // Attentions returns every Attention there is, the gravest first.

@@ -152,16 +152,39 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 			if op.OperationID != "" {
 				c.Seen = append(c.Seen, op.OperationID)
 			}
+			if parcel := shipment(op); parcel != (store.ShipmentUpdate{}) {
+				c.Shipments = append(c.Shipments, parcel)
+			}
 		}
 		c.Next.Done = true
 		return c
 	}
 	if m.Kind == store.KindAsk {
-		c.Next.Done = true // nothing new; whoever wants to know asks again
+		c.Evidence, c.Next = p.notShown(m, a, around.proven)
 		return c
 	}
 	c.Evidence, c.Next = p.notSeen(m, a, doubtful, around.proven)
 	return c
+}
+
+// shipment is what an operation says of its parcel.
+func shipment(op d1client.Operation) store.ShipmentUpdate {
+	s := op.Details.Shipment
+	return store.ShipmentUpdate{TrackingNumber: s.TrackingNumber, Carrier: s.Carrier, Status: s.Status, TrackingURL: s.TrackingURL}
+}
+
+// notShown says what follows when D1 showed nothing of an order that it took: nothing,
+// and whoever wants to know asks again. When it shows nothing at all of the card, though
+// it had time to, it is asked a second time; then people have to know.
+func (p Policy) notShown(m store.Message, a d1client.StatusAnswer, proven bool) ([]order.Evidence, store.Next) {
+	missing := len(a.Operations) == 0 && a.Skipped == 0 && (a.Finding == d1client.Found || proven)
+	switch {
+	case !missing || m.ClaimedAt.Sub(m.FirstSentAt) < p.ResendAfter:
+		return nil, store.Next{Done: true}
+	case m.Negatives+1 < enoughNegatives:
+		return nil, store.Next{RunIn: p.ResendAfter + jitter(p.ResendAfter/10), Asks: m.Asks + 1, Negatives: m.Negatives + 1}
+	}
+	return []order.Evidence{order.NotShown{}}, store.Next{Done: true}
 }
 
 // questionTries is how often a question how an order stands is tried before it is
@@ -232,12 +255,11 @@ func candidates(m store.Message, operations []d1client.Operation, around surroun
 	var nameless []d1client.Operation
 	for _, op := range operations {
 		owner, owned := around.owners.Operations[op.OperationID]
-		makes := op.Operation == "PRODUCE" || op.Operation == "" // and does not change it (UPDATE_ORDER)
 		switch {
 		case owned && owner.OrderID != m.OrderID && op.IssuerRequestID == m.IssuerRequestID:
 			doubtful = true // D1 knows our request, under an operation that is another order's
 		case owned && owner.OrderID != m.OrderID && owner.Adopted: // an earlier order's: they are sent one at a time
-		case makes && (owned && owner.OrderID == m.OrderID || op.IssuerRequestID == m.IssuerRequestID):
+		case makesCard(op) && (owned && owner.OrderID == m.OrderID || op.IssuerRequestID == m.IssuerRequestID):
 			mine = append(mine, op)
 		case !op.StartTime.IsZero() && op.StartTime.Before(m.FirstSentAt.Add(-order.ClockSkew)): // certainly older
 		case !owned && op.Operation == "PRODUCE" && op.OperationID != "" && op.IssuerRequestID == "" && !op.NotByCard && !op.StartTime.IsZero():
@@ -251,6 +273,12 @@ func candidates(m store.Message, operations []d1client.Operation, around surroun
 	}
 	slices.SortStableFunc(mine, func(a, b d1client.Operation) int { return a.StartTime.Compare(b.StartTime) })
 	return mine, len(mine) == 0 && (doubtful || len(nameless) > 0 || around.parked)
+}
+
+// makesCard tells whether an operation makes a card. productionStatus is asked for those
+// only, so one of no kind does.
+func makesCard(op d1client.Operation) bool {
+	return op.Operation == store.OperationProduce || op.Operation == ""
 }
 
 // others finds operations that D1 shows under the request of another order, and that are

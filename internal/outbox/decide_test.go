@@ -229,6 +229,71 @@ func TestAskedHowItStands(t *testing.T) {
 	}
 }
 
+// What D1 shows of parcels is kept, and an operation of another kind makes no card even
+// if it is the order's.
+func TestAskedShowsParcels(t *testing.T) {
+	t.Parallel()
+	m := message()
+	m.Kind = store.KindAsk
+	shipped := operation("a", "", 0)
+	shipped.Details.Shipment = d1client.Shipment{TrackingNumber: "T1", Carrier: "ups", Status: "IN_TRANSIT", Message: "for Ada", TrackingURL: "https://ups.example/T1"}
+	change := operation("change", "ours", 0)
+	change.Operation = "UPDATE_ORDER"
+	around := surroundings{owners: store.Owners{Operations: map[string]store.Owner{
+		"a": {OrderID: us, Adopted: true}, "change": {OrderID: us},
+	}}}
+	c := policy().asked(m, store.Attempt{}, d1client.StatusAnswer{Finding: d1client.Found, Operations: []d1client.Operation{change, shipped}}, around)
+	if !slices.Equal(c.Seen, []string{"a"}) || len(c.Evidence) != 1 {
+		t.Errorf("seen %v with evidence %#v", c.Seen, c.Evidence)
+	}
+	if want := []store.ShipmentUpdate{{TrackingNumber: "T1", Carrier: "ups", Status: "IN_TRANSIT", TrackingURL: "https://ups.example/T1"}}; !slices.Equal(c.Shipments, want) {
+		t.Errorf("parcels %+v", c.Shipments)
+	}
+}
+
+// An order that D1 took and clearly does not show is asked about a second time before
+// anybody is told, and nobody is told of less than that.
+func TestNotShown(t *testing.T) {
+	t.Parallel()
+	old := policy().ResendAfter
+	empty := d1client.StatusAnswer{Finding: d1client.Found}
+	notFound := d1client.StatusAnswer{Finding: d1client.CardNotFound}
+	for _, c := range []struct {
+		name   string
+		answer d1client.StatusAnswer
+		proven bool
+		age    time.Duration
+		before int
+		again  bool
+		told   bool
+	}{
+		{"empty", empty, false, old, 0, true, false},
+		{"empty a second time", empty, false, old, 1, false, true},
+		{"a 404 that proves something", notFound, true, old, 1, false, true},
+		{"one that does not", notFound, false, old, 1, false, false},
+		{"D1 may need longer to show it", empty, false, old - 1, 1, false, false},
+		{"another order hides it", d1client.StatusAnswer{Finding: d1client.Found, Operations: []d1client.Operation{operation("a", "theirs", 0)}}, false, old, 1, false, false},
+		{"a part could not be read", d1client.StatusAnswer{Finding: d1client.Found, Skipped: 1}, false, old, 1, false, false},
+		{"no answer", d1client.StatusAnswer{Finding: d1client.LookupFailed}, false, old, 1, true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			m := message()
+			m.Kind, m.Negatives, m.ClaimedAt = store.KindAsk, c.before, sent.Add(c.age)
+			got := policy().asked(m, store.Attempt{}, c.answer, surroundings{proven: c.proven})
+			if told := slices.Contains(got.Evidence, order.Evidence(order.NotShown{})); told != c.told || got.Next.Done == c.again {
+				t.Errorf("told %v, next %+v", told, got.Next)
+			}
+			if c.again && got.Next.RunIn <= 0 {
+				t.Errorf("asked again at once: %+v", got.Next)
+			}
+			if want := 1; c.again && got.Next.Negatives != want {
+				t.Errorf("%d negatives, want %d", got.Next.Negatives, want)
+			}
+		})
+	}
+}
+
 // When an order whose outcome is unknown may be sent again: after two clean
 // negatives later than ResendAfter, and never otherwise.
 func TestResendRule(t *testing.T) {

@@ -22,6 +22,7 @@ type Metrics struct {
 	lost     *prometheus.CounterVec
 	rescued  *prometheus.CounterVec
 	raised   *prometheus.CounterVec
+	drift    *prometheus.CounterVec
 	probes   *prometheus.CounterVec
 	d1Skew   *prometheus.GaugeVec
 	skew     prometheus.Gauge
@@ -59,6 +60,7 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 		lost:     counter("cardorder_lane_leases_lost_total", "Calls that ended when another worker had taken their message over."),
 		rescued:  counter("cardorder_lane_leases_rescued_total", "Messages taken over from a process whose lease ran out."),
 		raised:   counter("cardorder_attention_raised_total", "Orders that newly need a human, by code.", "code"),
+		drift:    counter("cardorder_drift_total", "What asking D1 found that no notification had told, by the status that an order turned out to have, attention, or details.", "difference"),
 		probes:   counter("cardorder_lane_probes_total", "Orders tried while their lane was stopped."),
 		d1Skew:   gauge("cardorder_d1_clock_skew_seconds", "By how much this process's clock is behind D1's, to the second."),
 		skew: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -78,6 +80,11 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 // Attention counts an order that newly needs a human.
 func (m *Metrics) Attention(issuer string, a order.Attention) {
 	m.raised.WithLabelValues(issuer, string(a)).Inc()
+}
+
+// Drift counts what asking D1 found.
+func (m *Metrics) Drift(issuer string, d store.Difference) {
+	m.drift.WithLabelValues(issuer, string(d)).Inc()
 }
 
 // ClaimLost counts a call whose message another worker had taken over.
@@ -116,6 +123,9 @@ func (m *Metrics) lane(issuer string) *laneMetrics {
 	m.lost.WithLabelValues(issuer)
 	for _, a := range order.Attentions() {
 		m.raised.WithLabelValues(issuer, string(a))
+	}
+	for _, d := range store.Differences() {
+		m.drift.WithLabelValues(issuer, string(d))
 	}
 	for _, kind := range []store.AttemptKind{store.AttemptSubmit, store.AttemptAsk, store.AttemptChange} {
 		l.duration[kind] = m.duration.WithLabelValues(issuer, string(kind))

@@ -451,8 +451,9 @@ func (c openChange) forgotten() bool {
 	return settled && c.OperationID == "" && (!c.Tried || c.Reason == order.ReasonRefused)
 }
 
-// changeAtD1 is true for rows c of order_changes that D1 may have and may still answer.
-const changeAtD1 = `c.state IN ('REQUESTED', 'SENT', 'EXPIRED') AND c.sent_at IS NOT NULL`
+// changeAtD1 is true for rows c of order_changes that D1 may have and may still answer, by
+// a notification n whose operation is not known to be another's.
+const changeAtD1 = `c.state IN ('REQUESTED', 'SENT', 'EXPIRED') AND c.sent_at IS NOT NULL AND (c.operation_id IS NULL OR n.operation_id = '')`
 
 // changeRow is what becomes of a change.
 type changeRow struct {
@@ -633,7 +634,7 @@ func (a *advances) moveChange(o *lockedOrder, cause Cause, r changeRow) {
 // changeEvent gives the order a version that tells of a change.
 func (a *advances) changeEvent(o *lockedOrder, cause Cause, c openChange, evidence ...order.Evidence) {
 	before := o.state
-	o.state, _ = order.Advance(before, order.Clock{Now: o.now, Limits: a.store.limits(o)}, append(evidence, order.Details{})...)
+	o.state, _ = order.Advance(before, a.store.clock(o), append(evidence, order.Details{})...)
 	cause.Detail, _ = json.Marshal(changeDetail{c.ID, c.Type, c.State, c.Reason, c.redirected, c.note}) // texts and an id: it cannot fail
 	o.changes = append(o.changes, change{before, o.state, cause})
 	a.touch(o)

@@ -741,6 +741,8 @@ func TestPlans(t *testing.T) {
 	f.exec(`INSERT INTO notifications (issuer_id, digest, body, operation_id, outcome)
 		SELECT issuer_id, sha256(id::text::bytea), 'x', 'op', 'applied' FROM orders`)
 	f.exec(`INSERT INTO order_payload (issuer_id, order_id, production, encrypted_data) SELECT issuer_id, id, 'x', 'x' FROM orders`)
+	f.exec(`INSERT INTO order_events (issuer_id, order_id, seq, type, status, attention, cause)
+		SELECT issuer_id, id, 1, 'accepted', 'SHIPPED', '{}', CASE WHEN random() < 0.01 THEN 'reconciliation' ELSE 'request' END FROM orders`)
 	f.exec(`INSERT INTO shipments (issuer_id, order_id, tracking_number) SELECT issuer_id, id, issuer_request_id FROM orders`)
 	f.exec(`INSERT INTO card_guard (issuer_id, card_id, order_ids) SELECT issuer_id, card_id, ARRAY[id] FROM orders`)
 	f.exec(`INSERT INTO order_batches (issuer_id, id, key, status, format, hold, held, digest, created_by)
@@ -819,7 +821,15 @@ func TestPlans(t *testing.T) {
 			_, err := st.Order(t.Context(), issuer, uuid.MustParse("01a20a68-0000-7000-8000-000000000001"))
 			return err
 		},
-		"known card": func() error { _, err := st.KnownCard(t.Context(), issuer, -time.Hour*24*365); return err },
+		"known card": func() error { _, err := st.KnownCard(t.Context(), issuer, "card-77", -time.Hour*24*365); return err },
+		"drift": func() error {
+			_, err := st.Drift(t.Context(), issuer, store.DriftFilter{From: time.Now().Add(-time.Hour), To: time.Now(), Limit: 50})
+			return err
+		},
+		"drift page": func() error {
+			_, err := st.Drift(t.Context(), issuer, store.DriftFilter{Before: store.DriftPlace{At: time.Now(), Seq: 3}, Limit: 50})
+			return err
+		},
 		"owners": func() error {
 			_, err := st.Owners(t.Context(), issuer, []string{"op-r-1", "op-r-2"}, []string{"r-1", "r-2"})
 			return err
@@ -999,8 +1009,8 @@ func (f *fixture) with(cfg store.Config) *store.Store {
 	return st
 }
 
-// An order that somebody has locked holds up its own notification and no other's
-// for good: all are stored at once, and the sweep applies each by itself.
+// An order that somebody has locked holds up its own notification and no other's: all
+// are stored at once, and each is applied by itself.
 func TestLockedOrderHoldsUpNoOther(t *testing.T) {
 	t.Parallel()
 	f := open(t)
@@ -1017,18 +1027,21 @@ func TestLockedOrderHoldsUpNoOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	a, b := notification(1, "operation-1", "CARD_PROD_READY"), notification(2, "operation-2", "CARD_PROD_READY")
-	if outcomes := f.receive(a, b); !slices.Equal(outcomes, []store.Outcome{store.OutcomeParked, store.OutcomeParked}) {
+	if outcomes := f.receive(a, b); !slices.Equal(outcomes, []store.Outcome{store.OutcomeParked, store.OutcomeApplied}) {
 		t.Errorf("outcomes %v", outcomes)
 	}
-	if _, err := tx.Exec(t.Context(), `UPDATE notifications SET next_try_at = now() WHERE operation_id = 'operation-2'`); err != nil {
+	if got := f.order(free.ID).State.Status; got != order.Ready {
+		t.Errorf("the other order is %s", got)
+	}
+	if _, err := tx.Exec(t.Context(), `UPDATE notifications SET next_try_at = now() WHERE operation_id = 'operation-1'`); err != nil {
 		t.Fatal(err)
 	}
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	f.sweep(b)
-	if got := f.order(free.ID).State.Status; got != order.Ready {
-		t.Errorf("the other order is %s", got)
+	f.sweep(a)
+	if got := f.order(locked.ID).State.Status; got != order.Ready {
+		t.Errorf("the order is %s", got)
 	}
 }
 
