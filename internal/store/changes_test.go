@@ -809,3 +809,129 @@ func TestCancelRace(t *testing.T) {
 	}
 	f.consistent()
 }
+
+// updated is what D1 says of a change.
+func updated(i int, operation string, status order.OperationStatus) store.Notification {
+	raw := fmt.Appendf(nil, `{"n":%d,"operation":"UPDATE_ORDER","operationId":%q,"status":%q}`, i, operation, status)
+	return store.Notification{Raw: raw, Content: raw, Operation: store.OperationChange, OperationID: operation, Status: string(status), CardID: "card"}
+}
+
+// D1 says what became of a change, by whatever the change can be told: also before its
+// answer is stored, after the answer was lost, and after it was not expected any more.
+func TestChangeReported(t *testing.T) {
+	t.Parallel()
+	const done, failed, pending = order.OperationSuccessful, order.OperationFailed, order.OperationPending
+	answered := func(operation string) func(*fixture, uuid.UUID) {
+		return func(f *fixture, id uuid.UUID) { f.complete(took(f.claimOf(id), operation)) }
+	}
+	unanswered := func(f *fixture, id uuid.UUID) { f.complete(lost(f.claimOf(id))) }
+	expired := func(f *fixture, id uuid.UUID) {
+		answered("change-op")(f, id)
+		f.exec(`UPDATE order_changes SET expires_at = now()`)
+		if _, err := f.ExpireChanges(f.t.Context()); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	shipped := func(f *fixture, id uuid.UUID) {
+		answered("change-op")(f, id)
+		f.receive(notification(9, "operation", "CARD_SHIPPED"))
+	}
+	byRequest := func(n store.Notification) store.Notification {
+		n.IssuerRequestID = "request-card"
+		return n
+	}
+	byCardOnly := func(n store.Notification) store.Notification {
+		n.OperationID = ""
+		return n
+	}
+	for _, c := range []struct {
+		name      string
+		kind      order.ChangeType
+		before    func(*fixture, uuid.UUID)
+		says      store.Notification
+		outcome   store.Outcome
+		change    string
+		status    order.Status
+		attention []order.Attention
+	}{
+		{"cancelled", order.ChangeCancel, answered("change-op"), updated(1, "change-op", done), store.OutcomeApplied, "ACCEPTED", order.Cancelled, nil},
+		{"not cancelled", order.ChangeCancel, answered("change-op"), updated(1, "change-op", failed), store.OutcomeApplied, "REFUSED refused-by-bureau", order.Submitted, nil},
+		{"redirected", order.ChangeRedirect, answered("change-op"), updated(1, "change-op", done), store.OutcomeApplied, "ACCEPTED", order.Submitted, nil},
+		{"under way", order.ChangeRedirect, answered("change-op"), updated(1, "change-op", pending), store.OutcomeApplied, "SENT", order.Submitted, nil},
+		{"by the order's request", order.ChangeRedirect, answered(""), byRequest(updated(1, "change-op", done)), store.OutcomeApplied, "ACCEPTED", order.Submitted, nil},
+		{"by the card", order.ChangeRedirect, answered(""), updated(1, "change-op", done), store.OutcomeApplied, "ACCEPTED", order.Submitted, nil},
+		{"by the card alone", order.ChangeRedirect, answered("change-op"), byCardOnly(updated(1, "", done)), store.OutcomeApplied, "ACCEPTED", order.Submitted, nil},
+		{"another operation", order.ChangeRedirect, answered("change-op"), byRequest(updated(1, "other-op", done)), store.OutcomeParked, "SENT", order.Submitted, nil},
+		{"not known to be there", order.ChangeRedirect, func(*fixture, uuid.UUID) {}, byRequest(updated(1, "change-op", done)), store.OutcomeParked, "REQUESTED", order.Submitted, nil},
+		{"after a lost answer", order.ChangeRedirect, unanswered, byRequest(updated(1, "change-op", done)), store.OutcomeApplied, "ACCEPTED", order.Submitted, nil},
+		{"under way after a lost answer", order.ChangeCancel, unanswered, byRequest(updated(1, "change-op", pending)), store.OutcomeApplied, "SENT", order.Submitted, nil},
+		{"too late, but done", order.ChangeCancel, expired, updated(1, "change-op", done), store.OutcomeApplied, "ACCEPTED", order.Cancelled, nil},
+		{"too late, and not done", order.ChangeRedirect, expired, updated(1, "change-op", failed), store.OutcomeApplied, "REFUSED refused-by-bureau", order.Submitted, nil},
+		{"cancelled and shipped", order.ChangeCancel, shipped, updated(1, "change-op", done), store.OutcomeApplied, "REFUSED shipped-first", order.Shipped, []order.Attention{order.AttentionContradiction}},
+		{"redirected and shipped", order.ChangeRedirect, shipped, updated(1, "change-op", done), store.OutcomeApplied, "ACCEPTED", order.Shipped, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			f := open(t)
+			id := f.submitted("card", "operation")
+			change := f.change(placement(id, c.kind))
+			c.before(f, id)
+			if got := f.receive(c.says); got[0] != c.outcome {
+				t.Errorf("the notification is %s, want %s", got[0], c.outcome)
+			}
+			f.wantStands(change, c.change)
+			if s := f.order(id).State; s.Status != c.status || !slices.Equal(s.Attention, c.attention) {
+				t.Errorf("the order is %s %q, want %s %q", s.Status, s.Attention, c.status, c.attention)
+			}
+			if c.outcome != store.OutcomeApplied {
+				return
+			}
+			// Said again, in other words, it is nothing new.
+			version := f.order(id).State.Version
+			again := c.says
+			again.Raw, again.Content = []byte("again"), []byte("again")
+			f.receive(again)
+			f.wantStands(change, c.change)
+			if v := f.order(id).State.Version; v != version {
+				t.Errorf("version %d, want %d", v, version)
+			}
+		})
+	}
+}
+
+// What D1 says of a change before its answer is stored waits for that.
+func TestChangeReportedFirst(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.submitted("card", "operation")
+	c := f.change(placement(id, order.ChangeCancel))
+	m := f.claimOf(id)
+	n := updated(1, "change-op", order.OperationSuccessful)
+	if got := f.receive(n); got[0] != store.OutcomeParked {
+		t.Errorf("the notification is %s", got[0])
+	}
+	f.complete(took(m, "change-op"))
+	f.wantStands(c, "SENT")
+	f.exec(`UPDATE notifications SET next_try_at = now()`)
+	f.sweep(n)
+	f.wantStands(c, "ACCEPTED")
+	f.wantEvents(id, "CANCEL REQUESTED", "CANCEL SENT", "CANCEL ACCEPTED")
+}
+
+// Of several changes at D1 each is told by its operation.
+func TestSeveralChangesReported(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.submitted("card", "operation")
+	faster := f.change(placement(id, order.ChangeAccelerate))
+	f.complete(took(f.claimOf(id), "op-faster"))
+	cancel := f.change(placement(id, order.ChangeCancel))
+	f.complete(took(f.claimOf(id), "")) // D1 names no operation
+	n := updated(1, "op-cancel", order.OperationFailed)
+	n.IssuerRequestID = "request-card"
+	f.receive(n)
+	f.wantStands(cancel, "REFUSED refused-by-bureau")
+	f.wantStands(faster, "SENT")
+	f.receive(updated(2, "op-faster", order.OperationSuccessful))
+	f.wantStands(faster, "ACCEPTED")
+}
