@@ -265,6 +265,7 @@ func (f *Fleet) look(ctx context.Context, l *lane, a *adoption, more *bool) erro
 	if err != nil {
 		return err
 	}
+	l.metrics.behind.Set(checked.Behind.Seconds())
 	if checked.Asked > 0 {
 		l.wake()
 	}

@@ -28,6 +28,7 @@ type Checked struct {
 	Released int // their schedule has ended
 	Asked    int // D1 is to be asked about them
 	More     bool
+	Behind   time.Duration // for how long the first of them had been due
 }
 
 // Check looks at orders of an issuer whose time has come, some hundred at most, however
@@ -36,8 +37,8 @@ type Checked struct {
 // as long as no more than the given number of questions wait; the others are looked at
 // again a while later, so that they keep none of the rest waiting.
 func (s *Store) Check(ctx context.Context, issuer string, questions int) (Checked, error) {
-	room, due, err := s.anyDue(ctx, issuer, questions)
-	if err != nil || !due {
+	room, behind, err := s.firstDue(ctx, issuer, questions)
+	if err != nil || behind == nil {
 		return Checked{}, err
 	}
 	var c check
@@ -52,24 +53,25 @@ func (s *Store) Check(ctx context.Context, issuer string, questions int) (Checke
 	if c.done.Released+c.done.Asked > 0 {
 		s.cfg.OnReady(LaneOf(issuer))
 	}
+	c.done.Behind = *behind
 	return c.done, nil
 }
 
-// anyDue tells whether any order has to be looked at, and how many questions D1 may be
-// asked: the lane has other things to do.
-func (s *Store) anyDue(ctx context.Context, issuer string, questions int) (room int, due bool, err error) {
+// firstDue tells for how long the first order has been due to be looked at, nil for none,
+// and how many questions D1 may be asked: the lane has other things to do.
+func (s *Store) firstDue(ctx context.Context, issuer string, questions int) (room int, behind *time.Duration, err error) {
 	var b pgx.Batch
 	exec(&b, steadyPlans)
 	b.Queue(`
-		SELECT EXISTS (SELECT FROM order_state s WHERE s.issuer_id = $1 AND s.next_check_at <= now()),
+		SELECT (SELECT now() - s.next_check_at FROM order_state s WHERE s.issuer_id = $1 AND s.next_check_at <= now() ORDER BY s.next_check_at LIMIT 1),
 			$4 - (SELECT count(*) FROM (SELECT FROM outbox m WHERE m.lane = $2 AND m.class = $3 AND m.run_at <= now() LIMIT $4) w)`,
 		issuer, LaneOf(issuer), ClassQuestion, questions).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&due, &room)
+		return row.Scan(&behind, &room)
 	})
 	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
-		return 0, false, fmt.Errorf("looking for orders that are due: %w", err)
+		return 0, nil, fmt.Errorf("looking for orders that are due: %w", err)
 	}
-	return room, due, nil
+	return room, behind, nil
 }
 
 // check is one look at orders that are due.

@@ -15,6 +15,10 @@ func (f *fixture) check(questions int) store.Checked {
 	if err != nil {
 		f.t.Fatal(err)
 	}
+	if (done.Looked > 0) != (done.Behind > 0) {
+		f.t.Errorf("%d orders were looked at, the first was due for %s", done.Looked, done.Behind)
+	}
+	done.Behind = 0
 	return done
 }
 
