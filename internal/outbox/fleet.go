@@ -293,16 +293,16 @@ func (a *adoption) goOn(ctx context.Context, st *store.Store, issuer string) (er
 	return err
 }
 
-// questions is how many questions D1 may be asked at once about orders that nothing is
-// heard of: a part of what the lane can do, so that orders come first, and none while it
-// is no use.
+// questions is how many questions may wait at once about orders that nothing is heard of,
+// of all replicas together: a part of what the lane can do, so that orders come first.
+// None while it is no use to ask.
 func (l *lane) questions() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.paused || l.stopped || l.slots.share == 0 || l.asking.state != breakerClosed {
 		return 0
 	}
-	return max(1, l.slots.share/4)
+	return max(1, l.cfg.Concurrency/4)
 }
 
 // health is what this process says of its lanes.
