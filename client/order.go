@@ -280,7 +280,8 @@ type ShipmentTerms struct {
 type Parcel struct {
 	TrackingNumber string    `json:"trackingNumber"`
 	Carrier        string    `json:"carrier"`
-	Status         string    `json:"status"`
+	Status         string    `json:"status"`      // the carrier's code
+	OrderStatus    Status    `json:"orderStatus"` // what it means for the order, empty while nobody has the parcel
 	TrackingURL    string    `json:"trackingUrl"`
 	UpdatedAt      time.Time `json:"updatedAt"`
 }

@@ -101,11 +101,12 @@ type attentionView struct {
 }
 
 type shipmentView struct {
-	TrackingNumber string    `json:"trackingNumber,omitempty"`
-	Carrier        string    `json:"carrier,omitempty"`
-	Status         string    `json:"status,omitempty"`
-	TrackingURL    string    `json:"trackingUrl,omitempty"`
-	UpdatedAt      time.Time `json:"updatedAt"`
+	TrackingNumber string       `json:"trackingNumber,omitempty"`
+	Carrier        string       `json:"carrier,omitempty"`
+	Status         string       `json:"status,omitempty"`
+	OrderStatus    order.Status `json:"orderStatus,omitempty"`
+	TrackingURL    string       `json:"trackingUrl,omitempty"`
+	UpdatedAt      time.Time    `json:"updatedAt"`
 }
 
 func viewOrder(o *store.Order) orderView {
@@ -133,7 +134,7 @@ func viewOrder(o *store.Order) orderView {
 	}
 	for _, s := range o.Shipments {
 		v.Shipments = append(v.Shipments, shipmentView{
-			TrackingNumber: s.TrackingNumber, Carrier: s.Carrier, Status: s.Status,
+			TrackingNumber: s.TrackingNumber, Carrier: s.Carrier, Status: s.Status, OrderStatus: o.State.Parcel(s.TrackingNumber),
 			TrackingURL: s.TrackingURL, UpdatedAt: s.UpdatedAt,
 		})
 	}

@@ -231,10 +231,10 @@ func (f *Fleet) watch(ctx context.Context) {
 	}
 	failing := false
 	for ctx.Err() == nil {
-		more := false
+		var all store.Checked
 		var err error
 		for name, l := range f.lanes {
-			if err = f.look(ctx, l, adopted[name], &more); err != nil {
+			if err = f.look(ctx, l, adopted[name], &all); err != nil {
 				break
 			}
 		}
@@ -245,10 +245,14 @@ func (f *Fleet) watch(ctx context.Context) {
 			f.cfg.Log.Info("looking for orders that are late, silent or to be sent now works again")
 		}
 		failing = err != nil
-		if more {
+		if all.More {
 			continue
 		}
-		next := time.NewTimer(f.cfg.Beat + jitter(f.cfg.Beat/2))
+		pause := f.cfg.Beat
+		if all.Asked > 0 {
+			pause /= 10 // there may be many more; few are asked about at a time
+		}
+		next := time.NewTimer(pause + jitter(pause/2))
 		select {
 		case <-next.C:
 		case <-ctx.Done():
@@ -257,8 +261,8 @@ func (f *Fleet) watch(ctx context.Context) {
 	}
 }
 
-// look looks at orders of one lane, and sets more when there may be more of them.
-func (f *Fleet) look(ctx context.Context, l *lane, a *adoption, more *bool) error {
+// look looks at orders of one lane, and adds what it did to all.
+func (f *Fleet) look(ctx context.Context, l *lane, a *adoption, all *store.Checked) error {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
 	checked, err := f.store.Check(ctx, l.cfg.IssuerID, l.questions())
@@ -269,7 +273,8 @@ func (f *Fleet) look(ctx context.Context, l *lane, a *adoption, more *bool) erro
 	if checked.Asked > 0 {
 		l.wake()
 	}
-	*more = *more || checked.More
+	all.Asked += checked.Asked
+	all.More = all.More || checked.More
 	return a.goOn(ctx, f.store, l.cfg.IssuerID)
 }
 
@@ -293,9 +298,9 @@ func (a *adoption) goOn(ctx context.Context, st *store.Store, issuer string) (er
 	return err
 }
 
-// questions is how many questions may wait at once about orders that nothing is heard of,
-// of all replicas together: a part of what the lane can do, so that orders come first.
-// None while it is no use to ask.
+// questions is how many questions about orders that nothing is heard of all replicas
+// together may have open or waiting: a part of what the lane can do, so that orders come
+// first, and those questions that a sending waits for; and none while it is no use.
 func (l *lane) questions() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -50,12 +50,12 @@ func (s *Store) logChanges(ctx context.Context, locked map[orderKey]*lockedOrder
 	for _, o := range locked {
 		for _, c := range o.changes {
 			level := slog.LevelInfo
-			if c.after.Late && !c.before.Late {
-				s.cfg.OnLate(o.issuer, c.after.Status)
-			}
 			if c.cause.Kind == CauseReconciliation {
 				level = slog.LevelWarn // D1's word of it was lost
 				s.cfg.OnDrift(o.issuer, differenceOf(c.before, c.after))
+			}
+			if c.after.Late && !c.before.Late {
+				s.cfg.OnLate(o.issuer, c.after.Status)
 			}
 			for _, a := range c.after.Attention {
 				if !slices.Contains(c.before.Attention, a) {
@@ -101,19 +101,35 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 	return locked, owners, nil
 }
 
+// keySet is a set of orders in a statement: what stands behind its FROM, with two
+// columns, and the arguments of that.
+type keySet struct {
+	sql  string
+	args []any
+}
+
+func keysGiven(keys []orderKey) keySet {
+	issuers, ids := columns(distinctKeys(keys))
+	return keySet{`unnest($1::text[], $2::uuid[])`, []any{issuers, ids}}
+}
+
 // queueLocks queues the locking of orders and the storing of operations; locked is filled
 // when the batch is run. Statements of one round trip have each a snapshot of their own:
 // what is read after a lock includes what others wrote before it.
 func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orderKey]*lockedOrder) {
-	issuers, ids := columns(distinctKeys(keys))
+	keysGiven(keys).queueLocks(b, locked)
+	queueOperations(b, seen)
+}
+
+func (k keySet) queueLocks(b *pgx.Batch, locked map[orderKey]*lockedOrder) {
 	b.Queue(`
 		SELECT `+lockColumns+`
-		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
+		FROM `+k.sql+` AS t(issuer_id, order_id)
 			JOIN order_state s ON s.issuer_id = t.issuer_id AND s.order_id = t.order_id
 			JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
 		ORDER BY s.issuer_id, s.order_id
 		FOR UPDATE OF s`,
-		issuers, ids).Query(func(rows pgx.Rows) error {
+		k.args...).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			o, err := scanLocked(rows)
 			if err == nil {
@@ -122,7 +138,6 @@ func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orde
 			return err
 		})
 	})
-	queueOperations(b, seen)
 }
 
 // lockColumns are what makes a lockedOrder, of order_state s and orders o.
@@ -147,15 +162,18 @@ func scanLocked(rows pgx.Rows) (*lockedOrder, error) {
 // queueKnownOperations queues the reading of every PRODUCE operation seen for orders.
 // The range and the order leave one index to read them by, whatever the statistics say.
 func queueKnownOperations(b *pgx.Batch, keys []orderKey, locked map[orderKey]*lockedOrder, owners map[string]orderKey) {
-	issuers, ids := columns(distinctKeys(keys))
+	keysGiven(keys).queueKnownOperations(b, locked, owners)
+}
+
+func (k keySet) queueKnownOperations(b *pgx.Batch, locked map[orderKey]*lockedOrder, owners map[string]orderKey) {
 	exec(b, sortOff)
 	b.Queue(`
 		SELECT t.issuer_id, t.order_id, p.operation_id
-		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id) CROSS JOIN LATERAL (
+		FROM `+k.sql+` AS t(issuer_id, order_id) CROSS JOIN LATERAL (
 			SELECT p.operation_id FROM operations p
 			WHERE p.issuer_id = t.issuer_id AND p.order_id BETWEEN t.order_id AND t.order_id AND p.operation = 'PRODUCE'
 			ORDER BY p.order_id LIMIT 100) p`,
-		issuers, ids).Query(func(rows pgx.Rows) error {
+		k.args...).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var issuer, id string
 			var orderID pgtype.UUID
@@ -176,12 +194,15 @@ func queueKnownOperations(b *pgx.Batch, keys []orderKey, locked map[orderKey]*lo
 // queueHalts queues the reading of holds and cancels that came too late: they are
 // written while the order is locked.
 func queueHalts(b *pgx.Batch, keys []orderKey, locked map[orderKey]*lockedOrder) {
-	issuers, ids := columns(keys)
+	keysGiven(keys).queueHalts(b, locked)
+}
+
+func (k keySet) queueHalts(b *pgx.Batch, locked map[orderKey]*lockedOrder) {
 	b.Queue(`
 		SELECT m.issuer_id, m.order_id, m.halt
-		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
+		FROM `+k.sql+` AS t(issuer_id, order_id)
 			JOIN outbox m ON m.issuer_id = t.issuer_id AND m.order_id = t.order_id AND m.kind = 'submit' AND m.halt IS NOT NULL`,
-		issuers, ids).Query(func(rows pgx.Rows) error {
+		k.args...).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var key orderKey
 			var halt BatchAction
@@ -277,19 +298,6 @@ func (a *advances) advance(o *lockedOrder, cause Cause, evidence ...order.Eviden
 	a.events = append(a.events, event{o.orderKey, cmp.Or(cause.Action, eventType(before, next)), next, before.Status, cause})
 }
 
-// advanceOne advances one order and writes what follows.
-func (s *Store) advanceOne(ctx context.Context, tx pgx.Tx, o *lockedOrder, cause Cause, evidence ...order.Evidence) error {
-	w := advances{store: s}
-	w.advance(o, cause, evidence...)
-	var b pgx.Batch
-	w.queue(&b)
-	if err := send(ctx, tx, &b); err != nil {
-		return err
-	}
-	o.stored = o.state
-	return nil
-}
-
 func (a *advances) touch(o *lockedOrder) {
 	if !slices.Contains(a.orders, o) {
 		a.orders = append(a.orders, o)
@@ -315,7 +323,7 @@ func (a *advances) queue(b *pgx.Batch) {
 		return
 	}
 	var sent, unsent []*lockedOrder
-	var released, held guardRows
+	var released, held, regained guardRows
 	for _, o := range a.orders {
 		before, next := o.stored, o.state
 		switch was, is := before.ToBeSent(), next.ToBeSent(); {
@@ -331,6 +339,9 @@ func (a *advances) queue(b *pgx.Batch) {
 				window := a.store.duplicateWindow(o.issuer, o.cardProductID)
 				until = &window
 			}
+			if before.Ended() {
+				regained.add(o, nil) // its card was given up when it first ended
+			}
 			released.add(o, until)
 		case !ended && before.Ended():
 			held.add(o, nil)
@@ -340,6 +351,7 @@ func (a *advances) queue(b *pgx.Batch) {
 	a.queueEvents(b)
 	queueRetired(b, sent)
 	queueSubmits(b, unsent)
+	queueHeldGuards(b, regained)
 	queueReleasedGuards(b, released)
 	queueHeldGuards(b, held)
 }
@@ -582,18 +594,61 @@ type ShipmentUpdate struct {
 
 func (u ShipmentUpdate) empty() bool { return u == ShipmentUpdate{} }
 
-// queueShipment queues one shipment row per tracking number. What D1 leaves
-// out of a later update stays as it was.
-func queueShipment(b *pgx.Batch, key orderKey, u ShipmentUpdate) {
-	if u.empty() {
+// shipmentKey names a shipment. The tracking number is empty while the carrier has given
+// none.
+type shipmentKey struct {
+	orderKey
+	trackingNumber string
+}
+
+// with returns what is known of a shipment after an update: what D1 leaves out of a later
+// one stays as it was.
+func (u ShipmentUpdate) with(later ShipmentUpdate) ShipmentUpdate {
+	return ShipmentUpdate{
+		TrackingNumber: later.TrackingNumber, Carrier: cmp.Or(later.Carrier, u.Carrier),
+		Status: cmp.Or(later.Status, u.Status), TrackingURL: cmp.Or(later.TrackingURL, u.TrackingURL),
+	}
+}
+
+// queueKnownShipments queues the reading of what is known of the shipments of orders.
+func queueKnownShipments(b *pgx.Batch, orders keySet, known map[shipmentKey]ShipmentUpdate) {
+	b.Queue(`
+		SELECT h.issuer_id, h.order_id, h.tracking_number, coalesce(h.carrier, ''), coalesce(h.status, ''), coalesce(h.tracking_url, '')
+		FROM `+orders.sql+` AS t(issuer_id, order_id)
+			JOIN shipments h ON h.issuer_id = t.issuer_id AND h.order_id = t.order_id`, orders.args...).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			var key shipmentKey
+			var id pgtype.UUID
+			var u ShipmentUpdate
+			if err := rows.Scan(&key.issuer, &id, &u.TrackingNumber, &u.Carrier, &u.Status, &u.TrackingURL); err != nil {
+				return err
+			}
+			key.id, key.trackingNumber = id.Bytes, u.TrackingNumber
+			known[key] = u
+			return nil
+		})
+	})
+}
+
+// queueShipments queues one row for each shipment.
+func queueShipments(b *pgx.Batch, list map[shipmentKey]ShipmentUpdate) {
+	n := len(list)
+	if n == 0 {
 		return
+	}
+	issuers, ids, numbers := make(texts, 0, n), make(uuids, 0, n), make(texts, 0, n)
+	carriers, statuses, urls := make(texts, 0, n), make(texts, 0, n), make(texts, 0, n)
+	for key, u := range list {
+		issuers, ids, numbers = append(issuers, key.issuer), append(ids, pgID(&key.id)), append(numbers, key.trackingNumber)
+		carriers, statuses, urls = append(carriers, u.Carrier), append(statuses, u.Status), append(urls, u.TrackingURL)
 	}
 	exec(b, `
 		INSERT INTO shipments AS s (issuer_id, order_id, tracking_number, carrier, status, tracking_url)
-		VALUES ($1, $2, $3, $4, $5, $6)
+		SELECT i, o, n, nullif(c, ''), nullif(st, ''), nullif(u, '')
+		FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[]) AS t(i, o, n, c, st, u)
 		ON CONFLICT (issuer_id, order_id, tracking_number) DO UPDATE SET
 			carrier = coalesce(EXCLUDED.carrier, s.carrier), status = coalesce(EXCLUDED.status, s.status),
 			tracking_url = coalesce(EXCLUDED.tracking_url, s.tracking_url),
 			updated_at = now()`,
-		key.issuer, key.id, u.TrackingNumber, optional(u.Carrier), optional(u.Status), optional(u.TrackingURL))
+		issuers, ids, numbers, carriers, statuses, urls)
 }

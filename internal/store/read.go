@@ -98,7 +98,8 @@ const orderColumns = `o.issuer_id, o.id, o.issuer_request_id, o.card_id, o.consu
 				'trackingNumber', p.tracking_number, 'carrier', p.carrier, 'status', p.status,
 				'trackingUrl', p.tracking_url, 'createdAt', p.created_at, 'updatedAt', p.updated_at)
 				ORDER BY p.created_at), '[]')
-			FROM shipments p WHERE p.issuer_id = o.issuer_id AND p.order_id = o.id)`
+			FROM (SELECT * FROM shipments p WHERE p.issuer_id = o.issuer_id AND p.order_id = o.id
+				ORDER BY p.created_at DESC LIMIT 50) p)`
 
 const orderTables = `
 	FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id `
@@ -242,6 +243,9 @@ func (s *Store) Orders(ctx context.Context, issuer string, f Filter) ([]*Order, 
 	}
 	if err != nil && !errors.Is(err, ErrTooSlow) {
 		err = fmt.Errorf("listing orders: %w", err)
+	}
+	for _, o := range list {
+		s.showDue(o)
 	}
 	return list, err
 }

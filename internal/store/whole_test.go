@@ -37,7 +37,7 @@ func (f *fixture) whole() {
 		"orders taken without an operation that nobody asks about": `SELECT count(*) FROM order_state
 			WHERE operation_id IS NULL AND rank > 0 AND ended_at IS NULL AND next_check_at IS NULL`,
 		"orders with two operations that nobody is told of": `SELECT count(*) FROM order_state s WHERE NOT 'second-card' = ANY (attention)
-			AND operation_id IS NOT NULL AND EXISTS (SELECT FROM operations p WHERE p.order_id = s.order_id AND p.operation_id <> s.operation_id)`,
+			AND operation_id IS NOT NULL AND EXISTS (SELECT FROM operations p WHERE p.order_id = s.order_id AND p.operation = 'PRODUCE' AND p.operation_id <> s.operation_id)`,
 		"messages of no order": `SELECT count(*) FROM outbox m WHERE NOT EXISTS (SELECT FROM orders o WHERE o.issuer_id = m.issuer_id AND o.id = m.order_id)`,
 		"open orders that do not hold their card once": `SELECT count(*) FROM order_state s JOIN orders o ON o.id = s.order_id
 			LEFT JOIN card_guard g ON g.issuer_id = o.issuer_id AND g.card_id = o.card_id
