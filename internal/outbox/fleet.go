@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -234,9 +235,7 @@ func (f *Fleet) watch(ctx context.Context) {
 		var all store.Checked
 		var err error
 		for name, l := range f.lanes {
-			if err = f.look(ctx, l, adopted[name], &all); err != nil {
-				break
-			}
+			err = cmp.Or(err, f.look(ctx, l, adopted[name], &all)) // one issuer's trouble is not the others'
 		}
 		switch {
 		case err != nil && ctx.Err() == nil && !failing:
@@ -245,7 +244,7 @@ func (f *Fleet) watch(ctx context.Context) {
 			f.cfg.Log.Info("looking for orders that are late, silent or to be sent now works again")
 		}
 		failing = err != nil
-		if all.More {
+		if all.More && err == nil {
 			continue
 		}
 		pause := f.cfg.Beat
