@@ -25,10 +25,8 @@ type programs struct {
 	// outcome is that of the last reload.
 	outcome atomic.Pointer[outcome]
 
-	mu sync.Mutex // one reload at a time
-	// tried is the state of the file that the last reload found, changed another
-	// one that was seen since.
-	tried, changed string
+	mu     sync.Mutex // one reload at a time
+	steady steady
 }
 
 // effective is all that depends on the programs file. It is replaced as a whole,
@@ -58,7 +56,7 @@ func newPrograms(cfg *config.Config, log *slog.Logger) (*programs, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.tried = loaded.Digest
+	p.steady.tried = loaded.Digest
 	p.use(loaded)
 	return p, nil
 }
@@ -153,19 +151,13 @@ func (p *programs) watch(ctx context.Context) {
 	}
 }
 
-// look reloads a file that has changed and stayed so since the last look: what
-// is half written may be right and say something else.
+// look reloads a file that has changed and stayed so since the last look.
 func (p *programs) look() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	text, err := p.cfg.ReadPrograms()
-	switch state := stateOf(text, err); state {
-	case p.tried:
-		p.changed = ""
-	case p.changed:
+	if p.steady.look(stateOf(text, err)) {
 		p.apply(text, err)
-	default:
-		p.changed = state
 	}
 }
 
@@ -179,7 +171,7 @@ func stateOf(text []byte, err error) string {
 }
 
 func (p *programs) apply(text []byte, err error) {
-	p.tried, p.changed = stateOf(text, err), ""
+	p.steady = steady{tried: stateOf(text, err)}
 	var loaded *config.Programs
 	if err == nil {
 		loaded, err = p.cfg.ParsePrograms(text)

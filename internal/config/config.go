@@ -87,12 +87,13 @@ type Listener struct {
 	TLS *TLS `yaml:"tls"`
 }
 
-// TLS is a server's side of TLS 1.2 or 1.3.
+// TLS is a server's side of TLS 1.2 or 1.3. Its files are read again when they change.
 type TLS struct {
 	// CertFile and KeyFile are PEM files.
 	CertFile string `yaml:"certFile"`
 	KeyFile  string `yaml:"keyFile"`
-	// ClientCAFile makes client certificates of these authorities (PEM) necessary.
+	// ClientCAFile makes client certificates of these authorities (PEM) necessary; on
+	// the listener for D1 for the issuers that want one.
 	ClientCAFile string `yaml:"clientCaFile"`
 }
 
@@ -143,7 +144,7 @@ type Issuer struct {
 	D1 D1 `yaml:"d1"`
 	// Sending is how orders are sent.
 	Sending Sending `yaml:"sending"`
-	// Notifications is how D1 authenticates itself to us.
+	// Notifications is how D1 shows us that it is D1.
 	Notifications Notifications `yaml:"notifications"`
 }
 
@@ -236,11 +237,28 @@ func (s Sending) silentAfter() time.Duration {
 // Limits are the times that orders of a card product without a program are held to.
 func (s Sending) Limits() *order.Limits { return &order.Limits{SilentAfter: s.silentAfter()} }
 
-// Notifications are the credentials with which D1 fetches a token from us.
+// Notifications are how D1 shows us that it is D1. Whoever can pass for it can move
+// the issuer's orders.
 type Notifications struct {
-	// ClientID and ClientSecret are what D1 sends as Basic credentials.
+	// Token demands a bearer token of our token endpoint. Default true.
+	Token *bool `yaml:"token"`
+	// ClientCertificate demands a certificate of notifications.tls.clientCaFile. Without
+	// it a proxy in front has to demand one. Default true.
+	ClientCertificate *bool `yaml:"clientCertificate"`
+	// ClientNames are who of these authorities' certificates is D1: the subject's common
+	// name, or one of its DNS names. Default: all of them.
+	ClientNames []string `yaml:"clientNames"`
+	// ClientID and ClientSecret are what D1 sends as Basic credentials for a token.
 	ClientID     string `yaml:"clientId"`
 	ClientSecret Secret `yaml:"clientSecret"`
+}
+
+// WantsToken tells whether D1 has to bring a token. What was not set is on.
+func (n *Notifications) WantsToken() bool { return n.Token == nil || *n.Token }
+
+// WantsCertificate tells whether D1 has to show a client certificate.
+func (n *Notifications) WantsCertificate() bool {
+	return n.ClientCertificate == nil || *n.ClientCertificate
 }
 
 // Load reads and checks a configuration. The error lists every fault.
@@ -314,10 +332,9 @@ func (c *Config) SetDefaults() {
 		setDefault(&in.Sending.StopAfterRefusals, 5)
 		setDefault(&in.Sending.GiveUpAfter, 72*time.Hour)
 		setDefault(&in.Sending.BreakerThreshold, 5)
-		if in.Sending.SilentAfter == nil {
-			in.Sending.SilentAfter = new(time.Duration)
-			*in.Sending.SilentAfter = defaultSilentAfter
-		}
+		setDefault(&in.Notifications.Token, new(true))
+		setDefault(&in.Notifications.ClientCertificate, new(true))
+		setDefault(&in.Sending.SilentAfter, new(defaultSilentAfter))
 	}
 }
 

@@ -72,7 +72,8 @@ func TestDocumentation(t *testing.T) {
 		t.Fatal("no section on the programs file")
 	}
 	want := make(map[string]setting)
-	least := replaced(t, newFiles(t).minimal(), ", scopes: [orders:read], issuers: [ISSUER0001]", "")
+	f := newFiles(t)
+	least := f.mutual() + replaced(t, f.minimal(), ", scopes: [orders:read], issuers: [ISSUER0001]", "", ", clientCertificate: false", "")
 	settings("", reflect.ValueOf(*parse(t, least)), want)
 	wantDocumented(t, service, want)
 	for _, name := range []string{"CARDORDER_DATABASE_URL", "CARDORDER_DATABASE_DIRECT_URL", "CARDORDER_SEALING_KEYSET", "CARDORDER_CONTENT_HASH_KEY"} {

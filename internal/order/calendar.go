@@ -34,11 +34,8 @@ func NewCalendar(sla SLA) (*Calendar, error) {
 	if c.zone, err = time.LoadLocation(sla.TimeZone); err != nil {
 		return nil, fmt.Errorf("loading a time zone: %w", err)
 	}
-	for _, day := range sla.Weekend {
+	for _, day := range sla.WeekendDays() {
 		c.weekend[day] = true
-	}
-	if sla.Weekend == nil {
-		c.weekend[time.Saturday], c.weekend[time.Sunday] = true, true
 	}
 	if c.weekend == [7]bool{true, true, true, true, true, true, true} {
 		return nil, fmt.Errorf("a week needs a working day")

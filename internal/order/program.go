@@ -90,6 +90,14 @@ type SLA struct {
 	Urgent   Urgent
 }
 
+// WeekendDays are the days of the week without work.
+func (s *SLA) WeekendDays() []time.Weekday {
+	if s.Weekend == nil {
+		return []time.Weekday{time.Saturday, time.Sunday}
+	}
+	return s.Weekend
+}
+
 // Urgent is how long the bureau may take for an urgent order that it has before the
 // cut-off of a working day; a later one is as any other.
 type Urgent struct {

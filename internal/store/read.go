@@ -98,7 +98,8 @@ const orderColumns = `o.issuer_id, o.id, o.issuer_request_id, o.card_id, o.consu
 				'trackingNumber', p.tracking_number, 'carrier', p.carrier, 'status', p.status,
 				'trackingUrl', p.tracking_url, 'createdAt', p.created_at, 'updatedAt', p.updated_at)
 				ORDER BY p.created_at), '[]')
-			FROM shipments p WHERE p.issuer_id = o.issuer_id AND p.order_id = o.id)`
+			FROM (SELECT * FROM shipments p WHERE p.issuer_id = o.issuer_id AND p.order_id = o.id
+				ORDER BY p.created_at DESC LIMIT 50) p)`
 
 const orderTables = `
 	FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id `
@@ -162,6 +163,7 @@ type Filter struct {
 	OperationID     string
 	TrackingNumber  string
 	Attention       bool      // only orders that need a human
+	Late            bool      // only orders that are late
 	CreatedFrom     time.Time // inclusive
 	CreatedTo       time.Time // exclusive
 	Before          uuid.UUID // only orders older than this one
@@ -206,6 +208,9 @@ func (f Filter) conditions(issuer string) (conditions []string, args []any) {
 	if f.Attention {
 		conditions = append(conditions, "s.attention <> '{}'")
 	}
+	if f.Late {
+		conditions = append(conditions, "s.late")
+	}
 	// The ids, which begin with the time, drive; the dates decide.
 	where(!f.CreatedFrom.IsZero(), "o.id >= ?", idsBefore(f.CreatedFrom.Add(-idSkew)))
 	where(!f.CreatedFrom.IsZero(), "o.created_at >= ?", f.CreatedFrom)
@@ -233,6 +238,9 @@ func (s *Store) Orders(ctx context.Context, issuer string, f Filter) ([]*Order, 
 		list, err = pgx.CollectRows(rows, scanOrder)
 		return err
 	})
+	for _, o := range list {
+		s.showDue(o)
+	}
 	if err != nil && !errors.Is(err, ErrTooSlow) {
 		err = fmt.Errorf("listing orders: %w", err)
 	}
@@ -283,6 +291,7 @@ type Event struct {
 	Status         order.Status
 	PreviousStatus order.Status
 	Attention      []order.Attention
+	Late           bool
 	Cause          Cause
 	CreatedAt      time.Time
 }
@@ -307,13 +316,13 @@ func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]En
 	var entries []Entry
 	var b pgx.Batch
 	b.Queue(`
-		SELECT seq, type, status, coalesce(previous_status, ''), attention, cause, coalesce(cause_id, ''),
+		SELECT seq, type, status, coalesce(previous_status, ''), attention, late, cause, coalesce(cause_id, ''),
 			coalesce(actor, ''), detail, created_at
 		FROM order_events WHERE issuer_id = $1 AND order_id = $2 ORDER BY seq DESC LIMIT $3`,
 		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var e Event
-			err := rows.Scan(&e.Seq, &e.Type, &e.Status, &e.PreviousStatus, &e.Attention,
+			err := rows.Scan(&e.Seq, &e.Type, &e.Status, &e.PreviousStatus, &e.Attention, &e.Late,
 				&e.Cause.Kind, &e.Cause.ID, &e.Cause.Actor, &e.Cause.Detail, &e.CreatedAt)
 			entries = append(entries, Entry{At: e.CreatedAt, Event: &e})
 			return err
