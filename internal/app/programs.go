@@ -34,6 +34,13 @@ type programs struct {
 type effective struct {
 	digest string
 	rules  map[string]*order.Rules // by issuer
+	limits map[string]issuerLimits
+}
+
+// issuerLimits are the times that an issuer's orders are held to.
+type issuerLimits struct {
+	products map[string]*order.Limits
+	others   *order.Limits // of card products without a program
 }
 
 type outcome struct {
@@ -56,7 +63,7 @@ func newPrograms(cfg *config.Config, log *slog.Logger) (*programs, error) {
 
 // use puts a state of the file into effect.
 func (p *programs) use(loaded *config.Programs) {
-	next := &effective{digest: loaded.Digest, rules: make(map[string]*order.Rules)}
+	next := &effective{digest: loaded.Digest, rules: make(map[string]*order.Rules), limits: make(map[string]issuerLimits)}
 	for i := range p.cfg.Issuers {
 		in := &p.cfg.Issuers[i]
 		rules := &order.Rules{
@@ -64,6 +71,11 @@ func (p *programs) use(loaded *config.Programs) {
 			Programs: loaded.Of(in.ID), ProgramsDigest: loaded.Digest,
 		}
 		next.rules[in.ID] = rules
+		limits := issuerLimits{make(map[string]*order.Limits), in.Sending.Limits()}
+		for id, program := range rules.Programs {
+			limits.products[id] = program.Limits()
+		}
+		next.limits[in.ID] = limits
 		if rules.Programs == nil {
 			p.log.Warn("the issuer has no programs: all that D1 takes may be ordered", "issuerId", in.ID)
 		}
@@ -97,14 +109,22 @@ func (p *programs) duplicateWindow(issuerID, cardProductID string) time.Duration
 	return 0 // the store's default, for an issuer that is not configured any more
 }
 
+// changeTimeout is for how long D1 may leave a change of an issuer's orders unanswered.
+func changeTimeout(cfg *config.Config) func(issuerID string) time.Duration {
+	timeouts := make(map[string]time.Duration, len(cfg.Issuers))
+	for i := range cfg.Issuers {
+		timeouts[cfg.Issuers[i].ID] = cfg.Issuers[i].Sending.ChangeTimeout
+	}
+	return func(issuerID string) time.Duration { return timeouts[issuerID] }
+}
+
 // limits are the times that the orders of a card product are held to, nil for none.
 func (p *programs) limits(issuerID, cardProductID string) *order.Limits {
-	if rules := p.rules(issuerID); rules != nil {
-		if program := rules.Programs[cardProductID]; program != nil {
-			return &order.Limits{SLA: program.SLA}
-		}
+	in := p.now.Load().limits[issuerID]
+	if limits := in.products[cardProductID]; limits != nil {
+		return limits
 	}
-	return nil
+	return in.others
 }
 
 // reload reads the file at once, changed or not.

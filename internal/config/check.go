@@ -22,11 +22,15 @@ import (
 
 	"cardorder/internal/api"
 	"cardorder/internal/d1client"
+	"cardorder/internal/order"
 	"cardorder/internal/store"
 )
 
 // checker gathers faults, each with the path of its field.
-type checker struct{ faults []error }
+type checker struct {
+	faults      []error
+	environment string
+}
 
 func (c *checker) fault(path, format string, args ...any) {
 	c.faults = append(c.faults, fmt.Errorf("%s: "+format, append([]any{path}, args...)...))
@@ -65,7 +69,7 @@ func (c *checker) check(path string, err error) {
 // configuration names, so that a missing key shows at the start and not at the
 // first order.
 func (c *Config) Check() error {
-	var ch checker
+	ch := checker{environment: c.Environment}
 	if !slices.Contains([]string{"production", "staging", "development"}, c.Environment) {
 		ch.fault("environment", "must be production, staging or development")
 	}
@@ -250,10 +254,32 @@ func (c *Config) checkIssuers(ch *checker) {
 				ch.fault(fmt.Sprintf("%s.bins[%d]", path, j), "must be 6 to 8 digits")
 			}
 		}
+		in.checkVocabulary(ch, path)
 		ch.notNegative(path+".duplicateWindow", in.DuplicateWindow)
 		in.checkSending(ch, path+".sending", c.Environment)
 		in.checkD1(ch, path+".d1", c.Environment)
 	}
+}
+
+// checkVocabulary checks the words that D1 and the carriers use: each means one thing.
+func (in *Issuer) checkVocabulary(ch *checker, path string) {
+	words := func(field string, list []string, taken func(string) bool, fault string) {
+		for i, word := range list {
+			path := fmt.Sprintf("%s.%s[%d]", path, field, i)
+			switch {
+			case !d1client.IsCode(word):
+				ch.fault(path, "must be 1 to 128 printable characters, with no space around them")
+			case slices.Contains(list[:i], word):
+				ch.fault(path, "is there already")
+			case taken(word):
+				ch.fault(path, "%s", fault)
+			}
+		}
+	}
+	words("onHoldStatuses", in.OnHoldStatuses, order.BuiltIn, "has a meaning of its own at D1")
+	words("deliveredStatuses", in.DeliveredStatuses, func(string) bool { return false }, "")
+	words("returnedStatuses", in.ReturnedStatuses, func(word string) bool { return slices.Contains(in.DeliveredStatuses, word) },
+		"is one of deliveredStatuses too")
 }
 
 func (in *Issuer) checkD1(ch *checker, path, environment string) {
@@ -317,6 +343,8 @@ const (
 	maxCallTimeout = 2 * time.Minute
 	minResendAfter = time.Minute // outside development
 	minGiveUpAfter = time.Minute // likewise
+	// D1's centre works by the day.
+	minChangeTimeout = time.Hour
 )
 
 func (in *Issuer) checkSending(ch *checker, path, environment string) {
@@ -339,6 +367,7 @@ func (in *Issuer) checkSending(ch *checker, path, environment string) {
 	ch.notNegative(path+".resendAfter", s.ResendAfter)
 	ch.notNegative(path+".retry404For", s.Retry404For)
 	ch.notNegative(path+".giveUpAfter", s.GiveUpAfter)
+	ch.notNegative(path+".changeTimeout", s.ChangeTimeout)
 	if s.CallTimeout > maxCallTimeout {
 		ch.fault(path+".callTimeout", "must be at most %s", maxCallTimeout)
 	}
@@ -348,8 +377,14 @@ func (in *Issuer) checkSending(ch *checker, path, environment string) {
 	if s.GiveUpAfter > 0 && s.GiveUpAfter < minGiveUpAfter && environment != "development" {
 		ch.fault(path+".giveUpAfter", "must be at least %s", minGiveUpAfter)
 	}
+	if s.ChangeTimeout > 0 && s.ChangeTimeout < minChangeTimeout && environment != "development" {
+		ch.fault(path+".changeTimeout", "must be at least %s", minChangeTimeout)
+	}
 	if s.GiveUpAfter > 0 && s.GiveUpAfter <= s.Retry404For {
 		ch.fault(path+".giveUpAfter", "must be more than retry404For: an order would be given up before it is rejected")
+	}
+	if s.SilentAfter != nil {
+		ch.silentAfter(path+".silentAfter", *s.SilentAfter)
 	}
 	if s.AfterUnknown != "resend" && s.AfterUnknown != "wait" {
 		ch.fault(path+".afterUnknown", "must be resend or wait")

@@ -12,6 +12,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"cardorder/internal/d1client"
+	"cardorder/internal/order"
 )
 
 // Config is everything that can be set.
@@ -216,10 +217,28 @@ type Sending struct {
 	// GiveUpAfter is for how long an order is tried, not counting times when the
 	// lane was held back. Default 72h.
 	GiveUpAfter time.Duration `yaml:"giveUpAfter"`
+	// ChangeTimeout is for how long D1 may leave a change of an order unanswered: it
+	// expires then, with attention. Default 72h.
+	ChangeTimeout time.Duration `yaml:"changeTimeout"`
 	// BreakerThreshold is how many calls in a row must fail for a replica to stop
 	// calling for a while. Default 5.
 	BreakerThreshold int `yaml:"breakerThreshold"`
+	// SilentAfter is how long D1 may tell nothing of an order that it has before it is
+	// asked; then it is asked ever more rarely, at most every 7 days. Default 24h; 0s
+	// never asks. A program may have its own.
+	SilentAfter *time.Duration `yaml:"silentAfter"`
 }
+
+// silentAfter is SilentAfter as it is in effect.
+func (s Sending) silentAfter() time.Duration {
+	if s.SilentAfter == nil {
+		return defaultSilentAfter
+	}
+	return *s.SilentAfter
+}
+
+// Limits are the times that orders of a card product without a program are held to.
+func (s Sending) Limits() *order.Limits { return &order.Limits{SilentAfter: s.silentAfter()} }
 
 // Notifications are how D1 shows us that it is D1. Whoever can pass for it can move
 // the issuer's orders.
@@ -315,13 +334,18 @@ func (c *Config) SetDefaults() {
 		setDefault(&in.Sending.Retry404For, 15*time.Minute)
 		setDefault(&in.Sending.StopAfterRefusals, 5)
 		setDefault(&in.Sending.GiveUpAfter, 72*time.Hour)
+		setDefault(&in.Sending.ChangeTimeout, 72*time.Hour)
 		setDefault(&in.Sending.BreakerThreshold, 5)
 		setDefault(&in.Notifications.Token, new(true))
 		setDefault(&in.Notifications.ClientCertificate, new(true))
+		setDefault(&in.Sending.SilentAfter, new(defaultSilentAfter))
 	}
 }
 
-const defaultDuplicateWindow = 720 * time.Hour
+const (
+	defaultDuplicateWindow = 720 * time.Hour
+	defaultSilentAfter     = 24 * time.Hour
+)
 
 func setDefault[T comparable](field *T, value T) {
 	var zero T

@@ -241,7 +241,7 @@ issuers:
       caFile: MISSING
       encryptionKeys: [{file: MISSING}, {file: /dev/null}]
     sending: {concurrency: 5000, callTimeout: -1s, poll: -1s, resendAfter: -1s, retry404For: -1s, afterUnknown: pray,
-      ratePerSecond: -1, stopAfterRefusals: 1, giveUpAfter: -1s, breakerThreshold: 1001}
+      ratePerSecond: -1, stopAfterRefusals: 1, giveUpAfter: -1s, changeTimeout: -1s, breakerThreshold: 1001}
     notifications: {clientNames: [""]}
   - id: ISSUER/001
     d1: {signingKey: {file: MISSING}}
@@ -278,7 +278,7 @@ issuers:
 		"issuers[0].d1.encryptionKeys[0].file: open " + missing, "issuers[0].d1.encryptionKeys[1].file: d1client: not a JWK",
 		"issuers[0].sending.concurrency: must be 1 to 1024", "issuers[0].sending.callTimeout: must not", "issuers[0].sending.poll: must not",
 		"issuers[0].sending.resendAfter: must not", "issuers[0].sending.retry404For: must not",
-		"issuers[0].sending.ratePerSecond: must be 0", "issuers[0].sending.stopAfterRefusals: must be 2 to", "issuers[0].sending.giveUpAfter: must not",
+		"issuers[0].sending.ratePerSecond: must be 0", "issuers[0].sending.stopAfterRefusals: must be 2 to", "issuers[0].sending.giveUpAfter: must not", "issuers[0].sending.changeTimeout: must not",
 		"issuers[0].sending.breakerThreshold: must be 1 to", "issuers[0].sending.afterUnknown: must be resend or wait",
 		"issuers[0].notifications.clientId: is required", "issuers[0].notifications.clientSecret: is required",
 		"issuers[0].notifications.clientCertificate: needs notifications.tls", "issuers[0].notifications.clientNames[0]: must be a name",
@@ -314,6 +314,27 @@ func TestDuplicates(t *testing.T) {
 }
 
 // A secret that stands where something else belongs is not told by the error.
+// Each of D1's and the carriers' words means one thing.
+func TestVocabulary(t *testing.T) {
+	t.Parallel()
+	minimal := newFiles(t).minimal()
+	with := func(settings string) string {
+		return replaced(t, minimal, "- id: ISSUER0001\n", "- id: ISSUER0001\n    "+settings+"\n")
+	}
+	in := parse(t, with(`onHoldStatuses: [CARD_PROD_HELD, "WAITING FOR STOCK"]
+    deliveredStatuses: [DL, Zugestellt]
+    returnedStatuses: [RT]`)).Issuers[0]
+	if len(in.OnHoldStatuses) != 2 || len(in.DeliveredStatuses) != 2 || len(in.ReturnedStatuses) != 1 {
+		t.Errorf("got %q, %q, %q", in.OnHoldStatuses, in.DeliveredStatuses, in.ReturnedStatuses)
+	}
+	wantFaults(t, with(`onHoldStatuses: [CARD_PROD_READY, "", HELD, HELD, CARD_RETURNED]
+    deliveredStatuses: [" DL", DL, "D\u0000L"]
+    returnedStatuses: [RT, DL, `+strings.Repeat("x", 129)+`]`),
+		"issuers[0].onHoldStatuses[0]: has a meaning", "issuers[0].onHoldStatuses[1]: must be", "issuers[0].onHoldStatuses[3]: is there",
+		"issuers[0].onHoldStatuses[4]: has a meaning", "issuers[0].deliveredStatuses[0]: must be", "issuers[0].deliveredStatuses[2]: must be",
+		"issuers[0].returnedStatuses[1]: is one of", "issuers[0].returnedStatuses[2]: must be")
+}
+
 func TestErrorsHoldNoValues(t *testing.T) {
 	t.Parallel()
 	f := newFiles(t)

@@ -27,9 +27,10 @@ func settings(path string, v reflect.Value, into map[string]setting) {
 		reflect.TypeFor[config.Secret](): "secret", reflect.TypeFor[time.Duration](): "duration", reflect.TypeFor[time.Time](): "time",
 		reflect.TypeFor[[]string](): "list of texts", reflect.TypeFor[string](): "text", reflect.TypeFor[bool](): "true/false",
 		reflect.TypeFor[int](): "number", reflect.TypeFor[int32](): "number", reflect.TypeFor[config.WholeNumber](): "number",
+		reflect.TypeFor[map[string]time.Duration](): "durations by name",
 	}
 	if kind, ok := kinds[v.Type()]; ok {
-		into[path] = setting{kind, fmt.Sprint(v)}
+		into[path] = setting{kind, strings.TrimPrefix(fmt.Sprint(v), "map")}
 		return
 	}
 	switch v.Kind() {

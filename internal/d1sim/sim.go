@@ -232,7 +232,7 @@ func (s *Sim) changeSettings(change func(Settings) (Settings, error)) (Settings,
 		return Settings{}, err
 	}
 	s.settings = next
-	s.book.lineUpAgain(next.StopAt)
+	s.book.lineUpAgain(next)
 	s.announce()
 	return next.clone(), nil
 }

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -102,6 +103,8 @@ func (f *Fleet) Run(ctx context.Context) {
 	for _, l := range f.lanes {
 		lanes.Go(func() { l.run(ctx) })
 	}
+	var watching sync.WaitGroup
+	watching.Go(func() { f.watch(ctx) })
 	for ctx.Err() == nil {
 		f.beat(ctx)
 		next := time.NewTimer(f.cfg.Beat + jitter(f.cfg.Beat/2))
@@ -112,6 +115,7 @@ func (f *Fleet) Run(ctx context.Context) {
 		}
 		next.Stop()
 	}
+	watching.Wait()
 	ended := context.WithoutCancel(ctx) // a new name: a lane that has not begun yet looks at ctx
 	f.linger(ended, &lanes)
 	short, cancel := context.WithTimeout(ended, beatTimeout)
@@ -216,31 +220,123 @@ func (f *Fleet) tryBeat(ctx context.Context) error {
 		}
 		l.allot(ctx, now, a)
 	}
-	return f.check(ctx)
-}
-
-// check has D1 asked about the orders whose time has come.
-func (f *Fleet) check(ctx context.Context) error {
-	for _, l := range f.lanes {
-		if !l.takesQuestions() {
-			continue
-		}
-		n, err := f.store.Check(ctx, l.cfg.IssuerID, l.cfg.Concurrency)
-		if err != nil {
-			return err
-		}
-		if n > 0 {
-			l.wake()
-		}
-	}
 	return nil
 }
 
-// takesQuestions tells whether it is any use to have D1 asked.
-func (l *lane) takesQuestions() bool {
+// watch looks at the orders whose time has come, after each beat, and whatever D1 does:
+// late is late. It is apart from the beat, which must not wait for it.
+func (f *Fleet) watch(ctx context.Context) {
+	adopted := make(map[string]*adoption, len(f.lanes))
+	for name := range f.lanes {
+		adopted[name] = &adoption{}
+	}
+	failing := false
+	for ctx.Err() == nil {
+		var next pace
+		var err error
+		for name, l := range f.lanes {
+			p, failed := f.look(ctx, l, adopted[name])
+			next, err = max(next, p), cmp.Or(err, failed) // one issuer's trouble is not the others'
+		}
+		if err == nil {
+			err = f.expireChanges(ctx)
+		}
+		switch {
+		case err != nil && ctx.Err() == nil && !failing:
+			f.cfg.Log.Error("looking for orders that are late, silent or to be sent now, and for changes that expire, fails", "error", err)
+		case err == nil && failing:
+			f.cfg.Log.Info("looking for orders that are late, silent or to be sent now, and for changes that expire, works again")
+		}
+		if failing = err != nil; failing {
+			next = paceBeat
+		}
+		pause := f.cfg.Beat
+		switch next {
+		case paceNow:
+			continue
+		case paceSoon:
+			pause /= 10
+		case paceBeat:
+		}
+		timer := time.NewTimer(pause + jitter(pause/2))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+// pace is how soon to look again.
+type pace int
+
+const (
+	paceBeat pace = iota
+	paceSoon      // there may be more to ask about, when what is being asked is answered
+	paceNow       // there are more to look at
+)
+
+// look looks at orders of one lane.
+func (f *Fleet) look(ctx context.Context, l *lane, a *adoption) (pace, error) {
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	questions := l.questions()
+	checked, err := f.store.Check(ctx, l.cfg.IssuerID, questions)
+	if err != nil {
+		return paceBeat, err
+	}
+	next := paceBeat
+	switch {
+	case checked.More:
+		next = paceNow
+	case checked.Looked > 0 && questions > 0:
+		next = paceSoon
+	}
+	l.metrics.behind.Set(checked.Behind.Seconds())
+	if checked.Asked > 0 {
+		l.wake()
+	}
+	return next, a.goOn(ctx, f.store, l.cfg.IssuerID)
+}
+
+// expireChanges ends the waiting for D1's word on changes whose time is over.
+func (f *Fleet) expireChanges(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	_, err := f.store.ExpireChanges(ctx)
+	return err
+}
+
+// adoption goes through the open orders of an issuer, looking for those that nobody looks
+// at. It begins anew now and then: a replica of an earlier release may store such orders,
+// and a program that had no limits may get some.
+type adoption struct {
+	after uuid.UUID
+	again time.Time
+}
+
+const adoptEvery = time.Hour
+
+func (a *adoption) goOn(ctx context.Context, st *store.Store, issuer string) (err error) {
+	if time.Now().Before(a.again) {
+		return nil
+	}
+	if a.after, err = st.Adopt(ctx, issuer, a.after); err == nil && a.after == uuid.Nil {
+		a.again = time.Now().Add(adoptEvery)
+	}
+	return err
+}
+
+// questions is how many questions about orders that nothing is heard of all replicas
+// together may have open or waiting: a part of what the lane can do, so that orders come
+// first, and those questions that a sending waits for; and none while it is no use.
+func (l *lane) questions() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return !l.paused && !l.stopped && l.slots.share > 0 && l.asking.state == breakerClosed
+	if l.paused || l.stopped || l.slots.share == 0 || l.asking.state != breakerClosed {
+		return 0
+	}
+	return max(1, l.cfg.Concurrency/4)
 }
 
 // health is what this process says of its lanes.

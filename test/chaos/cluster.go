@@ -176,7 +176,7 @@ func (c *cluster) startSimulator(ctx context.Context, b bureau) (err error) {
 // configure makes the replicas: the example configuration with shorter times, and
 // every connection through a proxy.
 func (c *cluster) configure(ctx context.Context, count int, b bureau) error {
-	if err := c.copyExample("programs.yaml", "programs.yaml"); err != nil {
+	if err := c.copyExample("programs.yaml", "programs.yaml", "silentAfter: 24h", "silentAfter: "+b.silentAfter.String()); err != nil {
 		return err
 	}
 	for i := range count {
@@ -309,7 +309,8 @@ func (c *cluster) heal(ctx context.Context, b bureau) error {
 		errs = append(errs, p.Heal())
 	}
 	settings := maps.Clone(b.settings)
-	settings["faults"] = nil
+	// What gets lost, gets lost for ever: only asking finds it.
+	settings["faults"] = map[string]any{"seed": b.noise["seed"], "lostNotifications": b.losing}
 	_, err := c.management.PatchSettings(ctx, settings)
 	errs = append(errs, err, c.management.ClearScripts(ctx))
 	for _, r := range c.replicas {
