@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -234,9 +235,7 @@ func (f *Fleet) watch(ctx context.Context) {
 		var all store.Checked
 		var err error
 		for name, l := range f.lanes {
-			if err = f.look(ctx, l, adopted[name], &all); err != nil {
-				break
-			}
+			err = cmp.Or(err, f.look(ctx, l, adopted[name], &all)) // one issuer's trouble is not the others'
 		}
 		if err == nil {
 			err = f.expireChanges(ctx)
@@ -248,7 +247,7 @@ func (f *Fleet) watch(ctx context.Context) {
 			f.cfg.Log.Info("looking for orders that are late, silent or to be sent now, and for changes that expire, works again")
 		}
 		failing = err != nil
-		if all.More {
+		if all.More && err == nil {
 			continue
 		}
 		pause := f.cfg.Beat
@@ -272,6 +271,7 @@ func (f *Fleet) look(ctx context.Context, l *lane, a *adoption, all *store.Check
 	if err != nil {
 		return err
 	}
+	l.metrics.behind.Set(checked.Behind.Seconds())
 	if checked.Asked > 0 {
 		l.wake()
 	}

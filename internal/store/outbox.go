@@ -467,6 +467,7 @@ type Completion struct {
 	Shipments []ShipmentUpdate // what D1 showed of its parcels
 	Evidence  []order.Evidence // how the order advances, if the claim still holds
 	Change    *ChangeAnswer    // of KindChange: what D1 said; nil while it is unknown whether it has it
+	Changes   []ShownChange    // what became of the order's changes, as D1 shows it
 	Next      Next             // what becomes of the message, if the order still waits
 }
 
@@ -682,6 +683,9 @@ func (c *completing) answer(b *pgx.Batch) {
 				nexts = append(nexts, nextRow{message: m, Next: next})
 			}
 			continue
+		}
+		for _, shown := range done.Changes {
+			w.changeShown(o, done.cause(), shown)
 		}
 		evidence, next := c.decide(done, o, h, held)
 		if held {
