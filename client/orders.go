@@ -69,6 +69,7 @@ type DryRun struct {
 	Order   string `json:"order"`   // OutcomeReplayed: of the order that is there
 	Status  Status `json:"status"`
 	EndsAt  Status `json:"endsAt"`
+	Times
 	Program string `json:"program"` // that it falls under, where there are programs
 	// PrintedName is how the cardholder's name will stand on the card, where the
 	// order has SensitiveData.
@@ -143,6 +144,7 @@ type OrderFilter struct {
 	GroupID             string
 	BatchID             string
 	Attention           bool      // only what needs a human
+	Late                bool      // only what is late
 	CreatedFrom         time.Time // inclusive
 	CreatedTo           time.Time // exclusive
 
@@ -168,6 +170,9 @@ func (f OrderFilter) query() url.Values {
 	}
 	if f.Attention {
 		q.Set("attention", "true")
+	}
+	if f.Late {
+		q.Set("late", "true")
 	}
 	for name, at := range map[string]time.Time{"createdFrom": f.CreatedFrom, "createdTo": f.CreatedTo} {
 		if !at.IsZero() {

@@ -30,16 +30,16 @@ var notificationOutcomes = []store.Outcome{
 // Notifications is D1's side of the API.
 type Notifications struct {
 	*server
-	tokens *tokens
-	wake   chan []int64
-	large  chan struct{} // bodies in memory that are large
+	d1    *d1Side
+	wake  chan []int64
+	large chan struct{} // bodies in memory that are large
 }
 
 // NewNotifications makes it. Handler serves it and Run works beside it.
 func NewNotifications(cfg Config) *Notifications {
 	return &Notifications{
 		server: newServer(cfg),
-		tokens: &tokens{keys: cfg.TokenKeys, issuers: cfg.Issuers, now: time.Now},
+		d1:     newD1Side(cfg),
 		wake:   make(chan []int64, 64),
 		large:  make(chan struct{}, largeNotifications),
 	}
@@ -48,7 +48,7 @@ func NewNotifications(cfg Config) *Notifications {
 // Handler serves D1: the token endpoint and the notifications.
 func (n *Notifications) Handler() http.Handler {
 	r := newRouter("notifications", n.Config)
-	r.Post("/authz/d1/v1/oauth2/token", n.tokens.grant)
+	r.Post("/authz/d1/v1/oauth2/token", n.d1.grant)
 	r.Post("/notifications/d1/v2/issuers/{issuerId}/cards", n.receive)
 	return r
 }
@@ -63,9 +63,7 @@ func (n *Notifications) receive(w http.ResponseWriter, r *http.Request) {
 		writeD1Error(w, http.StatusNotFound, "unknown issuer")
 		return
 	}
-	token, _ := bearer(r)
-	if err := n.tokens.verify(token, issuerID); err != nil {
-		w.WriteHeader(http.StatusUnauthorized)
+	if !n.d1.admit(w, r, issuer) {
 		return
 	}
 	annotate(r.Context(), slog.String("issuerId", issuerID))

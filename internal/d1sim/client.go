@@ -81,6 +81,13 @@ func (c *Client) CardsOf(ctx context.Context, issuerID string) ([]Card, error) {
 	return cards, err
 }
 
+// Changes lists the changes taken since the last reset, oldest first.
+func (c *Client) Changes(ctx context.Context) ([]Change, error) {
+	var changes []Change
+	err := c.do(ctx, http.MethodGet, "/changes", nil, &changes)
+	return changes, err
+}
+
 // Move puts a card into a status and queues the notification of it.
 func (c *Client) Move(ctx context.Context, m Move) error {
 	return c.do(ctx, http.MethodPost, "/cards/move", m, nil)
@@ -120,6 +127,16 @@ func (c *Client) Scripts(ctx context.Context) ([]Script, error) {
 // ClearScripts forgets the scripts not used up yet.
 func (c *Client) ClearScripts(ctx context.Context) error {
 	return c.do(ctx, http.MethodDelete, "/script", nil, nil)
+}
+
+// Tell queues the notification of an operation that no order leads to, as STANDALONE_TRACKING, and returns its
+// operationId.
+func (c *Client) Tell(ctx context.Context, issuerID string, op Operation) (operationID string, err error) {
+	var answer struct {
+		OperationID string `json:"operationId"`
+	}
+	err = c.do(ctx, http.MethodPost, "/operations?"+url.Values{"issuerId": {issuerID}}.Encode(), op, &answer)
+	return answer.OperationID, err
 }
 
 // SendNotification posts a raw body to an issuer's notification endpoint and returns the status answered.

@@ -144,13 +144,18 @@ func TestPathStyles(t *testing.T) {
 		"POST " + issuers + lowercaseID + "/physicalCards/card-1/operations:production": 404,
 		"GET " + issuers + issuerID + "/physicalcards/card-1/productionStatus":          404,
 		"GET " + issuers + lowercaseID + "/physicalCards/card-1/productionStatus":       404,
-		"POST " + issuers + issuerID + "/physicalCards/card-1/operations:change":        404,
+		"POST " + issuers + issuerID + "/physicalCards/card-1/operations:tracking":      404,
 		"GET " + issuers + issuerID + "/physicalCards/card-1/operations:production":     405,
 	} {
 		method, url, _ := strings.Cut(path, " ")
 		got := b.send(method, url, toJSON(t, b.thales("request-1")), b.header())
 		if got.status != want {
 			t.Errorf("%s: got %d %s, want %d", path, got.status, got.body, want)
+		}
+	}
+	for _, name := range []string{"productionStatus", "productionstatus"} {
+		if got := b.send("GET", issuers+lowercaseID+"/physicalcards/card-1/"+name, "", b.header()); got.status != 200 {
+			t.Errorf("%s in lowercase: %d", name, got.status)
 		}
 	}
 	if got := len(b.sim.History(d1sim.Filter{Kind: d1sim.KindOther})); got != 2 {

@@ -27,6 +27,9 @@ import (
 // IssuerID is the issuer of the local environment.
 const IssuerID = "ISSUER0001"
 
+// CarrierDelivered is the carriers' code of a delivered parcel in the local environment.
+const CarrierDelivered = "DELIVERED"
+
 // Config says how to run it.
 type Config struct {
 	// Dir keeps the data between starts; "" means a private folder that goes
@@ -38,6 +41,9 @@ type Config struct {
 	DatabaseURL string
 	// Simulator is how the simulator behaves.
 	Simulator d1sim.Settings
+	// MutualTLS lets the simulator come with a client certificate, as D1 does; without
+	// it, with a token alone.
+	MutualTLS bool
 	// Adjust may change the configuration before the service starts.
 	Adjust func(*config.Config)
 	// Log gets the service's log, SimulatorLog the simulator's; nil means none.
@@ -46,13 +52,14 @@ type Config struct {
 
 // Environment is a running local environment.
 type Environment struct {
-	Keys       Keys
-	Service    *app.Service
-	Simulator  *d1sim.Sim
-	D1URL      string // root of the simulator's D1 side
-	Management *d1sim.Client
-	Ready      Ready
-	DataDir    string // of the PostgreSQL; "" when none was started
+	Keys         Keys
+	Certificates Keys // with mutual TLS
+	Service      *app.Service
+	Simulator    *d1sim.Sim
+	D1URL        string // root of the simulator's D1 side
+	Management   *d1sim.Client
+	Ready        Ready
+	DataDir      string // of the PostgreSQL; "" when none was started
 
 	cfg     Config
 	service *config.Config
@@ -103,6 +110,11 @@ func Start(ctx context.Context, cfg Config) (_ *Environment, err error) {
 	}
 	if e.Keys, err = MakeKeys(filepath.Join(dir, "keys")); err != nil {
 		return nil, err
+	}
+	if cfg.MutualTLS {
+		if err := e.makeCertificates(filepath.Join(dir, "certificates")); err != nil {
+			return nil, err
+		}
 	}
 	if e.Ready.DatabaseURL, err = e.startDatabase(ctx); err != nil {
 		return nil, err
@@ -163,11 +175,16 @@ func (e *Environment) startSimulator(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	towardsService, err := e.D1TLS()
+	if err != nil {
+		return err
+	}
 	e.Simulator, err = d1sim.New(d1sim.Config{
 		Issuers: []d1sim.Issuer{{
 			ID: IssuerID, SigningKeys: map[string]*ecdsa.PublicKey{signingKeyID: &signing.PublicKey},
 		}},
 		Settings: e.cfg.Simulator, EncryptionKey: encryption, Logger: e.cfg.SimulatorLog,
+		TLS: towardsService,
 	})
 	if err != nil {
 		return fmt.Errorf("making the simulator: %w", err)
@@ -262,6 +279,8 @@ func (e *Environment) serviceConfig() (*config.Config, error) {
 		}},
 		Issuers: []config.Issuer{{
 			ID: IssuerID, BINs: []string{"411111", "555555"}, SensitiveData: true,
+			OnHoldStatuses:    []string{"CARD_PROD_ON_HOLD"}, // words of the simulator's visitors: D1 and the carriers have their own
+			DeliveredStatuses: []string{CarrierDelivered}, ReturnedStatuses: []string{"RETURNED_TO_SENDER"},
 			D1: config.D1{
 				BaseURL: e.D1URL + "/banking/v1", TokenURL: e.D1URL + "/authz/v1/oauth2/token", PathStyle: "reference",
 				SigningKey: values[FileSigningKey], SigningKeyID: signingKeyID,
@@ -271,6 +290,7 @@ func (e *Environment) serviceConfig() (*config.Config, error) {
 			Notifications: config.Notifications{ClientID: d1ClientID, ClientSecret: values[FileD1ClientSecret]},
 		}},
 	}
+	e.wayIn(cfg)
 	if e.cfg.Adjust != nil {
 		e.cfg.Adjust(cfg)
 	}

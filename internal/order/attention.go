@@ -19,6 +19,10 @@ const (
 	AttentionResending        Attention = "resending"
 	AttentionUnreadable       Attention = "unreadable"
 	AttentionUnapplied        Attention = "unapplied-notification"
+	AttentionReturned         Attention = "returned"
+	AttentionManyParcels      Attention = "many-parcels"
+	AttentionNotShown         Attention = "not-shown"
+	AttentionSilent           Attention = "silent"
 )
 
 // Advice is what a person is told about an attention.
@@ -67,18 +71,30 @@ var advices = []struct {
 	{AttentionUnapplied, Advice{
 		"A notification from D1 for this order is stored but could not be applied.",
 		"operator", "Look for the error in the log; the order's status may be behind D1's."}},
+	{AttentionNotShown, Advice{
+		"D1 took this order and does not show it any more.",
+		"support", "Ask D1 what became of the order; when it is lost, order the card again."}},
 	{AttentionUnknownStatus, Advice{
 		"D1 reported a status that this service does not know.",
 		"operator", "Ask D1 what the status means."}},
 	{AttentionFailed, Advice{
 		"D1 could not make this card.",
 		"support", "Order the card again after the cause is removed."}},
+	{AttentionReturned, Advice{
+		"The card was not delivered: it is on its way back, or back.",
+		"support", "Check the address with the cardholder, then order the card again; when it is sent again, the new parcel ends this."}},
+	{AttentionManyParcels, Advice{
+		"D1 reported more tracking numbers than one card can have; not all of them count.",
+		"support", "Ask D1 which parcel has the card."}},
 	{AttentionRejected, Advice{
 		"D1 refused this order.",
 		"core-banking", "Remove the cause that the attempt's error code names and retry the order; when its content must change, order again with a duplicateOverride."}},
 	{AttentionException, Advice{
 		"D1 has trouble making this card.",
 		"support", "Wait for D1, or ask it for the reason."}},
+	{AttentionSilent, Advice{
+		"D1 was asked about this order several times and has had nothing new to say for too long.",
+		"support", "Ask D1 when the card will be made; the order is asked about ever more rarely."}},
 }
 
 // Attentions returns every Attention there is, the gravest first.
@@ -115,4 +131,5 @@ var attentionOf = map[Status]Attention{
 	Rejected:  AttentionRejected,
 	Exception: AttentionException,
 	Failed:    AttentionFailed,
+	Returned:  AttentionReturned,
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -86,6 +87,7 @@ var (
 	consumerID      = id(64)
 	cardProductID   = id(48)
 	issuerRequestID = id(64)
+	operationID     = id(64)
 	agreedID        = id(64) // something both sides agreed on at onboarding
 	addressText     = text(64)
 	personName      = textRule{check: addressText.check, free: true, name: true}
@@ -96,6 +98,7 @@ var (
 	metadataValue   = text(256)
 	overrideReason  = text(256)
 	canonicalUUID   = textRule{check: checkUUID}
+	instant         = textRule{check: checkInstant}
 	idempotencyKey  = textRule{check: checkIdempotencyKey}
 	encryptedData   = textRule{check: checkCompactJWE}
 	memberName      = textRule{check: checkMemberName, free: true}
@@ -126,6 +129,15 @@ func checkUUID(s string) (string, string) {
 	}
 	if !ok {
 		return CodeInvalidFormat, "must be a UUID in small letters"
+	}
+	return "", ""
+}
+
+// checkInstant takes a time as RFC 3339 writes it.
+func checkInstant(s string) (string, string) {
+	var t time.Time
+	if t.UnmarshalText([]byte(s)) != nil {
+		return CodeInvalidFormat, "must be a time such as 2026-01-31T08:00:00Z"
 	}
 	return "", ""
 }

@@ -31,8 +31,10 @@ type Order struct {
 	DuplicateOverride string
 	ReplacesOrderID   *uuid.UUID
 	ReplacedBy        []uuid.UUID // orders that stand in for this one
+	NotBefore         *time.Time  // when it may be sent, where that is not at once
 	BatchID           *uuid.UUID
 	Warnings          []string
+	Imported          bool // placed by an older system, never sent from here
 	CreatedAt         time.Time
 	CreatedBy         string
 	State             order.State
@@ -59,14 +61,14 @@ type Shipment struct {
 const stateColumns = `s.version, s.status, s.rank, s.step_rank, s.top_rank, s.end_rank, s.ends_at,
 	coalesce(s.operation_id, ''), s.attention, coalesce(s.due_date, ''), s.due_date_rank,
 	coalesce(s.production_site, ''), s.production_site_rank,
-	coalesce(s.hold, ''), s.status_since, s.due_at, s.late, s.acknowledged, s.parcels`
+	coalesce(s.hold, ''), s.status_since, s.due_at, s.late, s.late_in, s.acknowledged, s.parcels`
 
 func stateFields(s *order.State) []any {
 	return []any{
 		&s.Version, &s.Status, &s.Rank, &s.StepRank, &s.TopRank, &s.EndRank, &s.EndsAt,
 		&s.OperationID, &s.Attention, &s.DueDate.Value, &s.DueDate.Rank,
 		&s.ProductionSite.Value, &s.ProductionSite.Rank,
-		&s.Hold, &s.Since, (*nullTime)(&s.DueAt), &s.Late, &s.Acknowledged, &s.Parcels,
+		&s.Hold, &s.Since, (*nullTime)(&s.DueAt), &s.Late, &s.LateIn, &s.Acknowledged, &s.Parcels,
 	}
 }
 
@@ -90,14 +92,15 @@ const selectOrder = "SELECT " + orderColumns + `, EXISTS (SELECT FROM outbox m W
 // orderColumns are what makes an Order, in the order of orderFields.
 const orderColumns = `o.issuer_id, o.id, o.issuer_request_id, o.card_id, o.consumer_id, o.card_product_id,
 		o.distribution_channel, o.terms, o.metadata, o.urgent, coalesce(o.duplicate_override, ''), o.warnings,
-		o.created_at, o.created_by, s.updated_at, s.ended_at, o.replaces_order_id, o.batch_id,
+		o.imported, o.created_at, o.created_by, s.updated_at, s.ended_at, o.replaces_order_id, o.batch_id, o.not_before,
 		ARRAY(SELECT r.id FROM orders r WHERE r.issuer_id = o.issuer_id AND r.replaces_order_id = o.id ORDER BY r.id),
 		` + stateColumns + `,
 		(SELECT coalesce(json_agg(json_build_object(
 				'trackingNumber', p.tracking_number, 'carrier', p.carrier, 'status', p.status,
 				'trackingUrl', p.tracking_url, 'createdAt', p.created_at, 'updatedAt', p.updated_at)
 				ORDER BY p.created_at), '[]')
-			FROM shipments p WHERE p.issuer_id = o.issuer_id AND p.order_id = o.id)`
+			FROM (SELECT * FROM shipments p WHERE p.issuer_id = o.issuer_id AND p.order_id = o.id
+				ORDER BY p.created_at DESC LIMIT 50) p)`
 
 const orderTables = `
 	FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id `
@@ -106,9 +109,20 @@ func orderFields(o *Order) []any {
 	fields := append([]any{
 		&o.IssuerID, &o.ID, &o.IssuerRequestID, &o.CardID, &o.ConsumerID, &o.CardProductID,
 		&o.Channel, &o.Terms, &o.Metadata, &o.Urgent, &o.DuplicateOverride, &o.Warnings,
-		&o.CreatedAt, &o.CreatedBy, &o.UpdatedAt, &o.EndedAt, &o.ReplacesOrderID, &o.BatchID, &o.ReplacedBy,
+		&o.Imported, &o.CreatedAt, &o.CreatedBy, &o.UpdatedAt, &o.EndedAt, &o.ReplacesOrderID, &o.BatchID, &o.NotBefore, &o.ReplacedBy,
 	}, stateFields(&o.State)...)
 	return append(fields, &o.Shipments)
+}
+
+// showDue fills in by when an order that D1 has not taken should arrive: until it is
+// taken that is only reckoned, not stored.
+func (s *Store) showDue(o *Order) {
+	if o.State.DueAt.IsZero() && o.State.Rank == 0 && !o.State.Ended() {
+		o.State.DueAt = o.State.Due(order.Clock{
+			Limits: s.limits(o.IssuerID, o.CardProductID), Issuance: o.Terms.Services.Issuance, Urgent: o.Urgent,
+			Accepted: o.CreatedAt, NotBefore: timeOf(o.NotBefore),
+		})
+	}
 }
 
 func scanOrder(row pgx.CollectableRow) (*Order, error) {
@@ -132,6 +146,7 @@ func (s *Store) Order(ctx context.Context, issuer string, id uuid.UUID) (*Order,
 	if err != nil {
 		return nil, fmt.Errorf("reading an order: %w", err)
 	}
+	s.showDue(o)
 	return o, nil
 }
 
@@ -149,6 +164,7 @@ type Filter struct {
 	OperationID     string
 	TrackingNumber  string
 	Attention       bool      // only orders that need a human
+	Late            bool      // only orders that are late
 	CreatedFrom     time.Time // inclusive
 	CreatedTo       time.Time // exclusive
 	Before          uuid.UUID // only orders older than this one
@@ -193,6 +209,9 @@ func (f Filter) conditions(issuer string) (conditions []string, args []any) {
 	if f.Attention {
 		conditions = append(conditions, "s.attention <> '{}'")
 	}
+	if f.Late {
+		conditions = append(conditions, "s.late")
+	}
 	// The ids, which begin with the time, drive; the dates decide.
 	where(!f.CreatedFrom.IsZero(), "o.id >= ?", idsBefore(f.CreatedFrom.Add(-idSkew)))
 	where(!f.CreatedFrom.IsZero(), "o.created_at >= ?", f.CreatedFrom)
@@ -215,31 +234,47 @@ func (s *Store) Orders(ctx context.Context, issuer string, f Filter) ([]*Order, 
 	args = append(args, f.Limit)
 	sql := selectOrders + "WHERE " + strings.Join(conditions, " AND ") +
 		fmt.Sprintf(" ORDER BY o.id DESC LIMIT $%d", len(args))
+	var list []*Order
+	err := s.list(ctx, sql, args, func(rows pgx.Rows) (err error) {
+		list, err = pgx.CollectRows(rows, scanOrder)
+		return err
+	})
+	for _, o := range list {
+		s.showDue(o)
+	}
+	if err != nil && !errors.Is(err, ErrTooSlow) {
+		err = fmt.Errorf("listing orders: %w", err)
+	}
+	for _, o := range list {
+		s.showDue(o)
+	}
+	return list, err
+}
+
+// list runs a query of a list, which may take long and must not keep others from the
+// database.
+func (s *Store) list(ctx context.Context, sql string, args []any, collect func(pgx.Rows) error) error {
 	select {
 	case s.lists <- struct{}{}:
 		defer func() { <-s.lists }()
 	case <-ctx.Done():
-		return nil, fmt.Errorf("listing orders: %w", ctx.Err())
+		return ctx.Err()
 	}
 	conn, err := s.pool.Acquire(ctx) // waiting for a connection is not the query's fault
 	if err != nil {
-		return nil, fmt.Errorf("listing orders: %w", err)
+		return err
 	}
 	defer conn.Release()
 	short, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	rows, err := conn.Query(short, sql, args...)
-	var list []*Order
 	if err == nil {
-		list, err = pgx.CollectRows(rows, scanOrder)
+		err = collect(rows)
 	}
 	if err != nil && ctx.Err() == nil && short.Err() != nil {
-		return nil, ErrTooSlow
+		return ErrTooSlow
 	}
-	if err != nil {
-		return nil, fmt.Errorf("listing orders: %w", err)
-	}
-	return list, nil
+	return err
 }
 
 // Entry is one thing that happened to an order. Exactly one of the pointers is set.
@@ -257,6 +292,7 @@ type Event struct {
 	Status         order.Status
 	PreviousStatus order.Status
 	Attention      []order.Attention
+	Late           bool
 	Cause          Cause
 	CreatedAt      time.Time
 }
@@ -281,13 +317,13 @@ func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]En
 	var entries []Entry
 	var b pgx.Batch
 	b.Queue(`
-		SELECT seq, type, status, coalesce(previous_status, ''), attention, cause, coalesce(cause_id, ''),
+		SELECT seq, type, status, coalesce(previous_status, ''), attention, late, cause, coalesce(cause_id, ''),
 			coalesce(actor, ''), detail, created_at
 		FROM order_events WHERE issuer_id = $1 AND order_id = $2 ORDER BY seq DESC LIMIT $3`,
 		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var e Event
-			err := rows.Scan(&e.Seq, &e.Type, &e.Status, &e.PreviousStatus, &e.Attention,
+			err := rows.Scan(&e.Seq, &e.Type, &e.Status, &e.PreviousStatus, &e.Attention, &e.Late,
 				&e.Cause.Kind, &e.Cause.ID, &e.Cause.Actor, &e.Cause.Detail, &e.CreatedAt)
 			entries = append(entries, Entry{At: e.CreatedAt, Event: &e})
 			return err
@@ -359,6 +395,11 @@ type Cause struct {
 	Action EventType // what somebody wanted, "" when the change itself tells; written only
 }
 
+// fromD1 tells whether D1 said something.
+func (c Cause) fromD1() bool {
+	return c.Kind == CauseAttempt || c.Kind == CauseNotification || c.Kind == CauseReconciliation
+}
+
 // CauseKind is where a change came from.
 type CauseKind string
 
@@ -369,7 +410,8 @@ const (
 	// CauseReconciliation is an attempt that asked D1 and found what no notification
 	// had told.
 	CauseReconciliation CauseKind = "reconciliation"
-	CauseTime           CauseKind = "time" // nothing but the passing of time
+	CauseTime           CauseKind = "time"   // nothing but the passing of time
+	CauseImport         CauseKind = "import" // what an older system knew
 )
 
 // EventType is what kind of change an event records.
@@ -377,9 +419,11 @@ type EventType string
 
 const (
 	EventAccepted         EventType = "accepted"
+	EventImported         EventType = "imported" // placed by an older system
 	EventStatusChanged    EventType = "status-changed"
 	EventAttentionChanged EventType = "attention-changed"
 	EventDetailsChanged   EventType = "details-changed"
+	EventLateChanged      EventType = "late-changed"
 	EventRefreshRequested EventType = "refresh-requested" // D1 is to be asked
 	EventRetryRequested   EventType = "retry-requested"   // its sending begins anew
 )

@@ -84,7 +84,8 @@ func (r *receiving) ask(b *pgx.Batch) {
 	orders.queueKnownOperations(b, r.locked, r.owners)
 	orders.queueHalts(b, r.locked)
 	if slices.ContainsFunc(r.list, func(n *arrival) bool { return !n.Shipment.empty() }) {
-		r.queueKnownShipments(b, orders)
+		r.shipments = make(map[shipmentKey]ShipmentUpdate)
+		queueKnownShipments(b, orders, r.shipments)
 	}
 	r.queueSame(b)
 	if r.stored {
@@ -112,7 +113,8 @@ func (r *receiving) ask(b *pgx.Batch) {
 //	                     order, if exactly one change of it was sent; else the card, if
 //	                     exactly one change of it was
 //	STANDALONE_TRACKING  the operation; else the tracking number; else the card's last
-//	                     order that was shipped
+//	                     order that was shipped, else its last that D1 has: of a card that
+//	                     others make and send, the tracking hub is the first to say so
 const match = `
 	WITH n AS (
 		SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::boolean[], $8::text[], $13::uuid[]) WITH ORDINALITY
@@ -150,8 +152,8 @@ const match = `
 				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND c.state = 'SENT' HAVING count(*) = 1)
 			WHEN n.operation = 'STANDALONE_TRACKING' THEN
 				(SELECT o.id FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
-				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND s.status IN ('SHIPPED', 'DELIVERED', 'RETURNED')
-				ORDER BY o.id DESC LIMIT 1)
+				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND s.rank > 0 AND s.status NOT IN ('FAILED', 'CANCELLED')
+				ORDER BY s.status IN ('SHIPPED', 'DELIVERED', 'RETURNED') DESC, o.id DESC LIMIT 1)
 			END AS by_card
 		FROM named n
 	)
@@ -262,24 +264,6 @@ func (r *receiving) queueRows(b *pgx.Batch) {
 			row.order = order.Bytes
 			r.rows[id] = row
 			return err
-		})
-	})
-}
-
-func (r *receiving) queueKnownShipments(b *pgx.Batch, orders keySet) {
-	r.shipments = make(map[shipmentKey]ShipmentUpdate)
-	b.Queue(`
-		SELECT h.order_id, h.tracking_number, coalesce(h.carrier, ''), coalesce(h.status, ''), coalesce(h.tracking_url, '')
-		FROM `+orders.sql+` AS t(issuer_id, order_id) CROSS JOIN LATERAL (
-			SELECT h.* FROM shipments h WHERE h.issuer_id = t.issuer_id AND h.order_id = t.order_id LIMIT 1000) h`, orders.args...).Query(func(rows pgx.Rows) error {
-		return each(rows, func() error {
-			var id pgtype.UUID
-			var u ShipmentUpdate
-			if err := rows.Scan(&id, &u.TrackingNumber, &u.Carrier, &u.Status, &u.TrackingURL); err != nil {
-				return err
-			}
-			r.shipments[shipmentKey{orderKey{r.issuer, id.Bytes}, u.TrackingNumber}] = u
-			return nil
 		})
 	})
 }

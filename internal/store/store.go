@@ -53,11 +53,14 @@ type Config struct {
 	// OnParked is called after a commit that lets the given parked notifications
 	// find their orders. It must not block.
 	OnParked func(ids []int64)
-	// OnAttention is called after a commit that raised an attention of an order, and
-	// OnClaimLost after one that stored what came of a call whose claim was lost. They
-	// must not block.
+	// OnAttention is called after a commit that raised an attention of an order, OnLate
+	// after one that made an order late in a status, and OnClaimLost after one that stored
+	// what came of a call whose claim was lost. They must not block.
 	OnAttention func(issuerID string, a order.Attention)
+	OnLate      func(issuerID string, status order.Status)
 	OnClaimLost func(issuerID string)
+	// OnDrift is called after a commit that stored what asking D1 found. It must not block.
+	OnDrift func(issuerID string, d Difference)
 	// Log gets what callers are not told; nil means nothing.
 	Log *slog.Logger
 }
@@ -94,8 +97,14 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.OnAttention == nil {
 		cfg.OnAttention = func(string, order.Attention) {}
 	}
+	if cfg.OnLate == nil {
+		cfg.OnLate = func(string, order.Status) {}
+	}
 	if cfg.OnClaimLost == nil {
 		cfg.OnClaimLost = func(string) {}
+	}
+	if cfg.OnDrift == nil {
+		cfg.OnDrift = func(string, Difference) {}
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

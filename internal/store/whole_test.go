@@ -44,7 +44,11 @@ func (f *fixture) whole() {
 			WHERE ended_at IS NULL AND coalesce(cardinality(array_positions(g.order_ids, o.id)), 0) <> 1`,
 		"cards held by no open order": `SELECT count(*) FROM card_guard g, unnest(order_ids) AS u(id) WHERE NOT EXISTS (SELECT FROM order_state s JOIN orders o ON o.id = s.order_id
 			WHERE o.id = u.id AND ended_at IS NULL AND o.card_id = g.card_id AND o.issuer_id = g.issuer_id)`,
-		"guards of nothing": `SELECT count(*) FROM card_guard WHERE order_ids = '{}' AND creation_until IS NULL`,
+		"scheduled orders that nobody releases": `SELECT count(*) FROM order_state s JOIN orders o ON o.id = s.order_id
+			WHERE hold = 'schedule' AND (status <> 'HELD' OR not_before IS NULL OR next_check_at IS NULL OR next_check_at > not_before)`,
+		"reasons to hold what is not held, or none": `SELECT count(*) FROM order_state WHERE (status = 'HELD') <> (hold IS NOT NULL)`,
+		"ended orders that are looked at":           `SELECT count(*) FROM order_state WHERE ended_at IS NOT NULL AND next_check_at IS NOT NULL`,
+		"guards of nothing":                         `SELECT count(*) FROM card_guard WHERE order_ids = '{}' AND creation_until IS NULL`,
 		"cards with two open orders that nobody asked for": `SELECT count(*) FROM (SELECT FROM orders o JOIN order_state s ON s.order_id = o.id
 			WHERE ended_at IS NULL AND duplicate_override IS NULL AND NOT 'contradiction' = ANY (attention) GROUP BY o.issuer_id, card_id HAVING count(*) > 1) c`,
 		"batches that are miscounted": `SELECT count(*) FROM order_batches b CROSS JOIN LATERAL (SELECT count(*) n, count(*) FILTER (WHERE outcome = 'accepted') a,
