@@ -294,6 +294,9 @@ func (r *receiving) answer(b *pgx.Batch) {
 	w := &advances{store: r.store}
 	for _, n := range r.list {
 		n.outcome = r.decide(w, n)
+		if r.rows[n.id].outcome == OutcomeApplied && n.outcome != OutcomeUnapplied {
+			n.outcome = OutcomeApplied // its order has heard it, whatever is found for it now
+		}
 	}
 	if r.stored {
 		r.queueSettled(b)
@@ -314,7 +317,7 @@ func (r *receiving) decide(w *advances, n *arrival) Outcome {
 	case !r.stored && n.same != 0:
 		return OutcomeRepeated
 	case was.outcome == OutcomeApplied && (o == nil || o.id != was.order):
-		return OutcomeApplied // what was found for it then stands
+		return OutcomeApplied // it is not told to another one
 	case !n.ofOrders(), o == nil && n.ofOthers():
 		return OutcomeIgnored
 	case o == nil:
@@ -329,6 +332,9 @@ func (r *receiving) decide(w *advances, n *arrival) Outcome {
 
 // apply advances an order by a notification.
 func (r *receiving) apply(w *advances, o *lockedOrder, n *arrival) Outcome {
+	if r.broken && r.rows[n.id].outcome == OutcomeApplied {
+		return OutcomeUnapplied // its order has heard it before: there is nothing to mark
+	}
 	if r.broken {
 		w.advance(o, n.cause(), order.Notice{Attention: order.AttentionUnapplied})
 		return OutcomeUnapplied
