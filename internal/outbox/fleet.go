@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -234,18 +235,19 @@ func (f *Fleet) watch(ctx context.Context) {
 		var all store.Checked
 		var err error
 		for name, l := range f.lanes {
-			if err = f.look(ctx, l, adopted[name], &all); err != nil {
-				break
-			}
+			err = cmp.Or(err, f.look(ctx, l, adopted[name], &all)) // one issuer's trouble is not the others'
+		}
+		if err == nil {
+			err = f.expireChanges(ctx)
 		}
 		switch {
 		case err != nil && ctx.Err() == nil && !failing:
-			f.cfg.Log.Error("looking for orders that are late, silent or to be sent now fails", "error", err)
+			f.cfg.Log.Error("looking for orders that are late, silent or to be sent now, and for changes that expire, fails", "error", err)
 		case err == nil && failing:
-			f.cfg.Log.Info("looking for orders that are late, silent or to be sent now works again")
+			f.cfg.Log.Info("looking for orders that are late, silent or to be sent now, and for changes that expire, works again")
 		}
 		failing = err != nil
-		if all.More {
+		if all.More && err == nil {
 			continue
 		}
 		pause := f.cfg.Beat
@@ -269,12 +271,21 @@ func (f *Fleet) look(ctx context.Context, l *lane, a *adoption, all *store.Check
 	if err != nil {
 		return err
 	}
+	l.metrics.behind.Set(checked.Behind.Seconds())
 	if checked.Asked > 0 {
 		l.wake()
 	}
 	all.Asked += checked.Asked
 	all.More = all.More || checked.More
 	return a.goOn(ctx, f.store, l.cfg.IssuerID)
+}
+
+// expireChanges ends the waiting for D1's word on changes whose time is over.
+func (f *Fleet) expireChanges(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	_, err := f.store.ExpireChanges(ctx)
+	return err
 }
 
 // adoption goes through the open orders of an issuer, looking for those that nobody looks
