@@ -10,7 +10,7 @@ import (
 
 // DecodePause reads why a lane is paused.
 func DecodePause(text []byte, rules *Rules) (reason string, _ Faults) {
-	faults := decodeAction(text, rules, "a pause", func(root *object) { reason = root.need("reason", pauseReason) })
+	faults := decodeAction(text, rules, "a pause", func(root *object) { reason = root.need("reason", visibleText) })
 	return reason, faults
 }
 
@@ -42,9 +42,9 @@ func decodeAction(text []byte, rules *Rules, what string, read func(root *object
 	return d.faults
 }
 
-// pauseReason is text that is shown to others as it is: one that hides or turns
+// visibleText is text that is shown to others as it is: one that hides or turns
 // around what stands beside it is refused.
-var pauseReason = textRule{free: true, check: func(s string) (string, string) {
+var visibleText = textRule{free: true, check: func(s string) (string, string) {
 	position := 0
 	for _, r := range s {
 		if position++; !unicode.IsGraphic(r) {

@@ -19,6 +19,7 @@ const (
 	AttentionResending        Attention = "resending"
 	AttentionUnreadable       Attention = "unreadable"
 	AttentionUnapplied        Attention = "unapplied-notification"
+	AttentionChangeUnanswered Attention = "change-unanswered"
 	AttentionReturned         Attention = "returned"
 	AttentionManyParcels      Attention = "many-parcels"
 	AttentionNotShown         Attention = "not-shown"
@@ -65,6 +66,9 @@ var advices = []struct {
 	{AttentionStopTooLate, Advice{
 		"A hold or a cancel of this order came when D1 had it already: the card is being made.",
 		"support", "Ask D1 to stop the order, or let the card come."}},
+	{AttentionChangeUnanswered, Advice{
+		"D1 took a change of this order and never said whether it was made.",
+		"support", "Ask D1 what became of the change; until then the card may come as it was ordered."}},
 	{AttentionUnreadable, Advice{
 		"The sealed content of this order cannot be opened, so it cannot be sent.",
 		"operator", "Check the sealing keys in the configuration."}},

@@ -240,11 +240,14 @@ func (f *Fleet) watch(ctx context.Context) {
 			}
 			next = max(next, p)
 		}
+		if err == nil {
+			err = f.expireChanges(ctx)
+		}
 		switch {
 		case err != nil && ctx.Err() == nil && !failing:
-			f.cfg.Log.Error("looking for orders that are late, silent or to be sent now fails", "error", err)
+			f.cfg.Log.Error("looking for orders that are late, silent or to be sent now, and for changes that expire, fails", "error", err)
 		case err == nil && failing:
-			f.cfg.Log.Info("looking for orders that are late, silent or to be sent now works again")
+			f.cfg.Log.Info("looking for orders that are late, silent or to be sent now, and for changes that expire, works again")
 		}
 		failing = err != nil
 		pause := f.cfg.Beat
@@ -293,6 +296,14 @@ func (f *Fleet) look(ctx context.Context, l *lane, a *adoption) (pace, error) {
 		l.wake()
 	}
 	return next, a.goOn(ctx, f.store, l.cfg.IssuerID)
+}
+
+// expireChanges ends the waiting for D1's word on changes whose time is over.
+func (f *Fleet) expireChanges(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	_, err := f.store.ExpireChanges(ctx)
+	return err
 }
 
 // adoption goes through the open orders of an issuer, looking for those that nobody looks

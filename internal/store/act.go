@@ -167,6 +167,7 @@ func (s *Store) Retry(ctx context.Context, r Retry) (*Order, error) {
 			exec(b, `UPDATE order_payload SET encrypted_data = $3 WHERE issuer_id = $1 AND order_id = $2`, o.issuer, o.id, sealed)
 		}
 		w.advance(o, cause, order.Retry{})
+		w.withdrawCancels(o, cause)
 		return nil
 	})
 	if err != nil {

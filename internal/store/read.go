@@ -426,4 +426,5 @@ const (
 	EventLateChanged      EventType = "late-changed"
 	EventRefreshRequested EventType = "refresh-requested" // D1 is to be asked
 	EventRetryRequested   EventType = "retry-requested"   // its sending begins anew
+	EventChangeChanged    EventType = "change-changed"    // a change of it was wanted, or has another state
 )

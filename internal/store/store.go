@@ -45,6 +45,9 @@ type Config struct {
 	// Limits are the times that the orders of a card product are held to. Nil, and a
 	// nil answer, mean none.
 	Limits func(issuerID, cardProductID string) *order.Limits
+	// ChangeTimeout says for how long D1 may leave a change of an issuer's order
+	// unanswered. Nil or 0 means 72 hours.
+	ChangeTimeout func(issuerID string) time.Duration
 	// OnReady is called after a commit that left something to send in a lane.
 	// It must not block.
 	OnReady func(lane string)
