@@ -70,8 +70,9 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	var notifications *api.Notifications
 	sending := outbox.NewMetrics(registry, issuers)
 	if s.store, err = openStore(ctx, cfg, log, store.Config{
-		DuplicateWindow: s.programs.duplicateWindow, Limits: s.programs.limits, ChangeTimeout: changeTimeout(cfg), OnReady: s.wakeLane, OnParked: func(ids []int64) { notifications.Wake(ids) },
-		OnAttention: sending.Attention, OnClaimLost: sending.ClaimLost, OnDrift: sending.Drift,
+		DuplicateWindow: s.programs.duplicateWindow, Limits: s.programs.limits, ChangeTimeout: changeTimeout(cfg),
+		OnReady: s.wakeLane, OnParked: func(ids []int64) { notifications.Wake(ids) },
+		OnAttention: sending.Attention, OnLate: sending.Late, OnClaimLost: sending.ClaimLost, OnDrift: sending.Drift,
 	}); err != nil {
 		return nil, err
 	}

@@ -141,10 +141,7 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 		}
 		return c
 	}
-	c.Others = others(m, a.Operations, around)
-	if m.Kind == store.KindAsk {
-		c.Changed = reports(m, a.Operations, around)
-	}
+	c.Others, c.Changes = others(m, a.Operations, around), shownChanges(m, a.Operations, around)
 	mine, doubtful := candidates(m, a.Operations, around)
 	if len(mine) > 0 {
 		c.Attempt.OperationID = mine[0].OperationID
@@ -168,20 +165,6 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 	}
 	c.Evidence, c.Next = p.notSeen(m, a, doubtful, around.proven)
 	return c
-}
-
-// reports finds what became of the order's changes. A card alone proves nothing.
-func reports(m store.Message, operations []d1client.Operation, around surroundings) (list []store.ChangeReport) {
-	for _, op := range operations {
-		owner, owned := around.owners.Operations[op.OperationID]
-		if owned && owner.OrderID != m.OrderID || !owned && op.IssuerRequestID != m.IssuerRequestID {
-			continue
-		}
-		if op.Operation == store.OperationChange && op.OperationID != "" {
-			list = append(list, store.ChangeReport{OperationID: op.OperationID, IssuerRequestID: op.IssuerRequestID, Status: op.Status})
-		}
-	}
-	return list
 }
 
 // shipment is what an operation says of its parcel.

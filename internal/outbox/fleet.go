@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -234,11 +235,8 @@ func (f *Fleet) watch(ctx context.Context) {
 		var next pace
 		var err error
 		for name, l := range f.lanes {
-			var p pace
-			if p, err = f.look(ctx, l, adopted[name]); err != nil {
-				break
-			}
-			next = max(next, p)
+			p, failed := f.look(ctx, l, adopted[name])
+			next, err = max(next, p), cmp.Or(err, failed) // one issuer's trouble is not the others'
 		}
 		if err == nil {
 			err = f.expireChanges(ctx)
@@ -249,7 +247,9 @@ func (f *Fleet) watch(ctx context.Context) {
 		case err == nil && failing:
 			f.cfg.Log.Info("looking for orders that are late, silent or to be sent now, and for changes that expire, works again")
 		}
-		failing = err != nil
+		if failing = err != nil; failing {
+			next = paceBeat
+		}
 		pause := f.cfg.Beat
 		switch next {
 		case paceNow:
@@ -292,6 +292,7 @@ func (f *Fleet) look(ctx context.Context, l *lane, a *adoption) (pace, error) {
 	case checked.Looked > 0 && questions > 0:
 		next = paceSoon
 	}
+	l.metrics.behind.Set(checked.Behind.Seconds())
 	if checked.Asked > 0 {
 		l.wake()
 	}

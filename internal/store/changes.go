@@ -503,6 +503,23 @@ func (a *advances) changeReported(o *lockedOrder, cause Cause, n *Notification) 
 	return true
 }
 
+// ShownChange is an UPDATE_ORDER operation of the order that D1 shows when it is asked.
+type ShownChange struct {
+	OperationID string
+	Status      order.OperationStatus
+}
+
+// changeShown settles a change whose outcome no notification has told. D1 shows old changes
+// too, so it is only by its operation that one is known.
+func (a *advances) changeShown(o *lockedOrder, cause Cause, shown ShownChange) {
+	open := slices.ContainsFunc(o.open, func(c openChange) bool {
+		return c.OperationID == shown.OperationID && (c.waits() || c.State == order.ChangeExpired)
+	})
+	if open && shown.Status != order.OperationPending {
+		a.changeReported(o, cause, &Notification{OperationID: shown.OperationID, Status: string(shown.Status)})
+	}
+}
+
 // reportedChange finds the change that a notification is about: by its operation; else by
 // its own id, for D1 may repeat that as the issuerRequestId; else the only one that D1 may
 // have and that has no other operation.

@@ -55,12 +55,6 @@ func (c *completing) ships(key orderKey, done *Completion) (news bool) {
 	return news
 }
 
-// ChangeReport is what an UPDATE_ORDER operation says that D1 showed when it was asked.
-type ChangeReport struct {
-	OperationID, IssuerRequestID string
-	Status                       string // of the operation
-}
-
 // Difference is what asking D1 found: the status that an order turned out to have, or one
 // of these.
 type Difference string

@@ -465,9 +465,9 @@ type Completion struct {
 	Seen      []string         // PRODUCE operations that D1 showed for the order
 	Others    []OrderOperation // the same for other orders of the card
 	Shipments []ShipmentUpdate // what D1 showed of its parcels
-	Changed   []ChangeReport   // what D1 showed of changes of the order
 	Evidence  []order.Evidence // how the order advances, if the claim still holds
 	Change    *ChangeAnswer    // of KindChange: what D1 said; nil while it is unknown whether it has it
+	Changes   []ShownChange    // what became of the order's changes, as D1 shows it
 	Next      Next             // what becomes of the message, if the order still waits
 }
 
@@ -684,6 +684,9 @@ func (c *completing) answer(b *pgx.Batch) {
 			}
 			continue
 		}
+		for _, shown := range done.Changes {
+			w.changeShown(o, done.cause(), shown)
+		}
 		evidence, next := c.decide(done, o, h, held)
 		if held {
 			if c.ships(o.orderKey, done) {
@@ -694,11 +697,6 @@ func (c *completing) answer(b *pgx.Batch) {
 			}
 		}
 		w.advance(o, done.cause(), evidence...)
-		if held {
-			for _, r := range done.Changed {
-				w.changeReported(o, done.cause(), &Notification{Operation: OperationChange, OperationID: r.OperationID, IssuerRequestID: r.IssuerRequestID, Status: r.Status})
-			}
-		}
 		if !held {
 			if m.Kind != KindAsk && o.stored.ToBeSent() {
 				c.lost = append(c.lost, m.IssuerID)
