@@ -861,7 +861,7 @@ func TestChangeReported(t *testing.T) {
 		{"by the order's request", order.ChangeRedirect, answered(""), byRequest(updated(1, "change-op", done)), store.OutcomeApplied, "ACCEPTED", order.Submitted, nil},
 		{"by the card", order.ChangeRedirect, answered(""), updated(1, "change-op", done), store.OutcomeApplied, "ACCEPTED", order.Submitted, nil},
 		{"by the card alone", order.ChangeRedirect, answered("change-op"), byCardOnly(updated(1, "", done)), store.OutcomeApplied, "ACCEPTED", order.Submitted, nil},
-		{"another operation", order.ChangeRedirect, answered("change-op"), byRequest(updated(1, "other-op", done)), store.OutcomeParked, "SENT", order.Submitted, nil},
+		{"another operation", order.ChangeRedirect, answered("change-op"), byRequest(updated(1, "other-op", done)), store.OutcomeApplied, "SENT", order.Submitted, nil},
 		{"not known to be there", order.ChangeRedirect, func(*fixture, uuid.UUID) {}, byRequest(updated(1, "change-op", done)), store.OutcomeParked, "REQUESTED", order.Submitted, nil},
 		{"after a lost answer", order.ChangeRedirect, unanswered, byRequest(updated(1, "change-op", done)), store.OutcomeApplied, "ACCEPTED", order.Submitted, nil},
 		{"under way after a lost answer", order.ChangeCancel, unanswered, byRequest(updated(1, "change-op", pending)), store.OutcomeApplied, "SENT", order.Submitted, nil},
