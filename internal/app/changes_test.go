@@ -421,6 +421,27 @@ func TestRedirect(t *testing.T) {
 	}
 }
 
+// What no notification tells of a redirect, the order's own way cannot: D1 is asked.
+func TestRedirectThatNobodyTellsOf(t *testing.T) {
+	t.Parallel()
+	sim := halting(d1sim.CardProdReady)
+	sim.ChangeTold, sim.StatusWithChanges = d1sim.ToldNone, true
+	b := newBank(t, sim)
+	id := b.place(b.thales("untold"))
+	b.await(id, "READY")
+	c := b.changeIs(id, b.want(id, redirect("Ghent")).ID, "SENT")
+	b.refresh(id)
+	b.changeIs(id, c.ID, "ACCEPTED")
+	// The latest operation, which hides the order's own, is not taken for it.
+	b.settings(func(s *d1sim.Settings) { s.StatusLatestOnly = true })
+	b.refresh(id)
+	b.nothingLeft()
+	if a := b.get(id); a.view.Status != "READY" || len(a.view.Attention) > 0 {
+		t.Errorf("the order: %s", a.text)
+	}
+	b.noGaps(id)
+}
+
 func TestAccelerateBeforeDispatch(t *testing.T) {
 	t.Parallel()
 	b := newBank(t, halting(d1sim.CardProdReady))
