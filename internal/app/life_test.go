@@ -250,8 +250,9 @@ func TestUnknownStatus(t *testing.T) {
 		t.Errorf("it moved the order to %s", a.view.Status)
 	}
 	if n := b.raises("unknown-status"); n != "1" {
-		t.Errorf("it was counted as %s", n)
+		t.Errorf("it was raised %s times", n)
 	}
+	b.wantMetrics(`cardorder_unknown_statuses_total{issuer="ISSUER0001"} 2`)
 	b.settings(func(s *d1sim.Settings) { s.StopAt = "" })
 	if a := b.await(id, "SHIPPED"); !a.needs("unknown-status") {
 		t.Errorf("attention %v", a.view.Attention)
