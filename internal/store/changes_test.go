@@ -941,7 +941,7 @@ func TestSeveralChangesReported(t *testing.T) {
 func TestChangeSettledOnTheWire(t *testing.T) {
 	t.Parallel()
 	f := open(t)
-	id := f.submitted("card", "operation")
+	id := f.atD1("card", "operation")
 	change := f.change(placement(id, order.ChangeCancel))
 	m := f.claimOf(id)
 	f.receive(notification(9, "operation", "CARD_PROD_CANCELED"))
@@ -971,7 +971,7 @@ func TestChangeRefusedWhenRepeated(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := open(t)
-			id := f.submitted("card", "operation")
+			id := f.atD1("card", "operation")
 			change := f.change(placement(id, order.ChangeRedirect))
 			if c.repeated {
 				f.complete(lost(f.claimOf(id)))
@@ -989,7 +989,7 @@ func TestChangeRefusedWhenRepeated(t *testing.T) {
 func TestChangeShown(t *testing.T) {
 	t.Parallel()
 	f := open(t)
-	id := f.submitted("card", "operation")
+	id := f.atD1("card", "operation")
 	change := f.change(placement(id, order.ChangeRedirect))
 	f.complete(took(f.claimOf(id), "change-op"))
 	for _, c := range []struct {
