@@ -465,7 +465,7 @@ func TestAccelerateBeforeDispatch(t *testing.T) {
 func TestBatchCancelTooLate(t *testing.T) {
 	t.Parallel()
 	sim := halting(d1sim.CardProdReady)
-	sim.AnswerDelay, sim.HoldNotifications = d1sim.Duration(time.Second), true
+	sim.AnswerDelay, sim.HoldNotifications = d1sim.Duration(5*time.Second), true
 	b := newBank(t, sim, with(func(s *config.Sending) { s.CallTimeout = patience }))
 	file := b.lines(b.thales("batch-1"), b.thales("batch-2"), b.thales("batch-3"))
 	made := b.upload("", "batch-late", "application/x-ndjson", strings.NewReader(file), nil)
