@@ -121,7 +121,7 @@ func TestMatching(t *testing.T) {
 		"UPDATE_ORDER, a request with two changes": {store.Notification{Operation: "UPDATE_ORDER", IssuerRequestID: "r-twice"}, uuid.Nil},
 		"UPDATE_ORDER, a card with two":            {store.Notification{Operation: "UPDATE_ORDER", CardID: "card-twice"}, uuid.Nil},
 		"UPDATE_ORDER, a card and somebody's file": {store.Notification{Operation: "UPDATE_ORDER", CardID: "card-changed", NotByCard: true}, uuid.Nil},
-		"UPDATE_ORDER, an order without changes":   {store.Notification{Operation: "UPDATE_ORDER", IssuerRequestID: "r-plain"}, uuid.Nil},
+		"UPDATE_ORDER, an order without changes":   {store.Notification{Operation: "UPDATE_ORDER", IssuerRequestID: "r-plain"}, plain.ID},
 		"tracking, the number":                     {tracking("", "track-1", ""), shipped.ID},
 		"tracking, the card":                       {tracking("", "", "card-shipped"), shipped.ID},
 		"tracking, another number of the card":     {tracking("", "track-2", "card-shipped"), shipped.ID},
