@@ -127,6 +127,14 @@ func TestRequests(t *testing.T) {
 			_, err := c.Retry(ctx, "o-1", client.Retry{Version: 4})
 			return err
 		}, "POST /orders/o-1/retry", map[string]string{"If-Match": `"4"`}},
+		"replay": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.ReplayNotification(ctx, 7)
+			return err
+		}, "POST /notifications/7/replay", map[string]string{"Content-Type": ""}},
+		"replay of a time": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.ReplayNotifications(ctx, client.Replay{From: from, To: from.Add(time.Hour), Outcome: "foreign", Cursor: "n7"})
+			return err
+		}, "POST /notifications/replay", map[string]string{"Content-Type": "application/json"}},
 		"lanes": {func(ctx context.Context, c *client.Client) error {
 			_, err := c.Lanes(ctx)
 			return err
@@ -195,6 +203,10 @@ func TestRequests(t *testing.T) {
 				got, header = r.Method+" "+r.RequestURI, r.Header
 				if attempts == 1 { // every call is safe to repeat
 					reply(w, 503, `{"type":"urn:cardorder:problem:unavailable"}`)
+					return
+				}
+				if strings.Contains(r.URL.Path, "/notifications/") { // which have numbers
+					reply(w, 200, `{"id":7}`)
 					return
 				}
 				reply(w, 200, `{"id":"x"}`)
