@@ -39,6 +39,10 @@ func TestUsage(t *testing.T) {
 		{"serve --port 1", 2, "flag provided but not defined: -port"},
 		{"config", 2, "--config is required\nUsage of config:"},
 		{"restored", 2, "--config is required\nUsage of restored:"},
+		{"import", 2, "--config is required\n--issuer is required\nusage: server import"},
+		{"import --config x --issuer ISSUER0001", 2, "--issuer"},
+		{"import --config x --issuer ISSUER0001 orders.txt", 2, "a file that ends in .csv or .ndjson is required"},
+		{"import --config /missing.yaml --issuer ISSUER0001 orders.csv", 1, "reading the configuration: open /missing.yaml"},
 		{"migrate", 2, "usage: server migrate up|status"},
 		{"migrate down --config x", 2, "usage: server migrate up|status"},
 		{"migrate up", 2, "--config is required\nUsage of migrate up:"},
@@ -64,7 +68,7 @@ func TestUsage(t *testing.T) {
 	for _, arg := range []string{"help", "-h", "--help"} {
 		p := run(t, []string{arg})
 		p.wantExit(0)
-		wantParts(t, p.stdout.String(), "Usage: server <command>", "serve", "dev", "demo", "migrate", "restored", "healthcheck", "keygen", "config")
+		wantParts(t, p.stdout.String(), "Usage: server <command>", "serve", "dev", "demo", "migrate", "import", "restored", "healthcheck", "keygen", "config")
 	}
 }
 
@@ -503,7 +507,7 @@ func TestConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := fmt.Sprint(effective); got != "{development map[directUrl:[set] maxConns:16 url:[set]] "+
-		"[{map[afterUnknown:resend breakerThreshold:5 callTimeout:30s concurrency:16 giveUpAfter:72h0m0s poll:1s ratePerSecond:0 resendAfter:5m0s retry404For:15m0s stopAfterRefusals:5]}] "+
+		"[{map[afterUnknown:resend breakerThreshold:5 callTimeout:30s changeTimeout:72h0m0s concurrency:16 giveUpAfter:72h0m0s poll:1s ratePerSecond:0 resendAfter:5m0s retry404For:15m0s silentAfter:24h0m0s stopAfterRefusals:5]}] "+
 		"{"+effective.Programs.Digest+" map[ISSUER0001:[{gold-debit [FR DE GB]}]]}}" || len(effective.Programs.Digest) != 64 {
 		t.Errorf("in effect: %s", got)
 	}

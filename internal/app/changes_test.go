@@ -421,6 +421,27 @@ func TestRedirect(t *testing.T) {
 	}
 }
 
+// What no notification tells of a redirect, the order's own way cannot: D1 is asked.
+func TestRedirectThatNobodyTellsOf(t *testing.T) {
+	t.Parallel()
+	sim := halting(d1sim.CardProdReady)
+	sim.ChangeTold, sim.StatusWithChanges = d1sim.ToldNone, true
+	b := newBank(t, sim)
+	id := b.place(b.thales("untold"))
+	b.await(id, "READY")
+	c := b.changeIs(id, b.want(id, redirect("Ghent")).ID, "SENT")
+	b.refresh(id)
+	b.changeIs(id, c.ID, "ACCEPTED")
+	// The latest operation, which hides the order's own, is not taken for it.
+	b.settings(func(s *d1sim.Settings) { s.StatusLatestOnly = true })
+	b.refresh(id)
+	b.nothingLeft()
+	if a := b.get(id); a.view.Status != "READY" || len(a.view.Attention) > 0 {
+		t.Errorf("the order: %s", a.text)
+	}
+	b.noGaps(id)
+}
+
 func TestAccelerateBeforeDispatch(t *testing.T) {
 	t.Parallel()
 	b := newBank(t, halting(d1sim.CardProdReady))
@@ -444,7 +465,7 @@ func TestAccelerateBeforeDispatch(t *testing.T) {
 func TestBatchCancelTooLate(t *testing.T) {
 	t.Parallel()
 	sim := halting(d1sim.CardProdReady)
-	sim.AnswerDelay, sim.HoldNotifications = d1sim.Duration(time.Second), true
+	sim.AnswerDelay, sim.HoldNotifications = d1sim.Duration(5*time.Second), true
 	b := newBank(t, sim, with(func(s *config.Sending) { s.CallTimeout = patience }))
 	file := b.lines(b.thales("batch-1"), b.thales("batch-2"), b.thales("batch-3"))
 	made := b.upload("", "batch-late", "application/x-ndjson", strings.NewReader(file), nil)
@@ -454,12 +475,12 @@ func TestBatchCancelTooLate(t *testing.T) {
 	}
 	b.settings(func(s *d1sim.Settings) { s.AnswerDelay, s.HoldNotifications = 0, false })
 	for _, r := range b.results(made.ID, "") {
-		a := b.await(r.Order, "CANCELLED")
+		b.await(r.Order, "CANCELLED")
 		b.eventually("its cancel is accepted", func() bool {
 			list := b.changes(r.Order)
 			return len(list) == 1 && list[0].Type == "CANCEL" && list[0].State == "ACCEPTED" && list[0].OperationID != ""
 		})
-		if a = b.get(r.Order); len(a.view.Attention) > 0 {
+		if a := b.get(r.Order); len(a.view.Attention) > 0 {
 			t.Errorf("attention: %s", a.text)
 		}
 		b.noGaps(r.Order)

@@ -83,9 +83,9 @@ func TestCardIsFollowedToTheDoor(t *testing.T) {
 			id := b.place(b.thales("door"))
 			b.wait(d1sim.Condition{Cards: 1, Status: d1sim.CardShipped})
 			b.settings(func(s *d1sim.Settings) { s.HoldNotifications = false })
-			a := b.await(id, "DELIVERED")
+			b.await(id, "DELIVERED")
 			b.wait(d1sim.Condition{Idle: true})
-			if a = b.await(id, "DELIVERED"); len(a.view.Attention) > 0 {
+			if a := b.await(id, "DELIVERED"); len(a.view.Attention) > 0 {
 				t.Errorf("attention %v", a.view.Attention)
 			}
 			got := b.parcels(id)
@@ -250,8 +250,9 @@ func TestUnknownStatus(t *testing.T) {
 		t.Errorf("it moved the order to %s", a.view.Status)
 	}
 	if n := b.raises("unknown-status"); n != "1" {
-		t.Errorf("it was counted as %s", n)
+		t.Errorf("it was raised %s times", n)
 	}
+	b.wantMetrics(`cardorder_unknown_statuses_total{issuer="ISSUER0001"} 2`)
 	b.settings(func(s *d1sim.Settings) { s.StopAt = "" })
 	if a := b.await(id, "SHIPPED"); !a.needs("unknown-status") {
 		t.Errorf("attention %v", a.view.Attention)
@@ -288,7 +289,7 @@ func TestNotificationsInAnyOrder(t *testing.T) {
 	sim.StopAt, sim.HoldNotifications = d1sim.CardProdRequested, true
 	b := newBank(t, sim, vocabulary)
 	seed := rand.Uint64()
-	r := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // a test, to be repeated by its seed
+	r := rand.New(rand.NewPCG(seed, 0))
 	in := &b.env.ServiceConfig().Issuers[0]
 	words := order.Vocabulary{OnHold: in.OnHoldStatuses, Delivered: in.DeliveredStatuses, Returned: in.ReturnedStatuses}
 

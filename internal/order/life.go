@@ -251,7 +251,7 @@ func (r Report) apply(s *State) {
 		return
 	}
 	p, known := r.place()
-	if !known && r.Status != "" {
+	if r.unknown() {
 		s.raise(AttentionUnknownStatus)
 	}
 	end, ended := r.end(p)
@@ -280,6 +280,17 @@ func (r Report) place() (p place, known bool) {
 		return p, true
 	}
 	return submitted, false
+}
+
+func (r Report) unknown() bool {
+	_, known := r.place()
+	return !known && r.Status != ""
+}
+
+// HasUnknownStatus tells whether D1 reports a status that has no meaning here.
+func HasUnknownStatus(e Evidence) bool {
+	reported, ok := e.(interface{ unknown() bool })
+	return ok && reported.unknown()
 }
 
 // end is the end that a failed operation means for an order at p. A card that was

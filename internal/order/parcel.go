@@ -40,8 +40,8 @@ var tracked = map[[2]string]place{
 }
 
 func (t Tracking) apply(s *State) {
-	p, known := tracked[[2]string{t.Type, t.Status}]
-	if !known && t.Status != "" {
+	p := tracked[[2]string{t.Type, t.Status}]
+	if t.unknown() {
 		s.raise(AttentionUnknownStatus)
 	}
 	if t.Operation != OperationSuccessful {
@@ -55,6 +55,11 @@ func (t Tracking) apply(s *State) {
 		s.hear(t.Parcel.TrackingNumber, returned)
 		s.settleParcels()
 	}
+}
+
+func (t Tracking) unknown() bool {
+	_, known := tracked[[2]string{t.Type, t.Status}]
+	return !known && t.Status != ""
 }
 
 // carry notes what a report that puts the order at p says of its parcel. Before it is

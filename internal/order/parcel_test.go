@@ -146,6 +146,21 @@ func TestManyParcels(t *testing.T) {
 	})
 }
 
+func TestHasUnknownStatus(t *testing.T) {
+	t.Parallel()
+	for want, list := range map[bool][]order.Evidence{
+		true: {says("CARD_PROD_POLISHED", pending), hub("CUSTOMS", "CARD_SHIPPED", "", ""), hub(order.TrackReturn, "CARD_LOST", "", "")},
+		false: {nil, order.Taken{}, says("", pending), says("CARD_RETURNED", failed), onHold, hub("CUSTOMS", "", "", ""),
+			hub(order.TrackReturn, "CARD_RETURNED", "", "")},
+	} {
+		for _, e := range list {
+			if got := order.HasUnknownStatus(e); got != want {
+				t.Errorf("%+v: %t", e, got)
+			}
+		}
+	}
+}
+
 func TestParcelOfAnOrder(t *testing.T) {
 	t.Parallel()
 	s := after(carrier("", ""), carrier("T1", ""), carrier("T1=6", order.Delivered), carrier("T2", order.Returned))

@@ -935,3 +935,79 @@ func TestSeveralChangesReported(t *testing.T) {
 	f.receive(updated(2, "op-faster", order.OperationSuccessful))
 	f.wantStands(faster, "ACCEPTED")
 }
+
+// What D1 calls a change is kept also when the change was settled while it was on the wire:
+// its notification must not wait for ever.
+func TestChangeSettledOnTheWire(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.atD1("card", "operation")
+	change := f.change(placement(id, order.ChangeCancel))
+	m := f.claimOf(id)
+	f.receive(notification(9, "operation", "CARD_PROD_CANCELED"))
+	f.wantStands(change, "ACCEPTED")
+	f.complete(took(m, "change-op"))
+	if got := f.receive(updated(1, "change-op", order.OperationSuccessful)); got[0] != store.OutcomeApplied {
+		t.Errorf("the notification is %s", got[0])
+	}
+	c, err := f.Change(t.Context(), issuer, id, change.ID)
+	if err != nil || c.OperationID != "change-op" || c.State != order.ChangeAccepted {
+		t.Errorf("the change is %+v, %v", c, err)
+	}
+}
+
+// A no to a repeat is the last word only when it says that the first one was none either.
+func TestChangeRefusedWhenRepeated(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		repeated, mayHave bool
+		want              string
+	}{
+		"the first try":                  {false, false, "REFUSED refused-by-bureau"},
+		"the first try, perhaps done":    {false, true, "REFUSED refused-by-bureau"},
+		"after a lost answer":            {true, false, "REFUSED refused-by-bureau"},
+		"after a lost one, perhaps done": {true, true, "SENT"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := open(t)
+			id := f.atD1("card", "operation")
+			change := f.change(placement(id, order.ChangeRedirect))
+			if c.repeated {
+				f.complete(lost(f.claimOf(id)))
+			}
+			refused := refusedChange(f.claimOf(id))
+			refused.Change.MayHave = c.mayHave
+			f.complete(refused)
+			f.wantStands(change, c.want)
+			f.consistent()
+		})
+	}
+}
+
+// Only what is known as a change's operation settles it when D1 is asked.
+func TestChangeShown(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.atD1("card", "operation")
+	change := f.change(placement(id, order.ChangeRedirect))
+	f.complete(took(f.claimOf(id), "change-op"))
+	for _, c := range []struct {
+		shown store.ShownChange
+		want  string
+	}{
+		{store.ShownChange{OperationID: "other-op", Status: order.OperationFailed}, "SENT"},
+		{store.ShownChange{OperationID: "change-op", Status: order.OperationPending}, "SENT"},
+		{store.ShownChange{OperationID: "change-op", Status: order.OperationSuccessful}, "ACCEPTED"},
+		{store.ShownChange{OperationID: "change-op", Status: order.OperationFailed}, "ACCEPTED"},
+	} {
+		if _, err := f.Refresh(t.Context(), action(id)); err != nil {
+			t.Fatal(err)
+		}
+		a := attempt("found")
+		a.Kind = store.AttemptAsk
+		f.complete(store.Completion{Message: f.claimOf(id), Attempt: a, Changes: []store.ShownChange{c.shown}, Next: store.Next{Done: true}})
+		f.wantStands(change, c.want)
+	}
+	f.consistent()
+}
