@@ -345,17 +345,17 @@ const expireBatch = 100
 // ExpireChanges ends the waiting for D1's word on changes whose time is over. It returns
 // how many there were; more may be left.
 func (s *Store) ExpireChanges(ctx context.Context) (n int, err error) {
+	keys, _, err := expiredChanges(ctx, s.pool, nil)
+	if err != nil || len(keys) == 0 { // as a rule
+		return 0, err
+	}
 	var locked map[orderKey]*lockedOrder
 	err = s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		n = 0
-		keys, _, err := expiredChanges(ctx, tx, nil)
-		if err != nil || len(keys) == 0 {
-			return err
-		}
 		if locked, _, err = lockOrders(ctx, tx, keys, nil); err != nil {
 			return err
 		}
-		// Once more under the locks: D1 may have answered meanwhile.
+		// Once more, under the locks: D1 may have answered meanwhile.
 		_, expired, err := expiredChanges(ctx, tx, keys)
 		if err != nil {
 			return err
@@ -388,9 +388,12 @@ func (s *Store) ExpireChanges(ctx context.Context) (n int, err error) {
 }
 
 // expiredChanges finds changes whose time is over, of the given orders or of all.
-func expiredChanges(ctx context.Context, tx pgx.Tx, of []orderKey) (keys []orderKey, expired map[uuid.UUID]bool, err error) {
+func expiredChanges(ctx context.Context, db interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}, of []orderKey,
+) (keys []orderKey, expired map[uuid.UUID]bool, err error) {
 	_, ids := columns(of)
-	rows, err := tx.Query(ctx, `
+	rows, err := db.Query(ctx, `
 		SELECT issuer_id, order_id, id FROM order_changes
 		WHERE state IN ('REQUESTED', 'SENT') AND expires_at <= now() AND ($1::uuid[] = '{}' OR order_id = ANY ($1))
 		ORDER BY expires_at LIMIT $2`, ids, expireBatch)
