@@ -227,7 +227,7 @@ func (s *Store) placeChange(ctx context.Context, tx pgx.Tx, p ChangePlacement, o
 	}
 	w, cause := advances{store: s}, Cause{Kind: CauseRequest, Actor: p.Actor}
 	w.noteChange(o, changeRow{open: c})
-	var after pgx.Batch // what follows once the order has its message
+	then := func(*pgx.Batch) {} // once the order has its message
 	switch {
 	case plan == order.ChangeDone && kind == order.ChangeCancel:
 		w.advance(o, cause, order.Cancel{}) // which settles it
@@ -242,15 +242,19 @@ func (s *Store) placeChange(ctx context.Context, tx pgx.Tx, p ChangePlacement, o
 		if o.state.Hold == order.HeldBySchedule {
 			w.advance(o, cause, order.Release{})
 		}
-		exec(&after, `UPDATE outbox SET class = $4 WHERE issuer_id = $1 AND order_id = $2 AND kind = $3 AND class = $5`,
-			o.issuer, o.id, KindSubmit, ClassSingle, ClassBatch)
+		then = func(b *pgx.Batch) {
+			exec(b, `UPDATE outbox SET class = $4 WHERE issuer_id = $1 AND order_id = $2 AND kind = $3 AND class = $5`,
+				o.issuer, o.id, KindSubmit, ClassSingle, ClassBatch)
+		}
 	default:
 		w.changeEvent(o, cause, c)
 		if kind == order.ChangeCancel {
 			if !o.state.ToBeSent() { // D1 may have it all the same, so it is asked
 				w.advance(o, cause, order.Retry{}, order.LostAnswer{})
 			}
-			exec(&after, `UPDATE outbox SET halt = $4 WHERE issuer_id = $1 AND order_id = $2 AND kind = $3`, o.issuer, o.id, KindSubmit, BatchCancel)
+			then = func(b *pgx.Batch) {
+				exec(b, `UPDATE outbox SET halt = $4 WHERE issuer_id = $1 AND order_id = $2 AND kind = $3`, o.issuer, o.id, KindSubmit, BatchCancel)
+			}
 		}
 	}
 	if c.redirected {
@@ -260,7 +264,7 @@ func (s *Store) placeChange(ctx context.Context, tx pgx.Tx, p ChangePlacement, o
 	}
 	var b pgx.Batch
 	w.queue(&b)
-	b.QueuedQueries = append(b.QueuedQueries, after.QueuedQueries...)
+	then(&b)
 	return send(ctx, tx, &b)
 }
 
