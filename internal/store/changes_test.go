@@ -1017,7 +1017,7 @@ func TestChangeShown(t *testing.T) {
 func TestChangeIsKeptFromTheReleaseBefore(t *testing.T) {
 	t.Parallel()
 	f := open(t)
-	id := f.submitted("card", "operation")
+	id := f.atD1("card", "operation")
 	f.change(placement(id, order.ChangeCancel))
 	_, err := f.conn.Exec(t.Context(), `UPDATE outbox m SET claim_token = $1, leased_until = now() + interval '1 min',
 		first_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.first_sent_at, now()) ELSE m.first_sent_at END`, uuid.New())
