@@ -188,8 +188,8 @@ func (s *Store) insertImported(ctx context.Context, tx pgx.Tx, issuer, actor str
 			FROM input ORDER BY request
 			ON CONFLICT DO NOTHING RETURNING id
 		), state AS (
-			INSERT INTO order_state (issuer_id, order_id, version, status, ends_at, heard_at)
-			SELECT $1, id, 0, $14, ends_at, now() FROM input
+			INSERT INTO order_state (issuer_id, order_id, version, status, ends_at)
+			SELECT $1, id, 0, $14, ends_at FROM input
 		), operation AS (
 			INSERT INTO operations (issuer_id, operation_id, order_id, operation, source)
 			SELECT $1, operation, id, $15, 'import' FROM input WHERE operation <> '' ORDER BY operation
@@ -206,7 +206,11 @@ func (s *Store) insertImported(ctx context.Context, tx pgx.Tx, issuer, actor str
 	w := advances{store: s}
 	var open guardRows
 	for _, r := range rows {
-		o := &lockedOrder{orderKey: orderKey{issuer, r.id}, now: now, cardID: r.CardID, cardProductID: r.CardProductID, issuance: r.Issuance}
+		// Its times count from now: nobody knows since when D1 has it.
+		o := &lockedOrder{
+			orderKey: orderKey{issuer, r.id}, now: now, createdAt: now, heardAt: &now,
+			cardID: r.CardID, cardProductID: r.CardProductID, issuance: r.Issuance,
+		}
 		o.state = order.NewState(r.EndsAt)
 		o.state.Version = 0 // the first event is that of the import
 		o.stored = o.state
