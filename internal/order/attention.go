@@ -1,5 +1,11 @@
 package order
 
+import (
+	"cmp"
+	"slices"
+	"strings"
+)
+
 // Attention marks an order that a human has to look at.
 type Attention string
 
@@ -19,6 +25,20 @@ const (
 	AttentionResending        Attention = "resending"
 	AttentionUnreadable       Attention = "unreadable"
 	AttentionUnapplied        Attention = "unapplied-notification"
+	AttentionReturned         Attention = "returned"
+	AttentionSilent           Attention = "silent"
+	AttentionCardDataNeeded   Attention = "card-data-needed"
+	AttentionHeldByRule       Attention = "held-by-rule"
+	AttentionChangeUnanswered Attention = "change-unanswered"
+)
+
+// LaneAttention marks a lane, an issuer's D1, that a human has to look at.
+type LaneAttention string
+
+const (
+	LanePaused  LaneAttention = "lane-paused"
+	LaneStopped LaneAttention = "lane-stopped"
+	LaneFailing LaneAttention = "lane-failing"
 )
 
 // Advice is what a person is told about an attention.
@@ -28,7 +48,7 @@ type Advice struct {
 	Next   string // the next step
 }
 
-// Advices holds the text of every attention, the gravest first. All texts for
+// advices holds the text of every attention, the gravest first. All texts for
 // people stand here, ready for translation.
 var advices = []struct {
 	Attention
@@ -61,18 +81,33 @@ var advices = []struct {
 	{AttentionStopTooLate, Advice{
 		"A hold or a cancel of this order came when D1 had it already: the card is being made.",
 		"support", "Ask D1 to stop the order, or let the card come."}},
+	{AttentionCardDataNeeded, Advice{
+		"The card data of this order was encrypted with a key of D1 that is not in use any more: D1 will not be able to read it.",
+		"core-banking", "Retry the order with encryptedData for a key in use."}},
+	{AttentionHeldByRule, Advice{
+		"The consumer has had as many orders sent within 24 hours as the card product's program allows, so this one is held.",
+		"support", "Find out whether the card is wanted: then release the order, else cancel it."}},
+	{AttentionChangeUnanswered, Advice{
+		"D1 took a change of this order and never said whether it was made.",
+		"support", "Ask D1 what became of the change; until then the card may come as it was ordered."}},
 	{AttentionUnreadable, Advice{
 		"The sealed content of this order cannot be opened, so it cannot be sent.",
 		"operator", "Check the sealing keys in the configuration."}},
 	{AttentionUnapplied, Advice{
 		"A notification from D1 for this order is stored but could not be applied.",
 		"operator", "Look for the error in the log; the order's status may be behind D1's."}},
+	{AttentionSilent, Advice{
+		"Nothing has been heard of this order for too long, and D1 says nothing new when it is asked.",
+		"operator", "Ask D1 what became of the order."}},
 	{AttentionUnknownStatus, Advice{
 		"D1 reported a status that this service does not know.",
 		"operator", "Ask D1 what the status means."}},
 	{AttentionFailed, Advice{
 		"D1 could not make this card.",
-		"support", "Order the card again after the cause is removed."}},
+		"support", "Remove the cause, then reorder the card."}},
+	{AttentionReturned, Advice{
+		"The card came back: it could not be delivered.",
+		"support", "Ask the customer for the right address and reorder the card with it."}},
 	{AttentionRejected, Advice{
 		"D1 refused this order.",
 		"core-banking", "Remove the cause that the attempt's error code names and retry the order; when its content must change, order again with a duplicateOverride."}},
@@ -80,6 +115,28 @@ var advices = []struct {
 		"D1 has trouble making this card.",
 		"support", "Wait for D1, or ask it for the reason."}},
 }
+
+// laneAdvices holds the same of lanes.
+var laneAdvices = map[LaneAttention]Advice{
+	LanePaused: {
+		"Somebody paused the sending to D1: orders wait.",
+		"operator", "Resume the lane when the reason given has passed."},
+	LaneStopped: {
+		"The sending to D1 stopped by itself: D1 refused different orders as if the set-up were wrong.",
+		"operator", "Correct the set-up that the stop's reason points at; one order at a time is tried until D1 accepts one."},
+	LaneFailing: {
+		"Calls to D1 fail one after the other, so that only a few are tried.",
+		"operator", "Look at the reason that the replica gives and make D1 reachable; the sending goes on by itself."},
+}
+
+// Advice returns what to tell a person about a.
+func (a LaneAttention) Advice() Advice { return laneAdvices[a] }
+
+// LaneAttentions lists them all, the gravest first.
+var LaneAttentions = []LaneAttention{LaneStopped, LanePaused, LaneFailing}
+
+// KnownAttention tells whether a is one of Attentions.
+func KnownAttention(a Attention) bool { return a.gravity() < len(advices) }
 
 // Attentions returns every Attention there is, the gravest first.
 func Attentions() []Attention {
@@ -115,4 +172,104 @@ var attentionOf = map[Status]Attention{
 	Rejected:  AttentionRejected,
 	Exception: AttentionException,
 	Failed:    AttentionFailed,
+	Returned:  AttentionReturned,
+}
+
+// Acknowledge is a person's word that an attention was dealt with. It is not raised again
+// until its cause has ended and another one has come.
+type Acknowledge struct {
+	Attention Attention
+	// Operations is every PRODUCE operation seen for the order: one that comes later is
+	// another second card.
+	Operations []string
+}
+
+func (a Acknowledge) apply(s *State) {
+	if !slices.Contains(s.Attention, a.Attention) {
+		return
+	}
+	s.drop(a.Attention)
+	if a.Attention != AttentionSecondCard {
+		s.acknowledge(a.Attention)
+		return
+	}
+	for _, id := range a.Operations {
+		if id != s.OperationID {
+			s.acknowledge(secondCard(id))
+		}
+	}
+}
+
+func (s *State) acknowledge(a Attention) {
+	if !slices.Contains(s.Acknowledged, a) {
+		s.Acknowledged = append(s.Acknowledged, a)
+	}
+}
+
+// secondCard is what stands in State.Acknowledged for one operation beyond the adopted one.
+func secondCard(operationID string) Attention {
+	return AttentionSecondCard + ":" + Attention(operationID)
+}
+
+// HasAcknowledged tells whether a person has dealt with an attention whose cause goes on.
+func (s State) HasAcknowledged(a Attention) bool {
+	return slices.ContainsFunc(s.Acknowledged, func(done Attention) bool {
+		return done == a || a == AttentionSecondCard && strings.HasPrefix(string(done), string(secondCard("")))
+	})
+}
+
+func (s *State) raiseSecondCard(operationID string) {
+	if !slices.Contains(s.Acknowledged, secondCard(operationID)) {
+		s.raise(AttentionSecondCard)
+	}
+}
+
+// raise marks the order, unless a person has dealt with the very same.
+func (s *State) raise(a Attention) {
+	if !slices.Contains(s.Attention, a) && !slices.Contains(s.Acknowledged, a) {
+		s.Attention = append(s.Attention, a)
+	}
+}
+
+// drop ends attentions whose cause has ended: when it comes again, they do.
+func (s *State) drop(gone ...Attention) {
+	isGone := func(a Attention) bool { return slices.Contains(gone, a) }
+	s.Attention = slices.DeleteFunc(s.Attention, isGone)
+	s.Acknowledged = slices.DeleteFunc(s.Acknowledged, isGone)
+}
+
+// settleAttention makes the attentions that belong to a status follow it, and sorts: the
+// gravest first.
+func (s *State) settleAttention(before State) {
+	for status, a := range attentionOf {
+		if status == s.Status {
+			s.raise(a)
+		} else {
+			s.drop(a)
+		}
+	}
+	if s.Status != OutcomeUnknown {
+		s.drop(AttentionOutcomeUnknown, AttentionAmbiguous, AttentionConflict)
+	}
+	if !s.Waiting() { // it needs no sending any more
+		s.drop(AttentionUnreadable, AttentionResending, AttentionGivenUp)
+	}
+	if !s.Waiting() && s.Status != Rejected {
+		s.drop(AttentionCardDataNeeded)
+	}
+	if s.Status != Held {
+		s.Hold = ""
+	}
+	if s.Hold == HeldByRule {
+		s.raise(AttentionHeldByRule)
+	} else {
+		s.drop(AttentionHeldByRule)
+	}
+	if s.Ended() {
+		s.drop(AttentionSilent)
+	}
+	if s.Status != before.Status { // the next unknown status is another one
+		s.Acknowledged = slices.DeleteFunc(s.Acknowledged, func(a Attention) bool { return a == AttentionUnknownStatus })
+	}
+	slices.SortFunc(s.Attention, func(a, b Attention) int { return cmp.Compare(a.gravity(), b.gravity()) })
 }
