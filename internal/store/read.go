@@ -39,9 +39,9 @@ type Order struct {
 	UpdatedAt         time.Time
 	EndedAt           *time.Time
 	Shipments         []Shipment
-	// Asking tells that D1 is being asked about the order. It is read with a single
-	// order only.
-	Asking bool
+	// Asking tells that D1 is being asked about the order, HoldPending that it is held as
+	// soon as it is certain that D1 does not have it. They are read with a single order only.
+	Asking, HoldPending bool
 }
 
 // Shipment is what the carrier says of a parcel.
@@ -84,7 +84,8 @@ const selectOrders = "SELECT " + orderColumns + orderTables
 
 // selectOrder reads one, and whether D1 is being asked about it.
 const selectOrder = "SELECT " + orderColumns + `, EXISTS (SELECT FROM outbox m WHERE m.issuer_id = o.issuer_id AND m.order_id = o.id
-		AND (m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL) AND m.run_at < 'infinity')` + orderTables + `
+		AND (m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL) AND m.run_at < 'infinity'),
+	EXISTS (SELECT FROM outbox m WHERE m.issuer_id = o.issuer_id AND m.order_id = o.id AND m.kind = 'submit' AND m.halt = 'hold')` + orderTables + `
 	WHERE o.issuer_id = $1 AND o.id = $2`
 
 // orderColumns are what makes an Order, in the order of orderFields.
@@ -124,7 +125,7 @@ func (s *Store) Order(ctx context.Context, issuer string, id uuid.UUID) (*Order,
 	}
 	o, err := pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (*Order, error) {
 		var o Order
-		return &o, row.Scan(append(orderFields(&o), &o.Asking)...)
+		return &o, row.Scan(append(orderFields(&o), &o.Asking, &o.HoldPending)...)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, ErrNotFound
