@@ -33,10 +33,10 @@ const insertOrders = `
 	WITH input AS MATERIALIZED (
 		SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
 			$8::text[], $9::text[], $10::text[], $11::boolean[], $12::text[], $13::text[], $14::bytea[],
-			$15::text[], $16::text[], $17::bytea[], $18::bytea[], $19::uuid[], $20::uuid[], $21::text[], $22::smallint[], $23::boolean[], $24::text[])
+			$15::text[], $16::text[], $17::bytea[], $18::bytea[], $19::uuid[], $20::uuid[], $21::text[], $22::smallint[], $23::boolean[], $24::text[], $33::text[])
 		AS t(issuer_id, id, issuer_request_id, card_id, consumer_id, card_product_id, distribution_channel,
 			group_id, terms, metadata, urgent, duplicate_override, warnings, content_hash,
-			created_by, key, production, encrypted_data, replaces_order_id, batch_id, status, class, renews, ends_at)
+			created_by, key, production, encrypted_data, replaces_order_id, batch_id, status, class, renews, ends_at, key_id)
 	), keys AS (
 		INSERT INTO idempotency_keys (issuer_id, key, order_id)
 		SELECT issuer_id, key, id FROM input WHERE key IS NOT NULL ORDER BY issuer_id, key
@@ -71,8 +71,8 @@ const insertOrders = `
 		INSERT INTO order_state (issuer_id, order_id, version, status, ends_at)
 		SELECT issuer_id, id, 1, status, ends_at FROM fresh
 	), payload AS (
-		INSERT INTO order_payload (issuer_id, order_id, production, encrypted_data)
-		SELECT issuer_id, id, production, encrypted_data FROM fresh
+		INSERT INTO order_payload (issuer_id, order_id, production, encrypted_data, key_id)
+		SELECT issuer_id, id, production, encrypted_data, key_id FROM fresh
 	), event AS (
 		INSERT INTO order_events (issuer_id, order_id, seq, type, status, attention, cause, actor)
 		SELECT issuer_id, id, 1, $29, status, '{}', $30, created_by FROM fresh
@@ -87,7 +87,7 @@ const insertOrders = `
 // columns of insertOrders, one element for each order.
 type insertColumns struct {
 	issuer, request, card, consumer, product, channel, terms, warnings, client, status, endsAt []string
-	group, metadata, override, key                                                             []*string
+	group, metadata, override, key, keyID                                                      []*string
 	id, replaces, batch                                                                        []pgtype.UUID
 	urgent, renews                                                                             []bool
 	hash, production, encryptedData                                                            [][]byte
@@ -108,7 +108,7 @@ func insertDistinct(ctx context.Context, tx pgx.Tx, entries []*entry) error {
 		c.issuer, c.id, c.request, c.card, c.consumer, c.product, c.channel,
 		c.group, c.terms, c.metadata, c.urgent, c.override, c.warnings, c.hash,
 		c.client, c.key, c.production, c.encryptedData, c.replaces, c.batch, c.status, c.class, c.renews, c.endsAt,
-		order.WarningNeverOrdered, comparisonVersion, c.overriding, c.creations, EventAccepted, CauseRequest, LaneOf(""), order.Held)
+		order.WarningNeverOrdered, comparisonVersion, c.overriding, c.creations, EventAccepted, CauseRequest, LaneOf(""), order.Held, c.keyID)
 	if err != nil {
 		return fmt.Errorf("inserting orders: %w", err)
 	}
@@ -182,10 +182,11 @@ func (c *insertColumns) add(e *entry) {
 	c.replaces, c.batch = append(c.replaces, pgID(e.replaces)), append(c.batch, pgID(e.batchID))
 	c.status, c.class = append(c.status, string(o.State.Status)), append(c.class, int16(e.class))
 	c.renews, c.endsAt = append(c.renews, !e.creation()), append(c.endsAt, string(o.State.EndsAt))
+	c.keyID = append(c.keyID, e.keyID)
 	if e.overrides() {
 		c.overriding = append(c.overriding, id)
 	}
-	if e.creation() {
+	if e.barred() {
 		c.creations = append(c.creations, id)
 	}
 }
