@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -149,12 +150,15 @@ type Filter struct {
 	IdempotencyKey  string
 	OperationID     string
 	TrackingNumber  string
-	Attention       bool      // only orders that need a human
-	CreatedFrom     time.Time // inclusive
-	CreatedTo       time.Time // exclusive
-	Before          uuid.UUID // only orders older than this one
-	Limit           int       // 1 to 200
+	Attention       order.Attention // only orders that need a human for this; AnyAttention: for anything
+	CreatedFrom     time.Time       // inclusive
+	CreatedTo       time.Time       // exclusive
+	Before          uuid.UUID       // only orders older than this one
+	Limit           int             // 1 to 200
 }
+
+// AnyAttention stands in a Filter for whatever a human is needed for.
+const AnyAttention order.Attention = "any"
 
 // open are the statuses of orders that have certainly not ended: those few are found by
 // an index of their own.
@@ -191,9 +195,10 @@ func (f Filter) conditions(issuer string) (conditions []string, args []any) {
 	where(f.IdempotencyKey != "", "o.id = (SELECT k.order_id FROM idempotency_keys k WHERE k.issuer_id = $1 AND k.key = ?)", f.IdempotencyKey)
 	where(f.OperationID != "", "o.id = (SELECT p.order_id FROM operations p WHERE p.issuer_id = $1 AND p.operation_id = ?)", f.OperationID)
 	where(f.TrackingNumber != "", "o.id IN (SELECT p.order_id FROM shipments p WHERE p.issuer_id = $1 AND p.tracking_number = ?)", f.TrackingNumber)
-	if f.Attention {
+	if f.Attention != "" { // for any one too: the index is of these orders only
 		conditions = append(conditions, "s.attention <> '{}'")
 	}
+	where(f.Attention != "" && f.Attention != AnyAttention, "s.attention @> ARRAY[?::text]", f.Attention)
 	// The ids, which begin with the time, drive; the dates decide.
 	where(!f.CreatedFrom.IsZero(), "o.id >= ?", idsBefore(f.CreatedFrom.Add(-idSkew)))
 	where(!f.CreatedFrom.IsZero(), "o.created_at >= ?", f.CreatedFrom)
@@ -249,6 +254,7 @@ type Entry struct {
 	Event        *Event
 	Attempt      *Attempt
 	Notification *Received
+	Note         *Note
 }
 
 // Event is a change of an order.
@@ -258,12 +264,12 @@ type Event struct {
 	Status         order.Status
 	PreviousStatus order.Status
 	Attention      []order.Attention
+	Warnings       []string // of the order, with its first event
 	Cause          Cause
 	CreatedAt      time.Time
 }
 
-// Received is a notification as a timeline shows it: that it came, not what
-// was in it.
+// Received is a notification of an order.
 type Received struct {
 	ID            int64
 	OperationID   string
@@ -272,24 +278,40 @@ type Received struct {
 	TimesSeen     int
 	CreatedAt     time.Time
 	LastSeenAt    time.Time
+	// Body is what D1 sent, for a part of it to be shown: it may hold personal data. Nil
+	// when it is larger than a timeline has room for, or cannot be opened.
+	Body []byte
 }
 
-// maxTimeline bounds each part of a timeline: the newest are shown.
-const maxTimeline = 1000
+// Format prints the notification's number only.
+func (n Received) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "{notification %d}", n.ID) }
+
+// LogValue logs what Format prints.
+func (n Received) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(n)) }
+
+// maxTimeline bounds each part of a timeline: the newest are shown. maxTimelineBody is the
+// largest body of a notification of which something is shown, in bytes as it is sealed:
+// usual ones have a thousand.
+const (
+	maxTimeline     = 1000
+	maxTimelineBody = 16 << 10
+)
 
 // Timeline returns all that happened to an order, oldest first.
 func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]Entry, error) {
 	var entries []Entry
+	unopened := 0
 	var b pgx.Batch
 	b.Queue(`
 		SELECT seq, type, status, coalesce(previous_status, ''), attention, cause, coalesce(cause_id, ''),
-			coalesce(actor, ''), detail, created_at
+			coalesce(actor, ''), detail, created_at,
+			CASE WHEN seq = 1 THEN coalesce((SELECT o.warnings FROM orders o WHERE o.issuer_id = $1 AND o.id = $2), '{}') END
 		FROM order_events WHERE issuer_id = $1 AND order_id = $2 ORDER BY seq DESC LIMIT $3`,
 		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var e Event
 			err := rows.Scan(&e.Seq, &e.Type, &e.Status, &e.PreviousStatus, &e.Attention,
-				&e.Cause.Kind, &e.Cause.ID, &e.Cause.Actor, &e.Cause.Detail, &e.CreatedAt)
+				&e.Cause.Kind, &e.Cause.ID, &e.Cause.Actor, &e.Cause.Detail, &e.CreatedAt, &e.Warnings)
 			entries = append(entries, Entry{At: e.CreatedAt, Event: &e})
 			return err
 		})
@@ -310,13 +332,36 @@ func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]En
 		})
 	})
 	b.Queue(`
-		SELECT id, coalesce(operation_id, ''), outcome, coalesce(correlation_id, ''), times_seen, created_at, last_seen_at
+		SELECT id, coalesce(operation_id, ''), outcome, coalesce(correlation_id, ''), times_seen, created_at, last_seen_at,
+			digest, CASE WHEN octet_length(body) <= $4 THEN body END
 		FROM notifications WHERE issuer_id = $1 AND order_id = $2 ORDER BY id DESC LIMIT $3`,
-		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
+		issuer, id, maxTimeline, maxTimelineBody).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var n Received
-			err := rows.Scan(&n.ID, &n.OperationID, &n.Outcome, &n.CorrelationID, &n.TimesSeen, &n.CreatedAt, &n.LastSeenAt)
+			var digest, body []byte
+			err := rows.Scan(&n.ID, &n.OperationID, &n.Outcome, &n.CorrelationID, &n.TimesSeen, &n.CreatedAt, &n.LastSeenAt, &digest, &body)
+			if err == nil && body != nil {
+				if n.Body, err = s.cfg.Seal.open(body, columnNotification, issuer, string(digest)); err != nil {
+					unopened, err = unopened+1, nil // that it came shows all the same
+				}
+			}
 			entries = append(entries, Entry{At: n.CreatedAt, Notification: &n})
+			return err
+		})
+	})
+	b.Queue(`
+		SELECT id, body, author, created_at FROM order_notes WHERE issuer_id = $1 AND order_id = $2 ORDER BY created_at DESC, id DESC LIMIT $3`,
+		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			var n Note
+			var body []byte
+			err := rows.Scan(&n.ID, &body, &n.Author, &n.CreatedAt)
+			if err == nil {
+				if n.Text, err = s.openNote(issuer, id, n.ID, body); err != nil {
+					unopened, err = unopened+1, nil
+				}
+			}
+			entries = append(entries, Entry{At: n.CreatedAt, Note: &n})
 			return err
 		})
 	})
@@ -325,6 +370,9 @@ func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]En
 	}
 	if len(entries) == 0 {
 		return nil, ErrNotFound
+	}
+	if unopened > 0 {
+		s.cfg.Log.Error("what belongs to a timeline cannot be opened: a sealing key is missing", "orderId", id, "count", unopened)
 	}
 	slices.Reverse(entries)
 	// Events keep the order of their seq even if the database's clock was set
