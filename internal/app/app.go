@@ -105,6 +105,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	s.background.Go(func() { notifications.Run(work) })
 	s.background.Go(func() { s.programs.watch(work) })
 	s.background.Go(func() { s.fleet.Run(work) })
+	s.background.Go(func() { s.watchCardData(work, apiConfig.Issuers) })
 	direct := cfg.Database.DirectURL
 	if !direct.IsSet() {
 		direct = cfg.Database.URL
