@@ -95,6 +95,10 @@ func TestRequests(t *testing.T) {
 		}, "GET /orders?attention=true&batchId=ba&cardId=ca&cardProductId=cp&consumerId=co&createdFrom=2026-03-01T11%3A00%3A00.5Z" +
 			"&createdTo=2026-03-01T12%3A00%3A00.5Z&cursor=cu&distributionChannel=CENTRAL&groupId=gr&idempotencyKey=ik%26%3D&issuerRequestId=ir" +
 			"&limit=7&operationId=op&status=READY%2CON_HOLD&trackingNumber=tr", nil},
+		"drift": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.Drift(ctx, client.DriftFilter{From: from, To: from.Add(time.Hour), Limit: 3, Cursor: "cu"})
+			return err
+		}, "GET /drift?cursor=cu&from=2026-03-01T11%3A00%3A00.5Z&limit=3&to=2026-03-01T12%3A00%3A00.5Z", nil},
 		"programs": {func(ctx context.Context, c *client.Client) error {
 			_, err := c.Programs(ctx)
 			return err
@@ -221,6 +225,7 @@ func TestAnswers(t *testing.T) {
 			"limits":{"concurrency":16,"ratePerSecond":9},"backlog":[{"class":"single","messages":3,"due":2,"oldestDueSeconds":60}],"unknown":1,"refused":2,"givenUp":3,
 			"replicas":[{"id":"r-1","host":"a","seenAt":"2026-01-02T03:04:05Z","sending":{"state":"open","reason":"dial","until":"2026-01-02T03:04:06Z"},"asking":{"state":"closed"},
 			"inFlight":4,"concurrency":8,"clockSkewMs":-2},{"id":"r-2"}],"newer":1}]}`,
+		"GET /drift":                      `{"data":[{"orderId":"o-1","seq":4,"at":"2026-01-02T03:04:05Z","type":"status-changed","status":"SHIPPED","previousStatus":"READY","attention":[],"notifiedLater":true}],"nextCursor":"next"}`,
 		"POST /lanes/d1/pause":            `{"lane":"d1","state":"PAUSED","pause":{"at":"2026-01-02T03:04:05Z","by":"me","reason":"why"}}`,
 		"POST /order-batches":             `{"id":"b-1","status":"COMPLETED","format":"csv","rows":{"read":3,"accepted":1,"replayed":1,"refused":1}}`,
 		"POST /order-batches?dryRun=true": `{"dryRun":true,"rows":{"read":3,"refused":1},"refused":[{"line":2,"outcome":"refused","errors":[{"pointer":"/cardId","code":"required"}]}]}`,
@@ -267,6 +272,9 @@ func TestAnswers(t *testing.T) {
 	check("programs", err, programs != nil && programs.Configured && programs.Digest == "d" && programs.Data[0].Inserts != nil && programs.Data[0].Packagings == nil &&
 		programs.Data[0].PaymentApplications[0].ODAKeyIndexes[0] == "01" && programs.Data[0].DuplicateWindowSeconds == 60 &&
 		programs.Data[0].SLA.WorkingDays[client.IssuanceCreation] == 1, programs)
+	drift, err := c.Drift(ctx, client.DriftFilter{})
+	check("drift", err, drift != nil && drift.NextCursor == "next" && drift.Data[0].OrderID == "o-1" && drift.Data[0].Seq == 4 &&
+		drift.Data[0].Status == client.StatusShipped && drift.Data[0].PreviousStatus == client.StatusReady && drift.Data[0].NotifiedLater, drift)
 	upload := client.Upload{IdempotencyKey: "k", Open: text("")}
 	uploaded, err := c.UploadBatch(ctx, upload)
 	check("upload", err, uploaded != nil && uploaded.Replayed && uploaded.Status == client.BatchCompleted && uploaded.Format == client.FormatCSV &&

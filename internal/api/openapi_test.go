@@ -69,6 +69,8 @@ var answers = map[string]reflect.Type{
 	"LaneBacklog":             reflect.TypeFor[backlogView](),
 	"LaneReplica":             reflect.TypeFor[replicaView](),
 	"LaneBreaker":             reflect.TypeFor[breakerView](),
+	"Drift":                   reflect.TypeFor[driftView](),
+	"DriftPage":               reflect.TypeFor[page[driftView]](),
 	"Readiness":               reflect.TypeFor[readiness](),
 }
 
@@ -129,6 +131,7 @@ var clients = map[string]reflect.Type{
 	"LaneBacklog":             reflect.TypeFor[client.LaneBacklog](),
 	"LaneReplica":             reflect.TypeFor[client.Replica](),
 	"LaneBreaker":             reflect.TypeFor[client.Breaker](),
+	"Drift":                   reflect.TypeFor[client.Drift](),
 	"Problem":                 reflect.TypeFor[client.Problem](),
 	"Fault":                   reflect.TypeFor[client.Fault](),
 }

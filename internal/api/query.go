@@ -100,7 +100,22 @@ const (
 
 // page reads how many elements of a list are asked for, and after which.
 func (q *query) page() (limit int, after uuid.UUID) {
-	limit = defaultLimit
+	q.read("cursor", func(v string) string {
+		id, ok := decodeCursor(v)
+		if !ok {
+			return notACursor
+		}
+		after = id
+		return ""
+	})
+	return q.limit(), after
+}
+
+const notACursor = "is not a cursor of this list"
+
+// limit reads how many elements of a list are asked for.
+func (q *query) limit() int {
+	limit := defaultLimit
 	q.read("limit", func(v string) string {
 		n, err := strconv.Atoi(v)
 		if err != nil || n < 1 || n > maxLimit {
@@ -109,15 +124,7 @@ func (q *query) page() (limit int, after uuid.UUID) {
 		limit = n
 		return ""
 	})
-	q.read("cursor", func(v string) string {
-		id, ok := decodeCursor(v)
-		if !ok {
-			return "is not a cursor of this list"
-		}
-		after = id
-		return ""
-	})
-	return limit, after
+	return limit
 }
 
 // err returns everything that is wrong, or nil.
@@ -151,13 +158,19 @@ type page[T any] struct {
 	NextCursor *string `json:"nextCursor"`
 }
 
-// pageOf makes a page of at most limit elements from a list that may have one more.
+// pageOf makes a page of at most limit elements from a list, in the order of their ids,
+// that may have one more.
 func pageOf[E, V any](list []E, limit int, view func(E) V, id func(E) uuid.UUID) page[V] {
+	return pageBy(list, limit, view, func(e E) string { return encodeCursor(id(e)) })
+}
+
+// pageBy does the same for a list in another order, of which cursor names a place.
+func pageBy[E, V any](list []E, limit int, view func(E) V, cursor func(E) string) page[V] {
 	var p page[V]
 	if len(list) > limit {
 		list = list[:limit]
-		cursor := encodeCursor(id(list[limit-1]))
-		p.NextCursor = &cursor
+		next := cursor(list[limit-1])
+		p.NextCursor = &next
 	}
 	p.Data = make([]V, len(list))
 	for i, e := range list {

@@ -97,6 +97,7 @@ func NewHandler(cfg Config) http.Handler {
 			r.With(read).Get("/lanes", s.handle(plain(s.listLanes)))
 			r.With(operate).Post("/lanes/{lane}/pause", s.handle(plain(s.pauseLane)))
 			r.With(operate).Post("/lanes/{lane}/resume", s.handle(plain(s.resumeLane)))
+			r.With(read).Get("/drift", s.handle(s.listDrift))
 			r.With(read).Get("/programs", s.handle(plain(s.listPrograms)))
 			r.With(read).Get("/order-batches", s.handle(s.listBatches))
 			r.With(read).Get("/order-batches/{batchId}", s.handle(plain(s.getBatch)))

@@ -68,7 +68,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	sending := outbox.NewMetrics(registry, issuers)
 	if s.store, err = openStore(ctx, cfg, log, store.Config{
 		DuplicateWindow: s.programs.duplicateWindow, Limits: s.programs.limits, OnReady: s.wakeLane, OnParked: func(ids []int64) { notifications.Wake(ids) },
-		OnAttention: sending.Attention, OnClaimLost: sending.ClaimLost,
+		OnAttention: sending.Attention, OnClaimLost: sending.ClaimLost, OnDrift: sending.Drift,
 	}); err != nil {
 		return nil, err
 	}

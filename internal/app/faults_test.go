@@ -187,7 +187,7 @@ func deadWorker(t *testing.T, b *bank, send bool) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	if a := client.Produce(t.Context(), d1client.ProduceCall{CardID: claimed[0].CardID, Body: claimed[0].Body}); a.Outcome != d1client.Taken {
+	if a := client.Produce(t.Context(), d1client.Call{CardID: claimed[0].CardID, Body: claimed[0].Body}); a.Outcome != d1client.Taken {
 		t.Fatalf("the dead worker's call: %+v", a)
 	}
 }

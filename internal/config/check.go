@@ -216,6 +216,9 @@ func (in *Issuer) checkD1(ch *checker, path, environment string) {
 	if d.PathStyle != string(d1client.PathReference) && d.PathStyle != string(d1client.PathLowercase) {
 		ch.fault(path+".pathStyle", "must be reference or lowercase")
 	}
+	if d.ChangePath != "" && !d1client.IsChangePath(d.ChangePath) {
+		ch.fault(path+".changePath", "must be 1 to 4 parts of A-Z a-z 0-9 _ : -, with a slash between")
+	}
 	ch.secret(path+".signingKey", d.SigningKey, func() error {
 		_, err := ParseSigningKey(d.SigningKey.Reveal())
 		return err
@@ -332,7 +335,7 @@ func (in *Issuer) ClientConfig(environment string) (d1client.Config, error) {
 		IssuerID: in.ID, BaseURL: in.D1.BaseURL, TokenURL: in.D1.TokenURL,
 		AllowHTTP: environment == "development",
 		Audience:  in.D1.Audience, AssertionSubject: in.D1.AssertionSubject,
-		PathStyle: d1client.PathStyle(in.D1.PathStyle), SigningKeyID: in.D1.SigningKeyID,
+		PathStyle: d1client.PathStyle(in.D1.PathStyle), ChangePath: in.D1.ChangePath, SigningKeyID: in.D1.SigningKeyID,
 		ServiceUnavailableIsNotTaken: in.D1.ServiceUnavailableIsNotTaken,
 		MaxIdleConns:                 in.Sending.Concurrency,
 	}

@@ -159,6 +159,9 @@ type D1 struct {
 	AssertionSubject string `yaml:"assertionSubject"`
 	// PathStyle is reference or lowercase: D1's documents disagree. Default reference.
 	PathStyle string `yaml:"pathStyle"`
+	// ChangePath is where changes of an order go, under the card's own path: D1's
+	// documents do not say. Default operations:change, in lowercase operations/change.
+	ChangePath string `yaml:"changePath"`
 	// SigningKey is a P-256 private key in PEM; SigningKeyID its kid at D1.
 	SigningKey   Secret `yaml:"signingKey"`
 	SigningKeyID string `yaml:"signingKeyId"`
@@ -285,6 +288,7 @@ func (c *Config) SetDefaults() {
 		setDefault(&in.D1.Audience, "https://api.d1.thalescloud.io")
 		setDefault(&in.D1.AssertionSubject, in.ID)
 		setDefault(&in.D1.PathStyle, string(d1client.PathReference))
+		setDefault(&in.D1.ChangePath, d1client.PathStyle(in.D1.PathStyle).ChangePath())
 		setDefault(&in.Sending.Concurrency, 16)
 		setDefault(&in.Sending.CallTimeout, 30*time.Second)
 		setDefault(&in.Sending.Poll, time.Second)

@@ -230,6 +230,7 @@ issuers:
       baseUrl: ftp://d1
       tokenUrl: https://user:hunter2-hunter2@d1
       pathStyle: camel
+      changePath: ../change
       signingKey: hunter2-hunter2
       clientKeyFile: MISSING
       caFile: MISSING
@@ -265,7 +266,7 @@ issuers:
 		"issuers[0].id: must be exactly 10 characters", "issuers[0].bins[1]: must be 6 to 8 digits",
 		"issuers[0].duplicateWindow: must not be negative",
 		"issuers[0].d1.baseUrl: must be an absolute", "issuers[0].d1.tokenUrl: must be an absolute",
-		"issuers[0].d1.pathStyle: must be reference or lowercase", "issuers[0].d1.signingKey: must be a private key in PEM",
+		"issuers[0].d1.pathStyle: must be reference or lowercase", "issuers[0].d1.changePath: must be 1 to 4 parts", "issuers[0].d1.signingKey: must be a private key in PEM",
 		"issuers[0].d1.signingKeyId: is required", "issuers[0].d1.caFile: open " + missing,
 		"issuers[0].d1.clientCertFile: goes together with clientKeyFile",
 		"issuers[0].d1.encryptionKeys[0].file: open " + missing, "issuers[0].d1.encryptionKeys[1].file: d1client: not a JWK",

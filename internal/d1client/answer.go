@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Outcome is what an answer to an order proves about it.
+// Outcome is what an answer to an order, or to a change of one, proves about it.
 type Outcome int
 
 const (
@@ -24,7 +24,8 @@ const (
 	NotTaken
 	// Taken: D1 took the order, with or without telling its operation id.
 	Taken
-	// Refused: D1 refused the order itself (400), or may have (403, 404).
+	// Refused: D1 refused the order itself (400), or may have (403, 404). Of a change see
+	// [Client.Change].
 	Refused
 )
 
@@ -114,23 +115,23 @@ type Reply struct {
 	Err error
 }
 
-// Answer is what became of an order sent to D1.
+// Answer is what became of an order, or of a change, sent to D1.
 type Answer struct {
 	Outcome Outcome
-	// OperationID is D1's id of a taken order, of 1 to 64 characters A-Z a-z 0-9 _ -.
+	// OperationID is D1's id of what it took, of 1 to 64 characters A-Z a-z 0-9 _ -.
 	// It may be empty: optional in D1's schema, or unreadable.
 	OperationID string
 	Reply
 }
 
-// ProduceCall is one production order. It prints its ids only.
-type ProduceCall struct {
+// Call is one order, or one change of an order. It prints its ids only.
+type Call struct {
 	// CardID is the card at D1, ^[A-Za-z0-9_-]{1,48}$.
 	CardID string
 	// CorrelationID is sent as x-correlation-id, ^[A-Za-z0-9_-]{1,64}$. D1 logs it in
 	// clear, so it must not be made from personal data. Default: random.
 	CorrelationID string
-	// Body is the order as JSON. It must not change before Produce returns.
+	// Body is what D1 is sent, as JSON. It must not change before the call returns.
 	Body []byte
 	// BeforeSend, when not nil, is called with the token and the connection in hand,
 	// immediately before the first byte may be written. Its error forbids the
@@ -140,15 +141,15 @@ type ProduceCall struct {
 }
 
 // Format prints the ids for every verb: Body holds personal data.
-func (p ProduceCall) Format(f fmt.State, _ rune) {
+func (p Call) Format(f fmt.State, _ rune) {
 	_, _ = fmt.Fprintf(f, "{card %q correlation %q body %d bytes}", p.CardID, p.CorrelationID, len(p.Body))
 }
 
 // LogValue logs what Format prints.
-func (p ProduceCall) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(p)) }
+func (p Call) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(p)) }
 
-// maxProduceAnswer bounds the body of an answer to an order, in bytes.
-const maxProduceAnswer = 64 << 10
+// maxPostAnswer bounds the body of an answer to an order or a change, in bytes.
+const maxPostAnswer = 64 << 10
 
 // Produce orders a card. The deadline of ctx is the call's, and after Produce has
 // returned nothing more is handed to the network for it.
@@ -157,7 +158,18 @@ const maxProduceAnswer = 64 << 10
 // new token), 425, 429 and, by setting, 503 NotTaken; every other answer, and none,
 // Unknown. Without an answer it is NotTaken only when no byte of the request can
 // have been written.
-func (c *Client) Produce(ctx context.Context, p ProduceCall) Answer {
+func (c *Client) Produce(ctx context.Context, p Call) Answer {
+	return c.post(ctx, c.paths.production, p, refusesOrder)
+}
+
+// refusesOrder tells whether a status is D1's refusal of an order. Others of the same
+// class may come from somewhere on the way, after D1 took it.
+func refusesOrder(status int) bool {
+	return status == http.StatusBadRequest || status == http.StatusForbidden || status == http.StatusNotFound
+}
+
+// post makes the call p at a path of its card.
+func (c *Client) post(ctx context.Context, path string, p Call, refuses func(status int) bool) Answer {
 	started := c.now()
 	id := correlation(p.CorrelationID)
 	if !isID(p.CardID, maxCardID) || len(p.Body) == 0 {
@@ -165,14 +177,14 @@ func (c *Client) Produce(ctx context.Context, p ProduceCall) Answer {
 	}
 	res := c.exchange(ctx, request{
 		method:        http.MethodPost,
-		url:           c.cards + p.CardID + "/" + c.paths.production,
+		url:           c.cards + p.CardID + "/" + path,
 		correlationID: id,
 		body:          p.Body,
 		beforeSend:    p.BeforeSend,
-		maxAnswer:     maxProduceAnswer,
+		maxAnswer:     maxPostAnswer,
 	})
 	a := Answer{Reply: c.reply(res, id, started)}
-	a.Outcome = c.outcome(res)
+	a.Outcome = c.outcome(res, refuses)
 	if a.Outcome == Taken {
 		// An unreadable acceptance is one all the same: a status tells.
 		a.OperationID = takenID(res.body)
@@ -199,13 +211,13 @@ func takenID(body []byte) string {
 	return ""
 }
 
-func (c *Client) outcome(res result) Outcome {
+func (c *Client) outcome(res result, refuses func(status int) bool) Outcome {
 	switch s := res.status; {
 	case s == 0 && !res.sent:
 		return NotTaken
 	case s >= 200 && s <= 299:
 		return Taken
-	case s == http.StatusBadRequest, s == http.StatusForbidden, s == http.StatusNotFound:
+	case refuses(s):
 		return Refused
 	case s == http.StatusUnauthorized, s == http.StatusTooEarly, s == http.StatusTooManyRequests,
 		s == http.StatusServiceUnavailable && c.unavailableIsNotTaken:

@@ -192,7 +192,7 @@ func TestInvalidCallSendsNothing(t *testing.T) {
 	t.Parallel()
 	d1 := newFakeD1(t, accept)
 	c := newClient(t, d1.config())
-	for _, p := range []ProduceCall{
+	for _, p := range []Call{
 		{CardID: "", Body: []byte("{}")},
 		{CardID: "../x", Body: []byte("{}")},
 		{CardID: strings.Repeat("c", 49), Body: []byte("{}")},
@@ -318,7 +318,7 @@ func TestOrdersAndTokensCannotBePrinted(t *testing.T) {
 	t.Parallel()
 	var b strings.Builder
 	type holder struct {
-		Order ProduceCall
+		Order Call
 		token *accessToken
 		inner secret
 		Op    Operation

@@ -1,5 +1,5 @@
 // Package d1client speaks HTTP to Thales D1: the access token, mutual TLS, the
-// production order, the question how it stands, and the encryption of card data.
+// production order, the question how it stands, its changes, and the encryption of card data.
 //
 // Its one promise is about what an answer proves. A card must be made exactly
 // once, so every call ends in an [Outcome] that tells whether D1 may have taken
@@ -62,6 +62,10 @@ type Config struct {
 	// PathStyle is the spelling of D1's paths. Default PathReference.
 	PathStyle PathStyle
 
+	// ChangePath is where a change of a card's order goes, under the card's own path.
+	// D1 documents none. Default operations:change, in PathLowercase operations/change.
+	ChangePath string
+
 	// SigningKey signs the assertion (ES256, so a P-256 key) and SigningKeyID is
 	// the kid under which D1 knows its public half. Both required.
 	SigningKey   *ecdsa.PrivateKey
@@ -119,11 +123,11 @@ type Client struct {
 	now                   func() time.Time
 }
 
-type paths struct{ cards, production, status string }
+type paths struct{ cards, production, status, change string }
 
 var pathStyles = map[PathStyle]paths{
-	PathReference: {"physicalCards", "operations:production", "productionStatus"},
-	PathLowercase: {"physicalcards", "operations/production", "productionstatus"},
+	PathReference: {"physicalCards", "operations:production", "productionStatus", "operations:change"},
+	PathLowercase: {"physicalcards", "operations/production", "productionstatus", "operations/change"},
 }
 
 var issuerPattern = regexp.MustCompile(`^[!-~]{10}$`)
@@ -148,6 +152,7 @@ func New(cfg Config) (*Client, error) {
 	tokenTransport.MaxConnsPerHost = 0
 
 	p := pathStyles[cfg.PathStyle]
+	p.change = cfg.ChangePath
 	return &Client{
 		cards:     base + "/issuers/" + url.PathEscape(cfg.IssuerID) + "/" + p.cards + "/",
 		paths:     p,
@@ -170,6 +175,7 @@ func (cfg Config) withDefaults() Config {
 	setDefault(&cfg.Audience, "https://api.d1.thalescloud.io")
 	setDefault(&cfg.AssertionSubject, cfg.IssuerID)
 	setDefault(&cfg.PathStyle, PathReference)
+	setDefault(&cfg.ChangePath, cfg.PathStyle.ChangePath())
 	setDefault(&cfg.MaxIdleConns, 32)
 	setDefault(&cfg.IdleTimeout, 30*time.Second)
 	setDefault(&cfg.TokenTimeout, 10*time.Second)
@@ -198,6 +204,7 @@ func (cfg Config) check() (base string, err error) {
 	fault(!ok, "TokenURL must be an absolute https URL without user, query and fragment")
 	fault(!issuerPattern.MatchString(cfg.IssuerID), "IssuerID must have exactly 10 characters")
 	fault(pathStyles[cfg.PathStyle] == paths{}, "PathStyle must be reference or lowercase")
+	fault(pathStyles[cfg.PathStyle] != paths{} && !IsChangePath(cfg.ChangePath), "ChangePath must be a path below the card's")
 	fault(cfg.SigningKey == nil || cfg.SigningKey.Curve != elliptic.P256(), "SigningKey must be a P-256 key")
 	fault(cfg.SigningKeyID == "", "SigningKeyID is required")
 	fault(cfg.TLS != nil && cfg.TLS.InsecureSkipVerify, "TLS must verify D1's certificate")

@@ -108,8 +108,8 @@ func callContext(t *testing.T) context.Context {
 	return ctx
 }
 
-func sampleOrder() ProduceCall {
-	return ProduceCall{CardID: testCard, CorrelationID: "corr-1", Body: []byte(`{"name":"` + secretMark + `"}`)}
+func sampleOrder() Call {
+	return Call{CardID: testCard, CorrelationID: "corr-1", Body: []byte(`{"name":"` + secretMark + `"}`)}
 }
 
 func wantAnswer(t *testing.T, got Answer, outcome Outcome, reasons ...Reason) {

@@ -12,14 +12,21 @@ import (
 var productionPath = []string{CardProdRequested, DataException, DataPrepared, CardProdReady, CardProdOngoing,
 	CardProdException, CardProdDone, CardShipped}
 
+// hurry is how many times as fast a card goes that was accelerated.
+const hurry = 4
+
 // book is all that the simulator knows of cards and requests; a reset opens a new one. Guarded by Sim.mu.
 type book struct {
 	cards     []*card
 	byRequest map[requestKey]*card // the first card of an issuerRequestId
 	byCard    map[cardKey][]*card  // orders of a card, oldest first
 
-	walking []*card // under way, the one that moved longest ago first
-	stopped []*card // under way, but at Settings.StopAt
+	walking  []*card // under way, the one that moved longest ago first
+	hurrying []*card // the same of those that were accelerated
+	stopped  []*card // under way, but at Settings.StopAt
+
+	changes   []*change // that were taken, oldest first
+	undecided []*change // of them, those that the centre has not decided
 
 	queued     map[string][]*notification // by issuer, oldest first
 	late       []lateNotification         // held back, the oldest first
@@ -49,6 +56,8 @@ type card struct {
 	acceptedAt time.Time
 	movedAt    time.Time
 	step       string // of productionPath, the last one reached: a Move may lead elsewhere
+	city       string // of the delivery address, all that is kept of it
+	hurried    bool   // accelerated
 }
 
 // lateNotification is a notification that Settings.Faults hold back.
@@ -74,6 +83,7 @@ func (b *book) make(issuerID, cardID string, o order, now time.Time, set Setting
 		issuerID:   issuerID,
 		channel:    o.channel,
 		ships:      o.ships(),
+		city:       o.city,
 		acceptedAt: now,
 		op: Operation{
 			OperationID:     uuid.NewString(),
@@ -99,16 +109,30 @@ func (b *book) make(issuerID, cardID string, o order, now time.Time, set Setting
 // walkDue moves every card that is due one step on, and tells how many moved and when the next one is due.
 func (b *book) walkDue(now time.Time, set Settings) (moved int, next time.Time) {
 	interval := time.Duration(set.StepInterval)
-	for len(b.walking) > 0 {
-		c := b.walking[0]
+	moved, next = b.walkLine(&b.walking, interval, now, set)
+	hurried, soon := b.walkLine(&b.hurrying, interval/hurry, now, set)
+	return moved + hurried, earlier(next, soon)
+}
+
+func (b *book) walkLine(line *[]*card, interval time.Duration, now time.Time, set Settings) (moved int, next time.Time) {
+	for len(*line) > 0 {
+		c := (*line)[0]
 		if due := c.movedAt.Add(interval); due.After(now) {
 			return moved, due
 		}
-		b.walking = b.walking[1:]
+		*line = (*line)[1:]
 		b.reach(c, c.next(set.FailAt), now, set)
 		moved++
 	}
 	return moved, time.Time{}
+}
+
+// earlier is the earlier of two times, of which a zero one is none.
+func earlier(s, t time.Time) time.Time {
+	if s.IsZero() || !t.IsZero() && t.Before(s) {
+		return t
+	}
+	return s
 }
 
 // next is the status after the present one.
@@ -141,14 +165,14 @@ func (b *book) reach(c *card, status string, now time.Time, set Settings) {
 		op.Status = OperationSuccessful
 	case status == CardShipped:
 		op.Status = OperationSuccessful
-		op.Details.Shipment = newShipment()
+		op.Details.Shipment = newShipment(c.hurried)
 	}
 	if op.Status != OperationPending {
 		end := told(now, set)
 		op.EndTime = &end
 	}
 
-	b.tell(c, now, set)
+	b.tellCard(c, now, set)
 	b.lineUp(c, set.StopAt)
 }
 
@@ -183,13 +207,13 @@ func (s *Sim) Move(m Move) error {
 	c.op.Status, c.op.EndTime = m.OperationStatus, nil
 	c.op.Details.Status, c.op.Details.Reason = m.Status, m.Reason
 	if m.Status == CardShipped && c.op.Details.Shipment == nil {
-		c.op.Details.Shipment = newShipment()
+		c.op.Details.Shipment = newShipment(c.hurried)
 	}
 	if m.OperationStatus != OperationPending {
 		end := told(now, s.settings)
 		c.op.EndTime = &end
 	}
-	s.book.tell(c, now, s.settings)
+	s.book.tellCard(c, now, s.settings)
 	s.book.takeOut(c)
 	s.book.lineUp(c, s.settings.StopAt)
 	s.announce()
@@ -199,7 +223,9 @@ func (s *Sim) Move(m Move) error {
 // takeOut takes a card out of its line.
 func (b *book) takeOut(c *card) {
 	isIt := func(other *card) bool { return other == c }
-	b.walking, b.stopped = slices.DeleteFunc(b.walking, isIt), slices.DeleteFunc(b.stopped, isIt)
+	for _, line := range []*[]*card{&b.walking, &b.hurrying, &b.stopped} {
+		*line = slices.DeleteFunc(*line, isIt)
+	}
 }
 
 // lineUp gives a card its place: walking, stopped, or at its end and in no line.
@@ -208,6 +234,8 @@ func (b *book) lineUp(c *card, stopAt string) {
 	case c.op.Status != OperationPending:
 	case c.step == stopAt:
 		b.stopped = append(b.stopped, c)
+	case c.hurried:
+		b.hurrying = append(b.hurrying, c)
 	default:
 		b.walking = append(b.walking, c)
 	}
@@ -215,9 +243,9 @@ func (b *book) lineUp(c *card, stopAt string) {
 
 // lineUpAgain follows a change of Settings.StopAt.
 func (b *book) lineUpAgain(stopAt string) {
-	underWay := slices.Concat(b.stopped, b.walking)
+	underWay := slices.Concat(b.stopped, b.walking, b.hurrying)
 	slices.SortStableFunc(underWay, func(x, y *card) int { return x.movedAt.Compare(y.movedAt) })
-	b.walking, b.stopped = nil, nil
+	b.walking, b.hurrying, b.stopped = nil, nil, nil
 	for _, c := range underWay {
 		b.lineUp(c, stopAt)
 	}
@@ -228,10 +256,14 @@ func told(now time.Time, set Settings) time.Time {
 	return now.Add(time.Duration(set.ClockSkew)).UTC().Truncate(time.Millisecond)
 }
 
-func newShipment() *Shipment {
-	number := "SIM" + uuid.NewString()[:8]
+// newShipment is by express when the card was accelerated.
+func newShipment(express bool) *Shipment {
+	number, carrier := "SIM"+uuid.NewString()[:8], "dhl"
+	if express {
+		carrier = "chronopost-france"
+	}
 	return &Shipment{
-		Carrier:        "dhl",
+		Carrier:        carrier,
 		TrackingNumber: number,
 		Status:         "HANDED_OVER",
 		Message:        "handed to the carrier",
@@ -251,6 +283,8 @@ type Card struct {
 	StartTime           time.Time `json:"startTime"`
 	Reason              string    `json:"reason,omitempty"`         // of an exception
 	TrackingNumber      string    `json:"trackingNumber,omitempty"` // once shipped
+	DeliveryCity        string    `json:"deliveryCity,omitempty"`   // all that is kept of the address
+	Accelerated         bool      `json:"accelerated,omitempty"`
 }
 
 func (c *card) view() Card {
@@ -264,6 +298,8 @@ func (c *card) view() Card {
 		OperationStatus:     c.op.Status,
 		StartTime:           c.op.StartTime,
 		Reason:              c.op.Details.Reason,
+		DeliveryCity:        c.city,
+		Accelerated:         c.hurried,
 	}
 	if c.op.Details.Shipment != nil {
 		view.TrackingNumber = c.op.Details.Shipment.TrackingNumber

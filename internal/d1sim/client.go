@@ -81,6 +81,13 @@ func (c *Client) CardsOf(ctx context.Context, issuerID string) ([]Card, error) {
 	return cards, err
 }
 
+// Changes lists the changes taken since the last reset, oldest first.
+func (c *Client) Changes(ctx context.Context) ([]Change, error) {
+	var changes []Change
+	err := c.do(ctx, http.MethodGet, "/changes", nil, &changes)
+	return changes, err
+}
+
 // Move puts a card into a status and queues the notification of it.
 func (c *Client) Move(ctx context.Context, m Move) error {
 	return c.do(ctx, http.MethodPost, "/cards/move", m, nil)

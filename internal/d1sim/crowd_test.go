@@ -30,7 +30,7 @@ func TestCrowd(t *testing.T) {
 
 	for i := range crowd {
 		q := &inquiry{record: Request{IssuerID: "bank000001", CardID: fmt.Sprintf("card-%d", i)}}
-		sim.accept(q, order{fmt.Sprintf("request-%d", i), channelThales, "STANDARD"})
+		sim.accept(q, order{issuerRequestID: fmt.Sprintf("request-%d", i), channel: channelThales, delivery: "STANDARD"})
 	}
 	if err := sim.Wait(ctx, Condition{Cards: crowd, Status: CardShipped, Idle: true}); err != nil {
 		t.Fatal(err)

@@ -17,6 +17,9 @@
 //   - shipment is allowed, not required, for INSTANT and CENTRAL; persoStation is refused but for INSTANT.
 //   - The members of paymentApplication are optional: whether D1 computes the EMV data is not known here.
 //   - A card's expiry must be a YYMM date: its last two digits are 01 to 12.
+//   - A change names its order by card and, if it likes, by issuerRequestId; without it the card's latest order is meant. An
+//     unknown one gets 404. Whether it is still possible is judged by the step that the card has reached
+//     (Settings.ChangeUntil), and a cancelled or otherwise ended order cannot be changed.
 //   - CARD_PROD_REQUESTED is reached at once, so its notification may overtake the 202.
 //   - Requests are judged in this order: script, fault by chance, pause, wrong URL, path style, token, issuer, patterns,
 //     body, card data, repeat.

@@ -34,6 +34,10 @@ func (s *Sim) Handler() http.Handler {
 		s.exchange(KindProduction, s.inStyle(PathReference, s.production)))
 	r.Post(issuers+"/physicalcards/{cardId}/operations/production",
 		s.exchange(KindProduction, s.inStyle(PathLowercase, s.production)))
+	r.Post(issuers+"/physicalCards/{cardId}/operations:change",
+		s.exchange(KindChange, s.inStyle(PathReference, s.change)))
+	r.Post(issuers+"/physicalcards/{cardId}/operations/change",
+		s.exchange(KindChange, s.inStyle(PathLowercase, s.change)))
 	r.Get(issuers+"/physicalCards/{cardId}/productionStatus",
 		s.exchange(KindStatus, s.inStyle(PathReference, s.productionStatus)))
 	r.Get(issuers+"/physicalcards/{cardId}/productionStatus",
@@ -121,7 +125,7 @@ func (s *Sim) now(set Settings) time.Time { return time.Now().Add(time.Duration(
 // judge finds the answer, with the next script that fits having its say before or after the contract; without one,
 // a fault may.
 func (s *Sim) judge(q *inquiry, handle handler) answer {
-	if q.record.Kind == KindProduction {
+	if q.record.Kind == KindProduction || q.record.Kind == KindChange {
 		q.record.IssuerRequestID = peekRequestID(q.body)
 	}
 	script := s.takeScript(&q.record)

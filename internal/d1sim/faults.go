@@ -23,7 +23,7 @@ type Faults struct {
 	// Seed chooses the draws. Default 0.
 	Seed uint64 `json:"seed" yaml:"seed"`
 
-	// Shares of production and status requests; with ProductionOnly of production requests.
+	// Shares of production, change and status requests; with ProductionOnly of production requests.
 	ProductionOnly bool    `json:"productionOnly" yaml:"productionOnly"`
 	LostBefore     float64 `json:"lostBefore" yaml:"lostBefore"`       // cut, nothing accepted
 	LostAfter      float64 `json:"lostAfter" yaml:"lostAfter"`         // accepted, then cut
@@ -32,7 +32,7 @@ type Faults struct {
 	RateLimited    float64 `json:"rateLimited" yaml:"rateLimited"`     // 429, nothing accepted
 	Slow           float64 `json:"slow" yaml:"slow"`                   // accepted, answered after SlowBy
 	Revoked        float64 `json:"revoked" yaml:"revoked"`             // the request's token has ended before its time: 401
-	NoOperationID  float64 `json:"noOperationId" yaml:"noOperationId"` // accepted, then 202 {}; production only
+	NoOperationID  float64 `json:"noOperationId" yaml:"noOperationId"` // accepted, then 202 {}; not for status
 
 	// RetryAfter is told with a 429 in whole seconds, by turns as a number and as a date. Default 0: it is not told.
 	RetryAfter Duration `json:"retryAfter" yaml:"retryAfter"`
@@ -81,14 +81,14 @@ func (f *Faults) shares(kind Kind) []share {
 	switch {
 	case kind == KindToken:
 		return []share{{FaultTokenError, f.TokenErrors}}
-	case kind != KindProduction && (kind != KindStatus || f.ProductionOnly):
+	case kind != KindProduction && (kind != KindStatus && kind != KindChange || f.ProductionOnly):
 		return nil
 	}
 	shares := []share{
 		{FaultLostBefore, f.LostBefore}, {FaultLostAfter, f.LostAfter}, {FaultErrorBefore, f.ErrorBefore},
 		{FaultErrorAfter, f.ErrorAfter}, {FaultRateLimited, f.RateLimited}, {FaultSlow, f.Slow}, {FaultRevoked, f.Revoked},
 	}
-	if kind == KindProduction {
+	if kind != KindStatus {
 		shares = append(shares, share{FaultNoOperationID, f.NoOperationID})
 	}
 	return shares
@@ -219,16 +219,26 @@ func (f *Faults) retryAfter(draw *rand.Rand, now time.Time) map[string]string {
 	return map[string]string{"Retry-After": now.Add(wait).UTC().Format(http.TimeFormat)}
 }
 
-// tell queues the notification of a card's present status, unless it is to get lost or comes late.
-func (b *book) tell(c *card, now time.Time, set Settings) {
-	n := &notification{op: c.op}
+// tellCard queues the notification of a card's present status.
+func (b *book) tellCard(c *card, now time.Time, set Settings) {
+	b.tell(c.issuerID, c.op, c.op.Details.Status, now, set)
+}
+
+// tellChange queues the notification of what has become of a change.
+func (b *book) tellChange(ch *change, now time.Time, set Settings) {
+	b.tell(ch.issuerID, ch.op, ch.kind+" "+ch.op.Status, now, set)
+}
+
+// tell queues a notification, unless it is to get lost or comes late. The draw is by the step that it tells of.
+func (b *book) tell(issuerID string, op Operation, step string, now time.Time, set Settings) {
+	n := &notification{op: op}
 	var met Fault
 	if f := set.Faults; f != nil {
-		id := c.op.IssuerRequestID
+		id := op.IssuerRequestID
 		if id == "" {
-			id = c.op.CardID
+			id = op.CardID
 		}
-		met = pick(f.chance("notification", c.issuerID, id, c.op.Details.Status), f.notificationShares())
+		met = pick(f.chance("notification", issuerID, id, step), f.notificationShares())
 	}
 	if met != "" {
 		b.faults[met]++
@@ -236,10 +246,10 @@ func (b *book) tell(c *card, now time.Time, set Settings) {
 	switch met {
 	case FaultLostNotification:
 	case FaultLateNotification:
-		b.late = append(b.late, lateNotification{c.issuerID, now.Add(time.Duration(set.Faults.LateBy)), n})
+		b.late = append(b.late, lateNotification{issuerID, now.Add(time.Duration(set.Faults.LateBy)), n})
 	default:
 		n.again = met == FaultDuplicateNotification
-		b.queued[c.issuerID] = append(b.queued[c.issuerID], n)
+		b.queued[issuerID] = append(b.queued[issuerID], n)
 	}
 }
 

@@ -13,6 +13,7 @@ type Kind string
 const (
 	KindToken      Kind = "token"
 	KindProduction Kind = "production"
+	KindChange     Kind = "change"
 	KindStatus     Kind = "status"
 	KindOther      Kind = "other" // a path or method that D1 does not have
 )
@@ -30,6 +31,7 @@ type Request struct {
 	ErrorCode       string    `json:"errorCode,omitempty"` // D1's own, not a script's
 	OperationID     string    `json:"operationId,omitempty"`
 	CardMade        bool      `json:"cardMade"`
+	Change          string    `json:"change,omitempty"` // type of a change: CANCEL, ...
 	Script          Action    `json:"script,omitempty"` // the script that had its say
 	Fault           Fault     `json:"fault,omitempty"`  // of Settings.Faults, that it met
 }
@@ -77,7 +79,7 @@ func (s *Sim) remember(r Request) {
 		slog.String("card_id", r.CardID), slog.String("issuer_request_id", r.IssuerRequestID),
 		slog.String("correlation_id", r.CorrelationID), slog.Int("status", r.Status), slog.Bool("cut", r.Cut),
 		slog.String("error_code", r.ErrorCode), slog.String("operation_id", r.OperationID),
-		slog.Bool("card_made", r.CardMade), slog.String("script", string(r.Script)),
+		slog.Bool("card_made", r.CardMade), slog.String("change", r.Change), slog.String("script", string(r.Script)),
 		slog.String("fault", string(r.Fault)),
 		slog.Duration("took", time.Since(r.Time)))
 }

@@ -29,6 +29,7 @@ func (s *Sim) ManagementHandler() http.Handler {
 	r.Get("/cards", s.serveCards)
 	r.Post("/cards/move", s.serveMove)
 	r.Get("/cards/counts", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.CardCounts()) })
+	r.Get("/changes", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.Changes()) })
 	r.Get("/script", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.Scripts()) })
 	r.Post("/script", s.serveScript)
 	r.Delete("/script", func(w http.ResponseWriter, _ *http.Request) { s.ClearScripts(); w.WriteHeader(http.StatusNoContent) })

@@ -147,7 +147,9 @@ func TestSettingsArePatched(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := d1sim.Settings{StepInterval: d1sim.Duration(300 * time.Millisecond), Repeat: "same", RequestIDPlace: "top", UnknownCard: "404",
-		MaxPerCall: 10, RetryBackoff: d1sim.Duration(100 * time.Millisecond), TokenLifetime: d1sim.Duration(15 * time.Minute)}
+		MaxPerCall: 10, RetryBackoff: d1sim.Duration(100 * time.Millisecond), TokenLifetime: d1sim.Duration(15 * time.Minute),
+		ChangeUntil: d1sim.ChangeUntil{Cancel: "CARD_PROD_ONGOING", Accelerate: "CARD_PROD_DONE", Redirect: "CARD_PROD_DONE"},
+		LateChange:  "notified", ChangeTold: "all", RepeatedChange: "again", CanceledStatus: "SUCCESSFUL"}
 	if set != want {
 		t.Errorf("defaults %+v", set)
 	}
@@ -169,6 +171,8 @@ func TestSettingsArePatched(t *testing.T) {
 		{"unknownCard": "x"}, {"maxPerCall": -1}, {"stopAt": "x"}, {"failAt": map[string]any{"status": "CARD_SHIPPED"}},
 		{"faults": map[string]any{"lostBefore": 0.6, "lostAfter": 0.6}}, {"faults": map[string]any{"tokenErrors": -0.1}},
 		{"faults": map[string]any{"lostNotifications": 1.1}}, {"faults": map[string]any{"lateBy": "-1s"}}, {"faults": map[string]any{"x": 1}},
+		{"changeUntil": map[string]any{"cancel": "x"}}, {"changeUntil": map[string]any{"deliver": "never"}}, {"lateChange": "x"},
+		{"changeTold": "x"}, {"changeDelay": "-1s"}, {"repeatedChange": "conflict"}, {"canceledStatus": "PENDING"},
 		{"tokenLifetime": "1ms"}, {"answerDelay": "-1s"}, {"failAt": map[string]any{"status": "DATA_EXCEPTION", "operationStatus": "x"}},
 	} {
 		if _, err := m.PatchSettings(ctx, patch); err == nil {

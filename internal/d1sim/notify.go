@@ -54,9 +54,11 @@ type Delivery struct {
 // Delivered is one operation in a notification call.
 type Delivered struct {
 	OperationID     string `json:"operationId"`
+	Operation       string `json:"operation"` // PRODUCE or UPDATE_ORDER
 	CardID          string `json:"cardId"`
 	IssuerRequestID string `json:"issuerRequestId,omitempty"` // also when it was left out of the call
-	Status          string `json:"status"`                    // details.status: CARD_SHIPPED, ...
+	Status          string `json:"status,omitempty"`          // details.status: CARD_SHIPPED, ...
+	OperationStatus string `json:"operationStatus"`           // PENDING, SUCCESSFUL, FAILED
 }
 
 func notificationClient() *http.Client {
@@ -147,13 +149,9 @@ func (s *Sim) takeBatch(iss *issuer) []*notification {
 
 func (s *Sim) render(batch []*notification) []byte {
 	set := s.Settings()
-	place := set.RequestIDPlace
-	if set.NotifyWithoutRequestIDs {
-		place = ""
-	}
 	call := operations{}
 	for _, n := range batch {
-		call.Operations = append(call.Operations, n.op.placed(place))
+		call.Operations = append(call.Operations, n.op.placed(set, set.NotifyWithoutRequestIDs))
 	}
 	body, err := json.Marshal(call)
 	if err != nil {
@@ -185,7 +183,7 @@ func (s *Sim) settle(ctx context.Context, iss *issuer, from *book, batch []*noti
 		n.attempts++
 		delivery.Attempts = max(delivery.Attempts, n.attempts)
 		delivery.Operations = append(delivery.Operations,
-			Delivered{n.op.OperationID, n.op.CardID, n.op.IssuerRequestID, n.op.Details.Status})
+			Delivered{n.op.OperationID, n.op.Operation, n.op.CardID, n.op.IssuerRequestID, n.op.Details.Status, n.op.Status})
 		switch {
 		case err != nil:
 			from.queued[iss.id] = append(from.queued[iss.id], n)

@@ -19,12 +19,13 @@ const (
 	CardProdException = "CARD_PROD_EXCEPTION"
 	CardProdDone      = "CARD_PROD_DONE"
 	CardShipped       = "CARD_SHIPPED"
+	CardProdCanceled  = "CARD_PROD_CANCELED"
 )
 
-// Operation is what notifications and productionStatus tell of one order.
+// Operation is what notifications and productionStatus tell of one order, or of one change of an order.
 type Operation struct {
 	OperationID     string     `json:"operationId"`
-	Operation       string     `json:"operation"` // always PRODUCE
+	Operation       string     `json:"operation"` // PRODUCE or UPDATE_ORDER
 	Status          string     `json:"status"`
 	StartTime       time.Time  `json:"startTime"` // of the operation: the same in all its notifications
 	EndTime         *time.Time `json:"endTime,omitempty"`
@@ -32,12 +33,12 @@ type Operation struct {
 	IssuerRequestID string     `json:"issuerRequestId,omitempty"`
 	ErrorCode       string     `json:"errorCode,omitempty"`
 	Error           string     `json:"error,omitempty"`
-	Details         Details    `json:"details"`
+	Details         Details    `json:"details,omitzero"`
 }
 
 // Details is the part of an Operation that tells of the card.
 type Details struct {
-	Status          string    `json:"status"`
+	Status          string    `json:"status,omitempty"` // none of an UPDATE_ORDER
 	Reason          string    `json:"reason,omitempty"`
 	DueDate         string    `json:"dueDate,omitempty"` // a date, YYYY-MM-DD
 	ProductionSite  string    `json:"productionSite,omitempty"`
@@ -59,8 +60,12 @@ type operations struct {
 	Operations []Operation `json:"operations"`
 }
 
-// placed returns the operation with its issuerRequestId where it is to be shown; the place "" shows it nowhere.
-func (o Operation) placed(place string) Operation {
+// placed returns the operation with its issuerRequestId where it is to be shown, if at all.
+func (o Operation) placed(set Settings, without bool) Operation {
+	place := set.RequestIDPlace
+	if without || set.ChangesWithoutRequestIDs && o.Operation == "UPDATE_ORDER" {
+		place = ""
+	}
 	id := o.IssuerRequestID
 	o.IssuerRequestID = ""
 	if place == PlaceTop || place == PlaceBoth {

@@ -14,6 +14,7 @@ type order struct {
 	issuerRequestID string
 	channel         string
 	delivery        string
+	city            string // of the delivery address
 }
 
 // ships tells whether a card of this order is handed to a carrier.
@@ -23,21 +24,9 @@ func (o order) ships() bool {
 
 // production takes an order for a card.
 func (s *Sim) production(q *inquiry) answer {
-	if refusal := s.authorize(q); refusal != nil {
+	body, refusal := s.document(q)
+	if refusal != nil {
 		return *refusal
-	}
-	if !cardIDPattern.MatchString(chi.URLParam(q.Request, "cardId")) {
-		return q.refuse(http.StatusBadRequest, invalidFormat, "cardId")
-	}
-	if !correlationFits(q.Request) {
-		return q.refuse(http.StatusBadRequest, invalidFormat, "x-correlation-id")
-	}
-	if mediaType, _, _ := mime.ParseMediaType(q.Header.Get("Content-Type")); mediaType != "application/json" {
-		return q.refuse(http.StatusBadRequest, "", "Content-Type must be application/json")
-	}
-	body, err := parseObject(q.body)
-	if err != nil {
-		return q.refuse(http.StatusBadRequest, "", "body must be one JSON object")
 	}
 	if f := checkOrder(body, q.settings); f != nil {
 		return q.refuse(http.StatusBadRequest, f.code, f.String())
@@ -51,9 +40,36 @@ func (s *Sim) production(q *inquiry) answer {
 	return s.accept(q, newOrder(body))
 }
 
+// document reads the JSON object that a request for a card brings, once the request may be made at all.
+func (s *Sim) document(q *inquiry) (map[string]any, *answer) {
+	refuse := func(code, text string) (map[string]any, *answer) {
+		refusal := q.refuse(http.StatusBadRequest, code, text)
+		return nil, &refusal
+	}
+	if refusal := s.authorize(q); refusal != nil {
+		return nil, refusal
+	}
+	if !cardIDPattern.MatchString(chi.URLParam(q.Request, "cardId")) {
+		return refuse(invalidFormat, "cardId")
+	}
+	if !correlationFits(q.Request) {
+		return refuse(invalidFormat, "x-correlation-id")
+	}
+	if mediaType, _, _ := mime.ParseMediaType(q.Header.Get("Content-Type")); mediaType != "application/json" {
+		return refuse("", "Content-Type must be application/json")
+	}
+	body, err := parseObject(q.body)
+	if err != nil {
+		return refuse("", "body must be one JSON object")
+	}
+	return body, nil
+}
+
 // newOrder picks from a body that was checked.
 func newOrder(body map[string]any) order {
 	services := body["services"].(map[string]any)
+	shipment, _ := body["shipment"].(map[string]any)
+	deliveryAddress, _ := shipment["deliveryAddress"].(map[string]any)
 	text := func(object map[string]any, name string) string {
 		value, _ := object[name].(string)
 		return value
@@ -62,6 +78,7 @@ func newOrder(body map[string]any) order {
 		issuerRequestID: text(body, "issuerRequestId"),
 		channel:         text(body, "distributionChannel"),
 		delivery:        text(services, "delivery"),
+		city:            text(deliveryAddress, "city"),
 	}
 }
 

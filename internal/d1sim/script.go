@@ -22,7 +22,7 @@ const (
 	ActionAnswerAfter   Action = "answer-after"    // accepted, then answered with what is given of Status, Body and Headers
 	ActionLostAfter     Action = "lost-after"      // accepted, then the connection is cut
 	ActionErrorAfter    Action = "error-after"     // accepted, then 500 with a D1 error body
-	ActionNoOperationID Action = "no-operation-id" // accepted, then 202 {}: production only
+	ActionNoOperationID Action = "no-operation-id" // accepted, then 202 {}: production and change only
 	ActionTwoOperations Action = "two-operations"  // accepted, with a second card by a second operation: production only
 	ActionDelay         Action = "delay"           // accepted and answered as ever, after Delay
 )
@@ -34,13 +34,13 @@ func (a Action) before() bool {
 
 // Script is what the next fitting requests meet. Scripts are looked through in the order in which they came.
 type Script struct {
-	// Kind is production, status or token. Required.
+	// Kind is production, change, status or token. Required.
 	Kind Kind `json:"kind"`
 
 	// Action is required.
 	Action Action `json:"action"`
 
-	// IssuerRequestID (production only) and CardID (not for token) bind the script. Default: any request of the kind.
+	// IssuerRequestID (production and change only) and CardID (not for token) bind the script. Default: any request of the kind.
 	IssuerRequestID string `json:"issuerRequestId,omitempty"`
 	CardID          string `json:"cardId,omitempty"`
 
@@ -81,11 +81,12 @@ func (sc Script) checked() (Script, error) {
 			faults = append(faults, fmt.Errorf(format, args...))
 		}
 	}
-	fail(!slices.Contains([]Kind{KindProduction, KindStatus, KindToken}, sc.Kind), "kind: %q is not known", sc.Kind)
+	fail(!slices.Contains([]Kind{KindProduction, KindChange, KindStatus, KindToken}, sc.Kind), "kind: %q is not known", sc.Kind)
 	fail(!slices.Contains([]Action{ActionAnswer, ActionReject, ActionLostBefore, ActionRevoke, ActionAnswerAfter, ActionLostAfter,
 		ActionErrorAfter, ActionNoOperationID, ActionTwoOperations, ActionDelay}, sc.Action), "action: %q is not known", sc.Action)
-	fail((sc.Action == ActionNoOperationID || sc.Action == ActionTwoOperations) && sc.Kind != KindProduction,
-		"action: %s is for production", sc.Action)
+	takes := sc.Kind == KindProduction || sc.Kind == KindChange
+	fail(sc.Action == ActionNoOperationID && !takes, "action: %s is for production and change", sc.Action)
+	fail(sc.Action == ActionTwoOperations && sc.Kind != KindProduction, "action: %s is for production", sc.Action)
 	fail(sc.Action == ActionRevoke && sc.Kind == KindToken, "action: revoke is not for token")
 	fail((sc.Action == ActionAnswer || sc.Status != 0) && (sc.Status < 200 || sc.Status > 599), "status: must be 200 to 599")
 	fail(sc.Drip < 0, "drip: must not be negative")
@@ -93,7 +94,7 @@ func (sc Script) checked() (Script, error) {
 	fail(sc.Action == ActionDelay && sc.Delay == 0, "delay: is required")
 	fail(sc.Delay < 0, "delay: must not be negative")
 	fail(sc.Times < 0, "times: must not be negative")
-	fail(sc.IssuerRequestID != "" && sc.Kind != KindProduction, "issuerRequestId: only production requests have one")
+	fail(sc.IssuerRequestID != "" && !takes, "issuerRequestId: only production and change requests have one")
 	fail(sc.CardID != "" && sc.Kind == KindToken, "cardId: token requests have none")
 	return sc, errors.Join(faults...)
 }

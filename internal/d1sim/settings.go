@@ -43,6 +43,26 @@ const (
 	UnknownCardEmpty    = "empty" // 200 with no operations
 )
 
+// What a change gets that comes too late (Settings.LateChange).
+const (
+	LateChangeNotified = "notified" // 202, and then an UPDATE_ORDER that FAILED
+	LateChangeRefused  = "refused"  // 409 at once, when it is late already
+)
+
+// What is told of a decided change (Settings.ChangeTold).
+const (
+	ToldAll    = "all"
+	ToldChange = "change" // the UPDATE_ORDER, not that the card was cancelled
+	ToldCard   = "card"   // only that the card was cancelled
+	ToldNone   = "none"
+)
+
+// Never, in Settings.ChangeUntil, refuses every change.
+const Never = "never"
+
+// RepeatAgain takes a repeated change as a new one (Settings.RepeatedChange).
+const RepeatAgain = "again"
+
 // Settings say how the simulator behaves until they are changed. A zero field means its default.
 type Settings struct {
 	// StepInterval is the time a card spends in each production step. Default 300ms. A change applies at once, to
@@ -93,6 +113,34 @@ type Settings struct {
 	// ReverseNotifications delivers the newest queued notification first. Default false.
 	ReverseNotifications bool `json:"reverseNotifications" yaml:"reverseNotifications"`
 
+	// ChangeUntil is up to which details.status the centre changes an order, by type.
+	ChangeUntil ChangeUntil `json:"changeUntil" yaml:"changeUntil"`
+
+	// LateChange is what a change beyond that gets: "notified" or "refused". Default "notified".
+	LateChange string `json:"lateChange" yaml:"lateChange"`
+
+	// ChangeDelay is the time until the centre decides on a change. Default 0: before the 202.
+	ChangeDelay Duration `json:"changeDelay" yaml:"changeDelay"`
+
+	// ChangePending tells of each change that is taken by an UPDATE_ORDER that is PENDING. Default false.
+	ChangePending bool `json:"changePending" yaml:"changePending"`
+
+	// ChangeTold is what is told of a change that is decided: "all", "change", "card" or "none". Default "all".
+	ChangeTold string `json:"changeTold" yaml:"changeTold"`
+
+	// ChangesWithoutRequestIDs leaves issuerRequestId out of every UPDATE_ORDER. Default false.
+	ChangesWithoutRequestIDs bool `json:"changesWithoutRequestIds" yaml:"changesWithoutRequestIds"`
+
+	// RepeatedChange is what the same change of the same order gets: "again", judged as if it were the first, or "same",
+	// the operationId of the first unless that failed. Default "again".
+	RepeatedChange string `json:"repeatedChange" yaml:"repeatedChange"`
+
+	// CanceledStatus is the status of the PRODUCE operation of a card that was cancelled. Default SUCCESSFUL.
+	CanceledStatus string `json:"canceledStatus" yaml:"canceledStatus"`
+
+	// StatusWithChanges lets productionStatus show changes, too, by when they began. Default false.
+	StatusWithChanges bool `json:"statusWithChanges" yaml:"statusWithChanges"`
+
 	// AnswerDelay is the time between judging a request (and accepting an order) and answering it. Default 0.
 	AnswerDelay Duration `json:"answerDelay" yaml:"answerDelay"`
 
@@ -141,6 +189,17 @@ type FailAt struct {
 	CardID          string `json:"cardId,omitempty" yaml:"cardId"`
 }
 
+// ChangeUntil are the last steps at which an order can be changed: of production, or "never". An order that is shipped or
+// otherwise at its end cannot be changed at all.
+type ChangeUntil struct {
+	// Cancel is for CANCEL. Default CARD_PROD_ONGOING.
+	Cancel string `json:"cancel" yaml:"cancel"`
+	// Accelerate is for ACCELERATE. Default CARD_PROD_DONE.
+	Accelerate string `json:"accelerate" yaml:"accelerate"`
+	// Redirect is for REDIRECT. Default CARD_PROD_DONE. ACCELERATE_AND_REDIRECT must pass both.
+	Redirect string `json:"redirect" yaml:"redirect"`
+}
+
 // hits tells whether the card runs into the exception of this status.
 func (f *FailAt) hits(status string, op *Operation) bool {
 	return f != nil && f.Status == status &&
@@ -180,6 +239,13 @@ func (s Settings) checked() (Settings, error) {
 	defaultTo(&s.UnknownCard, UnknownCardNotFound)
 	defaultTo(&s.MaxPerCall, 10)
 	defaultTo(&s.RetryBackoff, Duration(100*time.Millisecond))
+	defaultTo(&s.ChangeUntil.Cancel, CardProdOngoing)
+	defaultTo(&s.ChangeUntil.Accelerate, CardProdDone)
+	defaultTo(&s.ChangeUntil.Redirect, CardProdDone)
+	defaultTo(&s.LateChange, LateChangeNotified)
+	defaultTo(&s.ChangeTold, ToldAll)
+	defaultTo(&s.RepeatedChange, RepeatAgain)
+	defaultTo(&s.CanceledStatus, OperationSuccessful)
 	defaultTo(&s.TokenLifetime, Duration(15*time.Minute))
 	if s.FailAt != nil {
 		defaultTo(&s.FailAt.OperationStatus, OperationFailed)
@@ -208,6 +274,13 @@ func (s Settings) faults() error {
 	oneOf("requestIdPlace", s.RequestIDPlace, PlaceTop, PlaceDetails, PlaceBoth)
 	oneOf("unknownCard", s.UnknownCard, UnknownCardNotFound, UnknownCardEmpty)
 	oneOf("stopAt", s.StopAt, append([]string{""}, productionPath...)...)
+	oneOf("changeUntil.cancel", s.ChangeUntil.Cancel, append([]string{Never}, productionPath...)...)
+	oneOf("changeUntil.accelerate", s.ChangeUntil.Accelerate, append([]string{Never}, productionPath...)...)
+	oneOf("changeUntil.redirect", s.ChangeUntil.Redirect, append([]string{Never}, productionPath...)...)
+	oneOf("lateChange", s.LateChange, LateChangeNotified, LateChangeRefused)
+	oneOf("changeTold", s.ChangeTold, ToldAll, ToldChange, ToldCard, ToldNone)
+	oneOf("repeatedChange", s.RepeatedChange, RepeatAgain, RepeatSame)
+	oneOf("canceledStatus", s.CanceledStatus, OperationSuccessful, OperationFailed)
 	if s.FailAt != nil {
 		oneOf("failAt.status", s.FailAt.Status, DataException, CardProdException)
 		oneOf("failAt.operationStatus", s.FailAt.OperationStatus, OperationFailed, OperationPending)
@@ -215,6 +288,7 @@ func (s Settings) faults() error {
 	atLeast("stepInterval", s.StepInterval, Duration(time.Millisecond))
 	atLeast("statusLag", s.StatusLag, 0)
 	atLeast("answerDelay", s.AnswerDelay, 0)
+	atLeast("changeDelay", s.ChangeDelay, 0)
 	atLeast("retryBackoff", s.RetryBackoff, Duration(time.Millisecond))
 	atLeast("tokenLifetime", s.TokenLifetime, Duration(time.Second))
 	if s.Faults != nil {

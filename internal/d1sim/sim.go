@@ -280,14 +280,13 @@ func (s *Sim) walk(ctx context.Context) {
 	for {
 		s.mu.Lock()
 		now := time.Now()
+		decided, undecided := s.book.decideDue(now, s.settings)
 		moved, next := s.book.walkDue(now, s.settings)
 		queued, late := s.book.queueLate(now)
-		if moved+queued > 0 {
+		if decided+moved+queued > 0 {
 			s.announce()
 		}
-		if next.IsZero() || !late.IsZero() && late.Before(next) {
-			next = late
-		}
+		next = earlier(earlier(next, late), undecided)
 		changed := s.changed
 		s.mu.Unlock()
 

@@ -2,6 +2,7 @@ package d1sim
 
 import (
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -25,12 +26,8 @@ func (s *Sim) productionStatus(q *inquiry) answer {
 	return jsonAnswer(http.StatusOK, operations{seen})
 }
 
-// visible lists what productionStatus shows of a card, oldest order first.
+// visible lists what productionStatus shows of a card, the oldest first.
 func (s *Sim) visible(issuerID, cardID string, set Settings) []Operation {
-	place := set.RequestIDPlace
-	if set.StatusWithoutRequestIDs {
-		place = ""
-	}
 	acceptedUntil := time.Now().Add(-time.Duration(set.StatusLag))
 
 	s.mu.Lock()
@@ -38,8 +35,16 @@ func (s *Sim) visible(issuerID, cardID string, set Settings) []Operation {
 	seen := []Operation{}
 	for _, c := range s.book.byCard[cardKey{issuerID, cardID}] {
 		if !c.acceptedAt.After(acceptedUntil) {
-			seen = append(seen, c.op.placed(place))
+			seen = append(seen, c.op.placed(set, set.StatusWithoutRequestIDs))
 		}
+	}
+	if set.StatusWithChanges {
+		for _, ch := range s.book.changes {
+			if ch.issuerID == issuerID && ch.op.CardID == cardID && !ch.takenAt.After(acceptedUntil) {
+				seen = append(seen, ch.op.placed(set, set.StatusWithoutRequestIDs))
+			}
+		}
+		slices.SortStableFunc(seen, func(a, b Operation) int { return a.StartTime.Compare(b.StartTime) })
 	}
 	if set.StatusLatestOnly && len(seen) > 1 {
 		seen = seen[len(seen)-1:]

@@ -144,7 +144,7 @@ func TestPathStyles(t *testing.T) {
 		"POST " + issuers + lowercaseID + "/physicalCards/card-1/operations:production": 404,
 		"GET " + issuers + issuerID + "/physicalcards/card-1/productionStatus":          404,
 		"GET " + issuers + lowercaseID + "/physicalCards/card-1/productionStatus":       404,
-		"POST " + issuers + issuerID + "/physicalCards/card-1/operations:change":        404,
+		"POST " + issuers + issuerID + "/physicalCards/card-1/operations:tracking":      404,
 		"GET " + issuers + issuerID + "/physicalCards/card-1/operations:production":     405,
 	} {
 		method, url, _ := strings.Cut(path, " ")

@@ -25,7 +25,8 @@ type Condition struct {
 
 	// Delivered waits until no notification is queued or in a call.
 	Delivered bool
-	// Idle waits until no card is walking (those stopped at Settings.StopAt are not) and every notification is delivered.
+	// Idle waits until no card is walking (those stopped at Settings.StopAt are not), every change is decided and every
+	// notification delivered.
 	Idle bool
 
 	// IssuerRequestID and CardID narrow Cards and Requests to an order or a card.
@@ -38,7 +39,7 @@ func (c Condition) holds(b *book) bool {
 		(c.Requests == 0 || b.countRequests(Filter{c.Kind, c.IssuerRequestID, c.CardID}) >= c.Requests) &&
 		(c.Deliveries == 0 || b.countDelivered() >= c.Deliveries) &&
 		(!c.Delivered && !c.Idle || b.allDelivered()) &&
-		(!c.Idle || len(b.walking) == 0)
+		(!c.Idle || len(b.walking)+len(b.hurrying)+len(b.undecided) == 0)
 }
 
 func (b *book) countCards(c Condition) int {

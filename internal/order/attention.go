@@ -26,6 +26,8 @@ const (
 	AttentionUnreadable       Attention = "unreadable"
 	AttentionUnapplied        Attention = "unapplied-notification"
 	AttentionReturned         Attention = "returned"
+	AttentionManyParcels      Attention = "many-parcels"
+	AttentionNotShown         Attention = "not-shown"
 	AttentionSilent           Attention = "silent"
 	AttentionCardDataNeeded   Attention = "card-data-needed"
 	AttentionHeldByRule       Attention = "held-by-rule"
@@ -96,9 +98,9 @@ var advices = []struct {
 	{AttentionUnapplied, Advice{
 		"A notification from D1 for this order is stored but could not be applied.",
 		"operator", "Look for the error in the log; the order's status may be behind D1's."}},
-	{AttentionSilent, Advice{
-		"Nothing has been heard of this order for too long, and D1 says nothing new when it is asked.",
-		"operator", "Ask D1 what became of the order."}},
+	{AttentionNotShown, Advice{
+		"D1 took this order and does not show it any more.",
+		"support", "Ask D1 what became of the order; when it is lost, order the card again."}},
 	{AttentionUnknownStatus, Advice{
 		"D1 reported a status that this service does not know.",
 		"operator", "Ask D1 what the status means."}},
@@ -106,14 +108,20 @@ var advices = []struct {
 		"D1 could not make this card.",
 		"support", "Remove the cause, then reorder the card."}},
 	{AttentionReturned, Advice{
-		"The card came back: it could not be delivered.",
-		"support", "Ask the customer for the right address and reorder the card with it."}},
+		"The card was not delivered: it is on its way back, or back.",
+		"support", "Check the address with the cardholder, then reorder the card with it; when it is sent again, the new parcel ends this."}},
+	{AttentionManyParcels, Advice{
+		"D1 reported more tracking numbers than one card can have; not all of them count.",
+		"support", "Ask D1 which parcel has the card."}},
 	{AttentionRejected, Advice{
 		"D1 refused this order.",
 		"core-banking", "Remove the cause that the attempt's error code names and retry the order; when its content must change, order again with a duplicateOverride."}},
 	{AttentionException, Advice{
 		"D1 has trouble making this card.",
 		"support", "Wait for D1, or ask it for the reason."}},
+	{AttentionSilent, Advice{
+		"D1 was asked about this order several times and has had nothing new to say for too long.",
+		"support", "Ask D1 when the card will be made; the order is asked about ever more rarely."}},
 }
 
 // laneAdvices holds the same of lanes.
@@ -264,9 +272,6 @@ func (s *State) settleAttention(before State) {
 		s.raise(AttentionHeldByRule)
 	} else {
 		s.drop(AttentionHeldByRule)
-	}
-	if s.Ended() {
-		s.drop(AttentionSilent)
 	}
 	if s.Status != before.Status { // the next unknown status is another one
 		s.Acknowledged = slices.DeleteFunc(s.Acknowledged, func(a Attention) bool { return a == AttentionUnknownStatus })

@@ -24,7 +24,7 @@ type State struct {
 	DueAt        time.Time   // by when it should have arrived; zero when nothing is known
 	Late         bool        // it should have arrived, or left its status, by now
 	Acknowledged []Attention // those that a person has dealt with: they are not raised again
-	Parcels      []string    // what the carrier says of each tracking number
+	Parcels      []string    // what is known of the parcels: see parcel.go
 
 	touched bool // something that belongs to the order, but not to its state, changed
 }
@@ -66,11 +66,11 @@ func (s State) Ended() bool {
 
 // Arrived tells whether the order ended as it was meant to.
 func (s State) Arrived() bool {
-	return s.Status == s.EndsAt || s.Rank > rankProduced && s.Status != Returned
+	return s.Status == s.EndsAt || s.Rank > produced.rank && s.Status != Returned
 }
 
 // Made tells whether the card was made, whatever became of it then.
-func (s State) Made() bool { return s.StepRank >= rankProduced }
+func (s State) Made() bool { return s.StepRank >= produced.rank }
 
 // Waiting tells whether the order still has to be brought to D1.
 func (s State) Waiting() bool {
@@ -94,6 +94,7 @@ func Advance(s State, clock Clock, evidence ...Evidence) (State, bool) {
 	for _, e := range evidence {
 		e.apply(&next)
 	}
+	next.settleSilence(s)
 	next.settleAttention(s)
 	next.settleTime(s, clock)
 	if !next.touched && next.equal(s) {
@@ -210,7 +211,7 @@ func (t Taken) apply(s *State) {
 	if !s.adopt(t.OperationID) {
 		return
 	}
-	s.reach(place{Submitted, rankSubmitted, step})
+	s.reach(submitted)
 }
 
 // Report is what D1 says of a PRODUCE operation of the order.
@@ -224,22 +225,6 @@ type Report struct {
 	Site        string
 	Now         bool // an answer of productionStatus: D1's word of now, not of some time before
 }
-
-// Parcel is what is known of where a parcel is.
-type Parcel struct {
-	TrackingNumber string // "" while there is none
-	Status         Status // Delivered or Returned as the carrier's code says, "" for anything else
-}
-
-// Tracking is what D1's tracking hub says of the order's card (STANDALONE_TRACKING).
-type Tracking struct {
-	Operation OperationStatus
-	Type      string // details.trackingType: PRODUCTION, SHIPMENT, RETURN
-	Status    string // details.status
-	Parcel    Parcel
-}
-
-func (t Tracking) apply(*State) {}
 
 // Vocabulary is what D1's documentation leaves open: words that the configuration gives
 // a meaning.
@@ -259,41 +244,52 @@ const (
 )
 
 func (r Report) apply(s *State) {
+	s.drop(AttentionNotShown)
 	if !s.adopt(r.OperationID) {
 		return
 	}
-	p := r.place(s)
-	if _, known := places[r.Status]; r.Now && known && p.kind == step {
-		s.lift(p.rank)
+	p, known := r.place()
+	if !known && r.Status != "" {
+		s.raise(AttentionUnknownStatus)
+	}
+	end, ended := r.end(p)
+	if ended && end.rank >= p.rank {
+		p = end
+	}
+	if r.Now && known && p.kind != dead {
+		s.lift(p)
 	}
 	s.reach(p)
+	if ended {
+		s.reach(end)
+	}
 	s.DueDate.offer(r.DueDate, p.rank)
 	s.ProductionSite.offer(r.Site, p.rank)
+	s.carry(p, r.Parcel)
 }
 
-// place finds where a report puts the order. Any sign of the operation shows
-// that D1 took the order, and an unknown status shows no more than that.
-func (r Report) place(s *State) place {
-	p, known := places[r.Status]
+// place finds where details.status puts the order. Any sign of the operation shows that
+// D1 took the order, and an unknown status shows no more than that.
+func (r Report) place() (p place, known bool) {
 	if r.OnHold {
-		p, known = place{OnHold, rankOnHold, side}, true
+		return onHold, true
 	}
-	if !known {
-		p = place{Submitted, rankSubmitted, step}
-		if r.Status != "" {
-			s.raise(AttentionUnknownStatus)
-		}
+	if p, known = places[r.Status]; known {
+		return p, true
 	}
-	if r.Operation != OperationFailed {
-		return p
-	}
+	return submitted, false
+}
+
+// end is the end that a failed operation means for an order at p. A card that was
+// cancelled or came back has an end of its own; one that was made all the same is both.
+func (r Report) end(p place) (place, bool) {
 	switch {
+	case r.Operation != OperationFailed || p.status == Cancelled || p.status == Returned:
+		return place{}, false
 	case p.status == Exception:
-		return place{Failed, p.rank, dead}
-	case p.status == Cancelled:
-		return p
+		return place{Failed, p.rank, dead}, true
 	}
-	return place{Failed, rankFailed, dead}
+	return failed, true
 }
 
 // adopt binds the order to a D1 operation. A second operation for the same
@@ -314,8 +310,11 @@ func (s *State) adopt(operationID string) bool {
 // reach moves the order to p if p outranks where it stands. An end and
 // progress beyond it contradict each other, whichever was heard of first.
 func (s *State) reach(p place) {
-	if p.kind == step {
+	switch p.kind {
+	case step:
 		s.StepRank = max(s.StepRank, p.rank)
+	case away:
+		s.StepRank = max(s.StepRank, shipped.rank)
 	}
 	if p.status != Failed {
 		s.TopRank = max(s.TopRank, p.rank)
@@ -332,12 +331,11 @@ func (s *State) reach(p place) {
 	}
 }
 
-// lift ends a side state when D1 says now that production is at a step. It
-// never lowers a step that was reached before.
-func (s *State) lift(rank int) {
-	if s.Status == OnHold || s.Status == Exception {
-		s.Rank = max(s.StepRank, rank)
-		s.Status = stepAt(s.Rank)
+// lift ends a side state when D1 says now that production is at a step, or in another
+// side state beyond the steps. It never lowers a step that was reached before.
+func (s *State) lift(p place) {
+	if (s.Status == OnHold || s.Status == Exception) && (p.kind == step || p.rank > s.StepRank) {
+		s.Rank, s.Status = s.StepRank, stepAt(s.StepRank)
 	}
 }
 

@@ -93,7 +93,6 @@ func TestLife(t *testing.T) {
 		"an unknown status, later":       {[]order.Evidence{ready, unknownStatus}, order.Ready, list{order.AttentionUnknownStatus}},
 		"no status":                      {[]order.Evidence{says("", pending)}, order.Submitted, nil},
 		"an unknown operation status":    {[]order.Evidence{says("CARD_PROD_READY", "PAUSED")}, order.Ready, nil},
-		"a status of another operation":  {[]order.Evidence{ready, says("CARD_RETURNED", successful)}, order.Ready, list{order.AttentionUnknownStatus}},
 		"a status in other letters":      {[]order.Evidence{says("card_shipped", pending)}, order.Submitted, list{order.AttentionUnknownStatus}},
 		"an unknown status, taken first": {[]order.Evidence{taken, unknownStatus}, order.Submitted, list{order.AttentionUnknownStatus}},
 
@@ -262,7 +261,7 @@ func content(s order.State) order.State {
 
 var (
 	stepStatuses  = []string{"CARD_PROD_REQUESTED", "DATA_PREPARED", "CARD_PROD_READY", "CARD_PROD_ONGOING", "CARD_PROD_DONE", "CARD_SHIPPED"}
-	otherStatuses = []string{"DATA_EXCEPTION", "CARD_PROD_EXCEPTION", "CARD_PROD_CANCELED", "CARD_ON_HOLD", "CARD_PROD_POLISHED", ""}
+	otherStatuses = []string{"DATA_EXCEPTION", "CARD_PROD_EXCEPTION", "CARD_PROD_CANCELED", "CARD_ON_HOLD", "CARD_RETURNED", "CARD_PROD_POLISHED", ""}
 )
 
 // report is any notification about the operation "op".
@@ -276,22 +275,52 @@ func report() *rapid.Generator[order.Report] {
 			OnHold:      status == "CARD_ON_HOLD",
 			DueDate:     rapid.SampledFrom([]string{"", "2026-12-01", "2026-12-02", "2026-12-24T10:00:00+01:00"}).Draw(t, "due"),
 			Site:        rapid.SampledFrom([]string{"", "Pont-Audemer", "Tczew"}).Draw(t, "site"),
+			Parcel:      parcel().Draw(t, "parcel"),
 		}
 	})
 }
 
+// parcel is what a notification says of a parcel, mostly nothing.
+func parcel() *rapid.Generator[order.Parcel] {
+	return rapid.Custom(func(t *rapid.T) order.Parcel {
+		return order.Parcel{
+			TrackingNumber: rapid.SampledFrom([]string{"", "", "T1", "T1=6", "T2"}).Draw(t, "number"),
+			Status:         rapid.SampledFrom([]order.Status{"", "", order.Delivered, order.Returned}).Draw(t, "carrier's code"),
+		}
+	})
+}
+
+// tracking is any notification of the tracking hub.
+func tracking() *rapid.Generator[order.Tracking] {
+	return rapid.Custom(func(t *rapid.T) order.Tracking {
+		return order.Tracking{
+			Operation: rapid.SampledFrom([]order.OperationStatus{pending, successful, successful, failed}).Draw(t, "operation"),
+			Type:      rapid.SampledFrom([]string{order.TrackProduction, order.TrackShipment, order.TrackReturn, "CUSTOMS"}).Draw(t, "type"),
+			Status:    rapid.SampledFrom([]string{"CARD_SHIPPED", "CARD_RETURNED", "CARD_LOST", ""}).Draw(t, "status"),
+			Parcel:    parcel().Draw(t, "parcel"),
+		}
+	})
+}
+
+// notification is any notification about the order.
+func notification() *rapid.Generator[order.Evidence] {
+	return rapid.Custom(func(t *rapid.T) order.Evidence {
+		if rapid.IntRange(0, 3).Draw(t, "kind") == 0 {
+			return tracking().Draw(t, "tracking")
+		}
+		return report().Draw(t, "report")
+	})
+}
+
 // D1 sends no time and no number, so what is known of an order depends on what
-// was heard, never on the order of hearing it.
+// was heard, never on the order of hearing it, nor on how often.
 func TestOrderOfArrivalDoesNotMatter(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		start := order.NewState(rapid.SampledFrom([]order.Status{order.Shipped, order.Produced}).Draw(t, "ends at"))
 		start.Status = rapid.SampledFrom([]order.Status{order.Accepted, order.Held, order.OutcomeUnknown, order.Rejected, order.Cancelled}).Draw(t, "status")
 		start, _ = order.Advance(start, order.Clock{}) // with the attention of its status
-		var heard []order.Evidence
-		for _, r := range rapid.SliceOfNDistinct(report(), 0, 12, rapid.ID[order.Report]).Draw(t, "reports") {
-			heard = append(heard, r)
-		}
+		heard := rapid.SliceOfN(notification(), 0, 12).Draw(t, "notifications")
 		if rapid.Bool().Draw(t, "answered") {
 			heard = append(heard, order.Taken{OperationID: "op"})
 		}
@@ -303,7 +332,11 @@ func TestOrderOfArrivalDoesNotMatter(t *testing.T) {
 			return s
 		}
 		want := oneByOne(heard)
-		shuffled := rapid.Permutation(heard).Draw(t, "order of arrival")
+		again := heard
+		if len(heard) > 0 {
+			again = append(slices.Clone(heard), rapid.SliceOfN(rapid.SampledFrom(heard), 0, 4).Draw(t, "again")...)
+		}
+		shuffled := rapid.Permutation(again).Draw(t, "order of arrival")
 		if got := oneByOne(shuffled); !reflect.DeepEqual(content(got), content(want)) {
 			t.Errorf("got  %+v\nwant %+v", got, want)
 		}
@@ -320,16 +353,25 @@ func TestOrderOfArrivalDoesNotMatter(t *testing.T) {
 // With steps only, an order stands at the last of them.
 func TestStepsOnly(t *testing.T) {
 	t.Parallel()
-	statuses := []order.Status{order.Submitted, order.DataPrepared, order.Ready, order.InProduction, order.Produced, order.Shipped}
+	statuses := []order.Status{
+		order.Submitted, order.DataPrepared, order.Ready, order.InProduction, order.Produced, order.Shipped, order.Delivered, order.Returned,
+	}
 	rapid.Check(t, func(t *rapid.T) {
-		steps := rapid.SliceOfN(rapid.IntRange(0, len(stepStatuses)-1), 1, 10).Draw(t, "steps")
+		steps := rapid.SliceOfN(rapid.IntRange(0, len(statuses)-1), 1, 10).Draw(t, "steps")
 		s := order.NewState(order.Shipped)
 		for _, i := range steps {
-			r := says(stepStatuses[i], rapid.SampledFrom([]order.OperationStatus{pending, successful}).Draw(t, "operation"))
+			r := says(stepStatuses[min(i, len(stepStatuses)-1)], rapid.SampledFrom([]order.OperationStatus{pending, successful}).Draw(t, "operation"))
 			r.Now = rapid.Bool().Draw(t, "now")
+			if statuses[i] == order.Delivered || statuses[i] == order.Returned {
+				r.Parcel.Status = statuses[i]
+			}
+			if i >= len(stepStatuses)-1 {
+				r.Parcel.TrackingNumber = rapid.SampledFrom([]string{"", "T1"}).Draw(t, "number")
+			}
 			s, _ = order.Advance(s, order.Clock{}, r)
 		}
-		if want := statuses[slices.Max(steps)]; s.Status != want || s.Attention != nil {
+		want := statuses[slices.Max(steps)]
+		if s.Status != want || (s.Attention != nil) != (want == order.Returned) {
 			t.Errorf("got %s %q, want %s", s.Status, s.Attention, want)
 		}
 	})
@@ -338,7 +380,7 @@ func TestStepsOnly(t *testing.T) {
 // anything is evidence of any kind.
 func anything() *rapid.Generator[order.Evidence] {
 	return rapid.Custom(func(t *rapid.T) order.Evidence {
-		switch rapid.IntRange(0, 9).Draw(t, "kind") {
+		switch rapid.IntRange(0, 11).Draw(t, "kind") {
 		case 0:
 			return order.LostAnswer{}
 		case 1:
@@ -355,6 +397,8 @@ func anything() *rapid.Generator[order.Evidence] {
 			}).Draw(t, "attention")}
 		case 6:
 			return order.Details{}
+		case 7, 8:
+			return tracking().Draw(t, "tracking")
 		}
 		r := report().Draw(t, "report")
 		r.Now = rapid.Bool().Draw(t, "now")
@@ -369,6 +413,7 @@ func TestAdvanceAlways(t *testing.T) {
 	steps := []order.Status{order.Submitted, order.DataPrepared, order.Ready, order.InProduction, order.Produced, order.Shipped}
 	ofStatus := map[order.Attention]order.Status{
 		order.AttentionRejected: order.Rejected, order.AttentionException: order.Exception, order.AttentionFailed: order.Failed,
+		order.AttentionReturned: order.Returned,
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		s := order.NewState(order.Shipped)
@@ -392,6 +437,10 @@ func TestAdvanceAlways(t *testing.T) {
 			}
 			if next.StepRank < before.StepRank || next.Rank < next.StepRank || slices.Contains(steps, next.Status) && next.Rank != next.StepRank {
 				t.Fatalf("a step was lost: from %+v to %+v", before, next)
+			}
+			// Back it goes only out of a side state, and when a parcel that came back was sent again.
+			if side := before.Status == order.OnHold || before.Status == order.Exception; next.Rank < before.Rank && !side && next.TopRank < 80 {
+				t.Fatalf("it went back: from %+v to %+v", before, next)
 			}
 			for a, status := range ofStatus {
 				if slices.Contains(next.Attention, a) != (next.Status == status) {
@@ -479,9 +528,8 @@ func TestWhereAnOrderStands(t *testing.T) {
 		order.Produced:       after(says("CARD_PROD_DONE", pending)),
 		order.Shipped:        after(says("CARD_SHIPPED", successful)),
 		order.Held:           order.NewHeldState(order.Shipped, order.HeldByRequest),
-		// As no evidence leads there yet.
-		order.Delivered: {Version: 1, Status: order.Delivered, Rank: 70, StepRank: 60, TopRank: 70},
-		order.Returned:  {Version: 1, Status: order.Returned, Rank: 80, StepRank: 60, TopRank: 80},
+		order.Delivered:      after(order.Report{Parcel: order.Parcel{Status: order.Delivered}}),
+		order.Returned:       after(says("CARD_RETURNED", successful)),
 	}
 	want := map[order.Status]row{ // of an order that D1 ships
 		order.Accepted:       {waiting: true},

@@ -51,6 +51,7 @@ const (
 	step kind = iota // a step of production: only ever forward
 	side             // a state beside the steps that D1's word of now may lift
 	dead             // the end of an order without its card
+	away             // where a parcel is: the parcels together decide
 )
 
 // place is a status with its rank. D1 sends no time and no sequence number, so
@@ -61,29 +62,37 @@ type place struct {
 	kind   kind
 }
 
-// Ranks of the places that are used by name.
-const (
-	rankSubmitted = 10
-	rankFailed    = 45 // an operation that failed without saying where
-	rankProduced  = 50
+// The places of an order at D1 and beyond, lowest first. Where an exception is, its row
+// in places tells.
+var (
+	submitted    = place{Submitted, 10, step}
+	dataPrepared = place{DataPrepared, 20, step}
+	ready        = place{Ready, 30, step}
+	onHold       = place{OnHold, 35, side} // D1 does not name such states: a setting does
+	inProduction = place{InProduction, 40, step}
+	failed       = place{Failed, 45, dead} // an operation that failed without saying where
+	cancelled    = place{Cancelled, 49, dead}
+	produced     = place{Produced, 50, step}
+	shipped      = place{Shipped, 60, step}
+	delivered    = place{Delivered, 70, away}
+	returned     = place{Returned, 80, away}
 )
 
-// places maps D1's details.status of a PRODUCE operation that is PENDING or
-// SUCCESSFUL to its place in an order's life.
+// places is what D1's details.status of a PRODUCE operation means. With a FAILED
+// operation an exception is a failure (Report.end). The drawing in
+// docs/architecture.md is made from it.
 var places = map[string]place{
-	"CARD_PROD_REQUESTED": {Submitted, rankSubmitted, step},
-	"DATA_PREPARED":       {DataPrepared, 20, step},
+	"CARD_PROD_REQUESTED": submitted,
+	"DATA_PREPARED":       dataPrepared,
 	"DATA_EXCEPTION":      {Exception, 25, side},
-	"CARD_PROD_READY":     {Ready, 30, step},
-	"CARD_PROD_ONGOING":   {InProduction, 40, step},
+	"CARD_PROD_READY":     ready,
+	"CARD_PROD_ONGOING":   inProduction,
 	"CARD_PROD_EXCEPTION": {Exception, 45, side},
-	"CARD_PROD_CANCELED":  {Cancelled, 49, dead},
-	"CARD_PROD_DONE":      {Produced, rankProduced, step},
-	"CARD_SHIPPED":        {Shipped, 60, step},
+	"CARD_PROD_CANCELED":  cancelled,
+	"CARD_PROD_DONE":      produced,
+	"CARD_SHIPPED":        shipped,
+	"CARD_RETURNED":       returned,
 }
-
-// rankOnHold is where D1's on-hold states stand; their names are a setting.
-const rankOnHold = 35
 
 // stepAt returns the step of production with the given rank.
 func stepAt(rank int) Status {

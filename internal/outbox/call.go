@@ -55,14 +55,18 @@ func (l *lane) call(ctx context.Context, j *job, deadline time.Time) (c store.Co
 		c, reply = l.ask(ctx, j.Message, attempt)
 		return c, reply, true
 	}
+	toSend := d1client.Call{
+		CardID: j.CardID, CorrelationID: id.String(), Body: j.Body,
+		BeforeSend: func() error { return l.mayStillSend(ctx, j, deadline) },
+	}
+	if j.Kind == store.KindChange {
+		return l.change(ctx, j, toSend, attempt)
+	}
 	if j.Err != nil {
 		l.log.Error("an order's sealed content cannot be opened", "orderId", j.OrderID, "error", j.Err)
 		return l.cfg.Policy.unreadable(j.Message, attempt), d1client.Reply{Reason: reasonUnreadableContent}, true
 	}
-	answer := l.d1.Produce(ctx, d1client.ProduceCall{
-		CardID: j.CardID, CorrelationID: id.String(), Body: j.Body,
-		BeforeSend: func() error { return l.mayStillSend(ctx, j, deadline) },
-	})
+	answer := l.d1.Produce(ctx, toSend)
 	if answer.Reason == d1client.ReasonNotSent {
 		return c, reply, false
 	}
@@ -84,8 +88,7 @@ func (l *lane) surroundings(ctx context.Context, m store.Message, answer d1clien
 	if answer.Finding == d1client.LookupFailed {
 		return around, nil
 	}
-	unknown := m.Kind != store.KindAsk
-	around.proven = unknown && answer.Finding == d1client.CardNotFound && l.findsKnownCard(ctx)
+	around.proven = answer.Finding == d1client.CardNotFound && l.findsKnownCard(ctx, m)
 	if len(answer.Operations) > 0 {
 		var operations, requests []string
 		for _, op := range answer.Operations {
@@ -100,9 +103,9 @@ func (l *lane) surroundings(ctx context.Context, m store.Message, answer d1clien
 }
 
 // findsKnownCard proves that a 404 means "no such card" and not "no such path":
-// the same question about a card that D1 certainly has gets its answer.
-func (l *lane) findsKnownCard(ctx context.Context) bool {
-	card, err := l.store.KnownCard(ctx, l.cfg.IssuerID, l.cfg.Policy.ResendAfter)
+// the same question about another card, that D1 certainly has, gets its answer.
+func (l *lane) findsKnownCard(ctx context.Context, m store.Message) bool {
+	card, err := l.store.KnownCard(ctx, m.IssuerID, m.CardID, l.cfg.Policy.ResendAfter)
 	if err != nil {
 		if !errors.Is(err, store.ErrNotFound) {
 			l.log.Error("looking for a known card failed", "error", err)

@@ -97,17 +97,22 @@ func (p Policy) burning(m store.Message, next store.Next) ([]order.Evidence, sto
 
 // unreadable keeps an order whose content cannot be read and calls for help.
 func (p Policy) unreadable(m store.Message, attempt store.Attempt) store.Completion {
-	attempt.Kind, attempt.Outcome, attempt.Reason = store.AttemptSubmit, d1client.NotTaken.String(), string(reasonUnreadableContent)
-	attempt.CorrelationID = attempt.ID.String()
+	attempt.Kind = store.AttemptSubmit
 	evidence, next := p.burning(m, store.Next{RunIn: unreadableAgain, Tries: m.Tries + 1, Unsent: true})
 	return store.Completion{
-		Message: m, Attempt: attempt, Next: next,
+		Message: m, Attempt: unread(attempt), Next: next,
 		Evidence: append([]order.Evidence{order.Notice{Attention: order.AttentionUnreadable}}, evidence...),
 	}
 }
 
-// reasonUnreadableContent is the reason of an attempt that was no call: the order cannot
-// be written.
+// unread is an attempt that was no call.
+func unread(a store.Attempt) store.Attempt {
+	a.Outcome, a.Reason, a.CorrelationID = d1client.NotTaken.String(), string(reasonUnreadableContent), a.ID.String()
+	return a
+}
+
+// reasonUnreadableContent is the reason of an attempt that was no call: what D1 is to be
+// sent cannot be written.
 const reasonUnreadableContent d1client.Reason = "unreadable-content"
 
 // unreadableAgain is when to look again whether an order can be read: a key may have
@@ -147,16 +152,39 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 			if op.OperationID != "" {
 				c.Seen = append(c.Seen, op.OperationID)
 			}
+			if parcel := shipment(op); parcel != (store.ShipmentUpdate{}) {
+				c.Shipments = append(c.Shipments, parcel)
+			}
 		}
 		c.Next.Done = true
 		return c
 	}
 	if m.Kind == store.KindAsk {
-		c.Next.Done = true // nothing new; whoever wants to know asks again
+		c.Evidence, c.Next = p.notShown(m, a, around.proven)
 		return c
 	}
 	c.Evidence, c.Next = p.notSeen(m, a, doubtful, around.proven)
 	return c
+}
+
+// shipment is what an operation says of its parcel.
+func shipment(op d1client.Operation) store.ShipmentUpdate {
+	s := op.Details.Shipment
+	return store.ShipmentUpdate{TrackingNumber: s.TrackingNumber, Carrier: s.Carrier, Status: s.Status, TrackingURL: s.TrackingURL}
+}
+
+// notShown says what follows when D1 showed nothing of an order that it took: nothing,
+// and whoever wants to know asks again. When it shows nothing at all of the card, though
+// it had time to, it is asked a second time; then people have to know.
+func (p Policy) notShown(m store.Message, a d1client.StatusAnswer, proven bool) ([]order.Evidence, store.Next) {
+	missing := len(a.Operations) == 0 && a.Skipped == 0 && (a.Finding == d1client.Found || proven)
+	switch {
+	case !missing || m.ClaimedAt.Sub(m.FirstSentAt) < p.ResendAfter:
+		return nil, store.Next{Done: true}
+	case m.Negatives+1 < enoughNegatives:
+		return nil, store.Next{RunIn: p.ResendAfter + jitter(p.ResendAfter/10), Asks: m.Asks + 1, Negatives: m.Negatives + 1}
+	}
+	return []order.Evidence{order.NotShown{}}, store.Next{Done: true}
 }
 
 // questionTries is how often a question how an order stands is tried before it is
@@ -231,7 +259,7 @@ func candidates(m store.Message, operations []d1client.Operation, around surroun
 		case owned && owner.OrderID != m.OrderID && op.IssuerRequestID == m.IssuerRequestID:
 			doubtful = true // D1 knows our request, under an operation that is another order's
 		case owned && owner.OrderID != m.OrderID && owner.Adopted: // an earlier order's: they are sent one at a time
-		case owned && owner.OrderID == m.OrderID, op.IssuerRequestID == m.IssuerRequestID && (op.Operation == "PRODUCE" || op.Operation == ""):
+		case makesCard(op) && (owned && owner.OrderID == m.OrderID || op.IssuerRequestID == m.IssuerRequestID):
 			mine = append(mine, op)
 		case !op.StartTime.IsZero() && op.StartTime.Before(m.FirstSentAt.Add(-order.ClockSkew)): // certainly older
 		case !owned && op.Operation == "PRODUCE" && op.OperationID != "" && op.IssuerRequestID == "" && !op.NotByCard && !op.StartTime.IsZero():
@@ -245,6 +273,12 @@ func candidates(m store.Message, operations []d1client.Operation, around surroun
 	}
 	slices.SortStableFunc(mine, func(a, b d1client.Operation) int { return a.StartTime.Compare(b.StartTime) })
 	return mine, len(mine) == 0 && (doubtful || len(nameless) > 0 || around.parked)
+}
+
+// makesCard tells whether an operation makes a card. productionStatus is asked for those
+// only, so one of no kind does.
+func makesCard(op d1client.Operation) bool {
+	return op.Operation == store.OperationProduce || op.Operation == ""
 }
 
 // others finds operations that D1 shows under the request of another order, and that are

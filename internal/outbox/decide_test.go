@@ -134,6 +134,10 @@ func TestCandidates(t *testing.T) {
 		{"ours by id, D1's clock far behind", []d1client.Operation{operation("a", "ours", -time.Hour)}, surroundings{}, []string{"a"}, false},
 		{"ours by id, nothing else readable", []d1client.Operation{{IssuerRequestID: "ours"}}, surroundings{}, []string{""}, false},
 		{"our id on another kind of operation", []d1client.Operation{{OperationID: "a", Operation: "REGISTER", IssuerRequestID: "ours", StartTime: sent}}, surroundings{}, nil, true},
+		{"a change of ours beside ours", []d1client.Operation{{OperationID: "c", Operation: "UPDATE_ORDER", IssuerRequestID: "ours", StartTime: sent}, operation("a", "ours", 0)},
+			surroundings{owners: store.Owners{Operations: map[string]store.Owner{"c": {OrderID: us}}}}, []string{"a"}, false},
+		{"a change of ours alone: it hides ours", []d1client.Operation{{OperationID: "c", Operation: "UPDATE_ORDER", IssuerRequestID: "ours", StartTime: sent}},
+			surroundings{owners: store.Owners{Operations: map[string]store.Owner{"c": {OrderID: us}}}}, nil, true},
 		{"two of ours, the first one first", []d1client.Operation{operation("b", "ours", 2), operation("a", "ours", 1)}, surroundings{}, []string{"a", "b"}, false},
 		{"ours beside one without an id", []d1client.Operation{operation("a", "", 0), operation("b", "ours", 0)}, surroundings{}, []string{"b"}, false},
 		{"of another request, before us", []d1client.Operation{operation("a", "theirs", -time.Hour)}, surroundings{}, nil, false},
@@ -222,6 +226,71 @@ func TestAskedHowItStands(t *testing.T) {
 	m.Tries = questionTries - 1
 	if got := ask(failed); !got.Next.Done {
 		t.Errorf("no answer for long: %+v", got)
+	}
+}
+
+// What D1 shows of parcels is kept, and an operation of another kind makes no card even
+// if it is the order's.
+func TestAskedShowsParcels(t *testing.T) {
+	t.Parallel()
+	m := message()
+	m.Kind = store.KindAsk
+	shipped := operation("a", "", 0)
+	shipped.Details.Shipment = d1client.Shipment{TrackingNumber: "T1", Carrier: "ups", Status: "IN_TRANSIT", Message: "for Ada", TrackingURL: "https://ups.example/T1"}
+	change := operation("change", "ours", 0)
+	change.Operation = "UPDATE_ORDER"
+	around := surroundings{owners: store.Owners{Operations: map[string]store.Owner{
+		"a": {OrderID: us, Adopted: true}, "change": {OrderID: us},
+	}}}
+	c := policy().asked(m, store.Attempt{}, d1client.StatusAnswer{Finding: d1client.Found, Operations: []d1client.Operation{change, shipped}}, around)
+	if !slices.Equal(c.Seen, []string{"a"}) || len(c.Evidence) != 1 {
+		t.Errorf("seen %v with evidence %#v", c.Seen, c.Evidence)
+	}
+	if want := []store.ShipmentUpdate{{TrackingNumber: "T1", Carrier: "ups", Status: "IN_TRANSIT", TrackingURL: "https://ups.example/T1"}}; !slices.Equal(c.Shipments, want) {
+		t.Errorf("parcels %+v", c.Shipments)
+	}
+}
+
+// An order that D1 took and clearly does not show is asked about a second time before
+// anybody is told, and nobody is told of less than that.
+func TestNotShown(t *testing.T) {
+	t.Parallel()
+	old := policy().ResendAfter
+	empty := d1client.StatusAnswer{Finding: d1client.Found}
+	notFound := d1client.StatusAnswer{Finding: d1client.CardNotFound}
+	for _, c := range []struct {
+		name   string
+		answer d1client.StatusAnswer
+		proven bool
+		age    time.Duration
+		before int
+		again  bool
+		told   bool
+	}{
+		{"empty", empty, false, old, 0, true, false},
+		{"empty a second time", empty, false, old, 1, false, true},
+		{"a 404 that proves something", notFound, true, old, 1, false, true},
+		{"one that does not", notFound, false, old, 1, false, false},
+		{"D1 may need longer to show it", empty, false, old - 1, 1, false, false},
+		{"another order hides it", d1client.StatusAnswer{Finding: d1client.Found, Operations: []d1client.Operation{operation("a", "theirs", 0)}}, false, old, 1, false, false},
+		{"a part could not be read", d1client.StatusAnswer{Finding: d1client.Found, Skipped: 1}, false, old, 1, false, false},
+		{"no answer", d1client.StatusAnswer{Finding: d1client.LookupFailed}, false, old, 1, true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			m := message()
+			m.Kind, m.Negatives, m.ClaimedAt = store.KindAsk, c.before, sent.Add(c.age)
+			got := policy().asked(m, store.Attempt{}, c.answer, surroundings{proven: c.proven})
+			if told := slices.Contains(got.Evidence, order.Evidence(order.NotShown{})); told != c.told || got.Next.Done == c.again {
+				t.Errorf("told %v, next %+v", told, got.Next)
+			}
+			if c.again && got.Next.RunIn <= 0 {
+				t.Errorf("asked again at once: %+v", got.Next)
+			}
+			if want := 1; c.again && got.Next.Negatives != want {
+				t.Errorf("%d negatives, want %d", got.Next.Negatives, want)
+			}
+		})
 	}
 }
 

@@ -22,6 +22,7 @@ type Metrics struct {
 	lost     *prometheus.CounterVec
 	rescued  *prometheus.CounterVec
 	raised   *prometheus.CounterVec
+	drift    *prometheus.CounterVec
 	probes   *prometheus.CounterVec
 	d1Skew   *prometheus.GaugeVec
 	skew     prometheus.Gauge
@@ -46,7 +47,7 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 		return h
 	}
 	m := &Metrics{
-		attempts: counter("cardorder_d1_attempts_total", "Calls to D1 by issuer, kind (submit, ask) and reason.", "kind", "reason"),
+		attempts: counter("cardorder_d1_attempts_total", "Calls to D1 by issuer, kind (submit, ask, change) and reason.", "kind", "reason"),
 		duration: histogram("cardorder_d1_attempt_duration_seconds", "Time a call to D1 took, token included.",
 			prometheus.ExponentialBuckets(0.005, 2, 14), "kind"),
 		accepted: histogram("cardorder_accept_to_taken_seconds", "Time from accepting an order to D1's 202, by class (single, batch).",
@@ -59,6 +60,7 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 		lost:     counter("cardorder_lane_leases_lost_total", "Calls that ended when another worker had taken their message over."),
 		rescued:  counter("cardorder_lane_leases_rescued_total", "Messages taken over from a process whose lease ran out."),
 		raised:   counter("cardorder_attention_raised_total", "Orders that newly need a human, by code.", "code"),
+		drift:    counter("cardorder_drift_total", "What asking D1 found that no notification had told, by the status that an order turned out to have, attention, or details.", "difference"),
 		probes:   counter("cardorder_lane_probes_total", "Orders tried while their lane was stopped."),
 		d1Skew:   gauge("cardorder_d1_clock_skew_seconds", "By how much this process's clock is behind D1's, to the second."),
 		skew: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -78,6 +80,11 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 // Attention counts an order that newly needs a human.
 func (m *Metrics) Attention(issuer string, a order.Attention) {
 	m.raised.WithLabelValues(issuer, string(a)).Inc()
+}
+
+// Drift counts what asking D1 found.
+func (m *Metrics) Drift(issuer string, d store.Difference) {
+	m.drift.WithLabelValues(issuer, string(d)).Inc()
 }
 
 // ClaimLost counts a call whose message another worker had taken over.
@@ -117,7 +124,10 @@ func (m *Metrics) lane(issuer string) *laneMetrics {
 	for _, a := range order.Attentions() {
 		m.raised.WithLabelValues(issuer, string(a))
 	}
-	for _, kind := range []store.AttemptKind{store.AttemptSubmit, store.AttemptAsk} {
+	for _, d := range store.Differences() {
+		m.drift.WithLabelValues(issuer, string(d))
+	}
+	for _, kind := range []store.AttemptKind{store.AttemptSubmit, store.AttemptAsk, store.AttemptChange} {
 		l.duration[kind] = m.duration.WithLabelValues(issuer, string(kind))
 		for _, reason := range append(d1client.Reasons(), reasonUnreadableContent) {
 			l.attempts[attemptLabel{kind, string(reason)}] = m.attempts.WithLabelValues(issuer, string(kind), string(reason))

@@ -27,6 +27,8 @@ type lockedOrder struct {
 	issuance      order.Issuance
 	operations    []string    // every PRODUCE operation seen for it
 	submit        int64       // the message that brings it to D1, when this transaction has locked it
+	checks        int         // how often D1 was asked since it last said something new
+	heardAt       *time.Time  // when that was
 	doubted       bool        // it did not change since the database's history did: D1 may have it
 	halt          BatchAction // hold or cancel, when one came while D1 may have had it
 	admitted      bool        // a person released it in spite of the program's rule
@@ -44,6 +46,10 @@ func (s *Store) logChanges(ctx context.Context, locked map[orderKey]*lockedOrder
 	for _, o := range locked {
 		for _, c := range o.changes {
 			level := slog.LevelInfo
+			if c.cause.Kind == CauseReconciliation {
+				level = slog.LevelWarn // D1's word of it was lost
+				s.cfg.OnDrift(o.issuer, differenceOf(c.before, c.after))
+			}
 			for _, a := range c.after.Attention {
 				if !slices.Contains(c.before.Attention, a) {
 					level = slog.LevelWarn // somebody should look
@@ -95,7 +101,7 @@ func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orde
 	issuers, ids := columns(distinctKeys(keys))
 	b.Queue(`
 		SELECT s.issuer_id, s.order_id, s.first_sent_at, clock_timestamp(), o.card_id, o.card_product_id, coalesce(o.terms #>> '{services,issuance}', ''),
-			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false), `+stateColumns+`
+			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false), s.checks, s.heard_at, `+stateColumns+`
 		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
 			JOIN order_state s ON s.issuer_id = t.issuer_id AND s.order_id = t.order_id
 			JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
@@ -105,7 +111,7 @@ func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orde
 		return each(rows, func() error {
 			o := &lockedOrder{}
 			var id pgtype.UUID
-			fields := []any{&o.issuer, &id, &o.firstSentAt, &o.now, &o.cardID, &o.cardProductID, &o.issuance, &o.doubted}
+			fields := []any{&o.issuer, &id, &o.firstSentAt, &o.now, &o.cardID, &o.cardProductID, &o.issuance, &o.doubted, &o.checks, &o.heardAt}
 			if err := rows.Scan(append(fields, stateFields(&o.state)...)...); err != nil {
 				return err
 			}
@@ -237,6 +243,9 @@ func (a *advances) advance(o *lockedOrder, cause Cause, evidence ...order.Eviden
 	}
 	if !changed {
 		return
+	}
+	if cause.Kind == CauseReconciliation && next.OnlyTime(before) {
+		cause = Cause{Kind: CauseTime} // D1 had nothing to say that was not known
 	}
 	o.state = next
 	o.changes = append(o.changes, change{before, next, cause})

@@ -452,13 +452,14 @@ func claimColumns(claims []claim) (ids []int64, tokens uuids) {
 
 // Completion is what came of a claimed message.
 type Completion struct {
-	Message  Message
-	Attempt  Attempt
-	Seen     []string         // PRODUCE operations that D1 showed for the order
-	Others   []OrderOperation // the same for other orders of the card
-	Evidence []order.Evidence // how the order advances, if the claim still holds
-	Change   *ChangeAnswer    // of KindChange: what D1 said; nil while it is unknown whether it has it
-	Next     Next             // what becomes of the message, if the order still waits
+	Message   Message
+	Attempt   Attempt
+	Seen      []string         // PRODUCE operations that D1 showed for the order
+	Others    []OrderOperation // the same for other orders of the card
+	Shipments []ShipmentUpdate // what D1 showed of its parcels
+	Evidence  []order.Evidence // how the order advances, if the claim still holds
+	Change    *ChangeAnswer    // of KindChange: what D1 said; nil while it is unknown whether it has it
+	Next      Next             // what becomes of the message, if the order still waits
 }
 
 // OrderOperation is a PRODUCE operation of an order.
@@ -550,11 +551,12 @@ type completing struct {
 	list  []Completion
 
 	// What the first trip learns.
-	locked map[orderKey]*lockedOrder
-	owners map[string]orderKey
-	held   map[claim]heldMessage
-	lanes  map[string]*laneNews
-	parked []int64 // notifications that wait for an operation that was seen
+	locked  map[orderKey]*lockedOrder
+	owners  map[string]orderKey
+	held    map[claim]heldMessage
+	lanes   map[string]*laneNews
+	parked  []int64                      // notifications that wait for an operation that was seen
+	parcels map[parcelKey]ShipmentUpdate // of the orders whose parcels D1 showed
 
 	lost []string // issuers of claims that were lost to another worker, not to evidence from D1
 }
@@ -580,6 +582,8 @@ func (c *completing) ask(b *pgx.Batch) {
 	var seen []operation
 	c.locked, c.owners, c.lost = make(map[orderKey]*lockedOrder, len(keys)), make(map[string]orderKey), nil
 	c.held, c.lanes = make(map[claim]heldMessage, len(keys)), make(map[string]*laneNews)
+	c.parcels = make(map[parcelKey]ShipmentUpdate)
+	var shown []orderKey
 	for i := range c.list {
 		m := &c.list[i].Message
 		keys[i], held[i] = orderKey{m.IssuerID, m.OrderID}, claim{m.ID, m.Token}
@@ -591,6 +595,9 @@ func (c *completing) ask(b *pgx.Batch) {
 			others = append(others, key)
 			seen = append(seen, operation{key, other.OperationID, string(c.list[i].Attempt.Kind)})
 		}
+		if len(c.list[i].Shipments) > 0 {
+			shown = append(shown, keys[i])
+		}
 		c.lanes[LaneOf(m.IssuerID)] = &laneNews{}
 	}
 	keys = append(keys, others...)
@@ -599,6 +606,7 @@ func (c *completing) ask(b *pgx.Batch) {
 	queueClaimLocks(b, held, c.held)
 	queueKnownOperations(b, keys, c.locked, c.owners)
 	queueLaneNews(b, c.lanes)
+	queueKnownParcels(b, shown, c.parcels)
 	if len(seen) > 0 {
 		issuers, ids := make(texts, len(seen)), make(texts, len(seen))
 		for i, op := range seen {
@@ -652,7 +660,16 @@ func (c *completing) answer(b *pgx.Batch) {
 		}
 		attempts = append(attempts, attemptRow{o.orderKey, &done.Attempt, !held})
 		evidence, next := c.decide(done, o, h, held)
-		w.advance(o, Cause{Kind: CauseAttempt, ID: done.Attempt.ID.String()}, evidence...)
+		if held {
+			for _, p := range c.newsOfParcels(o.orderKey, done) {
+				queueShipment(b, o.orderKey, p)
+				evidence = append(evidence, order.Details{})
+			}
+			if m.Kind == KindAsk && next.Done && c.store.silent(o) {
+				evidence = append(evidence, order.Silence{})
+			}
+		}
+		w.advance(o, done.cause(), evidence...)
 		if !next.Unsent && o.firstSentAt == nil && !m.FirstSentAt.IsZero() { // a fact as well
 			o.firstSentAt = &m.FirstSentAt
 			w.touch(o)
@@ -670,7 +687,7 @@ func (c *completing) answer(b *pgx.Batch) {
 	for i := range c.list {
 		for _, other := range c.list[i].Others {
 			if o := c.locked[orderKey{c.list[i].Message.IssuerID, other.OrderID}]; o != nil {
-				w.advance(o, Cause{Kind: CauseAttempt, ID: c.list[i].Attempt.ID.String()}) // by all its operations
+				w.advance(o, c.list[i].cause()) // by all its operations
 			}
 		}
 	}
@@ -887,13 +904,14 @@ func (s *Store) Doubts(ctx context.Context, m Message) (sibling, parked bool, er
 }
 
 // KnownCard returns a card of the issuer that D1 certainly has and had time to
-// show: the newest with an operation whose order is older than age. ErrNotFound
-// when there is none.
-func (s *Store) KnownCard(ctx context.Context, issuer string, age time.Duration) (string, error) {
+// show: the newest but the given one with an operation whose order is older than age.
+// ErrNotFound when there is none.
+func (s *Store) KnownCard(ctx context.Context, issuer, other string, age time.Duration) (string, error) {
 	rows, err := s.pool.Query(ctx, `
 		SELECT o.card_id FROM operations p JOIN orders o ON o.issuer_id = p.issuer_id AND o.id = p.order_id
 		WHERE p.issuer_id = $1 AND p.operation = 'PRODUCE' AND p.order_id < $2 AND p.created_at < now() - $3::interval
-		ORDER BY p.order_id DESC LIMIT 1`, issuer, idsBefore(time.Now().Add(-age)), age)
+			AND o.card_id <> $4
+		ORDER BY p.order_id DESC LIMIT 1`, issuer, idsBefore(time.Now().Add(-age)), age, other)
 	if err != nil {
 		return "", fmt.Errorf("looking for a known card: %w", err)
 	}

@@ -221,31 +221,41 @@ func (s *Store) Orders(ctx context.Context, issuer string, f Filter) ([]*Order, 
 	args = append(args, f.Limit)
 	sql := selectOrders + "WHERE " + strings.Join(conditions, " AND ") +
 		fmt.Sprintf(" ORDER BY o.id DESC LIMIT $%d", len(args))
+	var list []*Order
+	err := s.list(ctx, sql, args, func(rows pgx.Rows) (err error) {
+		list, err = pgx.CollectRows(rows, scanOrder)
+		return err
+	})
+	if err != nil && !errors.Is(err, ErrTooSlow) {
+		err = fmt.Errorf("listing orders: %w", err)
+	}
+	return list, err
+}
+
+// list runs a query of a list, which may take long and must not keep others from the
+// database.
+func (s *Store) list(ctx context.Context, sql string, args []any, collect func(pgx.Rows) error) error {
 	select {
 	case s.lists <- struct{}{}:
 		defer func() { <-s.lists }()
 	case <-ctx.Done():
-		return nil, fmt.Errorf("listing orders: %w", ctx.Err())
+		return ctx.Err()
 	}
 	conn, err := s.pool.Acquire(ctx) // waiting for a connection is not the query's fault
 	if err != nil {
-		return nil, fmt.Errorf("listing orders: %w", err)
+		return err
 	}
 	defer conn.Release()
 	short, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	rows, err := conn.Query(short, sql, args...)
-	var list []*Order
 	if err == nil {
-		list, err = pgx.CollectRows(rows, scanOrder)
+		err = collect(rows)
 	}
 	if err != nil && ctx.Err() == nil && short.Err() != nil {
-		return nil, ErrTooSlow
+		return ErrTooSlow
 	}
-	if err != nil {
-		return nil, fmt.Errorf("listing orders: %w", err)
-	}
-	return list, nil
+	return err
 }
 
 // Entry is one thing that happened to an order. Exactly one of the pointers is set.

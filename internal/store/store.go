@@ -58,6 +58,8 @@ type Config struct {
 	// must not block.
 	OnAttention func(issuerID string, a order.Attention)
 	OnClaimLost func(issuerID string)
+	// OnDrift is called after a commit that stored what asking D1 found. It must not block.
+	OnDrift func(issuerID string, d Difference)
 	// Log gets what callers are not told; nil means nothing.
 	Log *slog.Logger
 }
@@ -94,6 +96,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	if cfg.OnClaimLost == nil {
 		cfg.OnClaimLost = func(string) {}
+	}
+	if cfg.OnDrift == nil {
+		cfg.OnDrift = func(string, Difference) {}
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

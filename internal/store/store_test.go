@@ -741,6 +741,8 @@ func TestPlans(t *testing.T) {
 	f.exec(`INSERT INTO notifications (issuer_id, digest, body, operation_id, outcome)
 		SELECT issuer_id, sha256(id::text::bytea), 'x', 'op', 'applied' FROM orders`)
 	f.exec(`INSERT INTO order_payload (issuer_id, order_id, production, encrypted_data) SELECT issuer_id, id, 'x', 'x' FROM orders`)
+	f.exec(`INSERT INTO order_events (issuer_id, order_id, seq, type, status, attention, cause)
+		SELECT issuer_id, id, 1, 'accepted', 'SHIPPED', '{}', CASE WHEN random() < 0.01 THEN 'reconciliation' ELSE 'request' END FROM orders`)
 	f.exec(`INSERT INTO shipments (issuer_id, order_id, tracking_number) SELECT issuer_id, id, issuer_request_id FROM orders`)
 	f.exec(`INSERT INTO card_guard (issuer_id, card_id, order_ids) SELECT issuer_id, card_id, ARRAY[id] FROM orders`)
 	f.exec(`INSERT INTO order_batches (issuer_id, id, key, status, format, hold, held, digest, created_by)
@@ -819,7 +821,15 @@ func TestPlans(t *testing.T) {
 			_, err := st.Order(t.Context(), issuer, uuid.MustParse("01a20a68-0000-7000-8000-000000000001"))
 			return err
 		},
-		"known card": func() error { _, err := st.KnownCard(t.Context(), issuer, -time.Hour*24*365); return err },
+		"known card": func() error { _, err := st.KnownCard(t.Context(), issuer, "card-77", -time.Hour*24*365); return err },
+		"drift": func() error {
+			_, err := st.Drift(t.Context(), issuer, store.DriftFilter{From: time.Now().Add(-time.Hour), To: time.Now(), Limit: 50})
+			return err
+		},
+		"drift page": func() error {
+			_, err := st.Drift(t.Context(), issuer, store.DriftFilter{Before: store.DriftPlace{At: time.Now(), Seq: 3}, Limit: 50})
+			return err
+		},
 		"owners": func() error {
 			_, err := st.Owners(t.Context(), issuer, []string{"op-r-1", "op-r-2"}, []string{"r-1", "r-2"})
 			return err
