@@ -89,6 +89,8 @@ type NewOrder struct {
 	Urgent            bool               `json:"urgent,omitempty"`
 	DuplicateOverride *DuplicateOverride `json:"duplicateOverride,omitempty"`
 	ReplacesOrderID   string             `json:"replacesOrderId,omitempty"`
+	Hold              bool               `json:"hold,omitempty"`      // kept back until somebody releases it
+	NotBefore         *time.Time         `json:"notBefore,omitempty"` // not to be sent earlier, at most 90 days ahead
 
 	// Deprecated by D1, passed on with a warning.
 	State     string `json:"state,omitempty"`
@@ -241,10 +243,11 @@ type Order struct {
 	ReplacedByOrderIDs []string           `json:"replacedByOrderIds"`
 	BatchID            string             `json:"batchId"`
 
-	OperationID    string   `json:"operationId"` // D1's
-	Asking         bool     `json:"asking"`      // D1 is being asked about it; not told in lists
-	HoldPending    bool     `json:"holdPending"` // it is held if D1 turns out not to have it; not told in lists
-	DueDate        string   `json:"dueDate"`     // as D1 says it
+	OperationID string `json:"operationId"` // D1's
+	Asking      bool   `json:"asking"`      // D1 is being asked about it; not told in lists
+	HoldPending bool   `json:"holdPending"` // it is held if D1 turns out not to have it; not told in lists
+	Times
+	DueDate        string   `json:"dueDate"` // as D1 says it
 	ProductionSite string   `json:"productionSite"`
 	Shipments      []Parcel `json:"shipments"`
 	Warnings       []string `json:"warnings"` // constants above, or newer ones
@@ -253,6 +256,22 @@ type Order struct {
 	CreatedBy string     `json:"createdBy"`
 	UpdatedAt time.Time  `json:"updatedAt"`
 	EndedAt   *time.Time `json:"endedAt"`
+}
+
+// Times is what time does to an order.
+type Times struct {
+	Hold             *Hold      `json:"hold"`             // why it is held, while it is
+	NotBefore        *time.Time `json:"notBefore"`        // when it may be sent, where that was not at once
+	CancellableUntil *time.Time `json:"cancellableUntil"` // until then a cancel is certain to come in time
+	DueAt            *time.Time `json:"dueAt"`            // by when it should have arrived, as far as that is known
+	Late             bool       `json:"late"`             // it should have arrived, or left its status, by now
+}
+
+// Hold is why an order is held. There may be newer reasons than request, person, rule and
+// schedule.
+type Hold struct {
+	Reason string     `json:"reason"`
+	Until  *time.Time `json:"until"` // of a schedule: its end
 }
 
 // ShipmentTerms is a Shipment without its addresses.
@@ -266,7 +285,8 @@ type ShipmentTerms struct {
 type Parcel struct {
 	TrackingNumber string    `json:"trackingNumber"`
 	Carrier        string    `json:"carrier"`
-	Status         string    `json:"status"`
+	Status         string    `json:"status"`      // the carrier's code
+	OrderStatus    Status    `json:"orderStatus"` // what it means for the order, empty while nobody has the parcel
 	TrackingURL    string    `json:"trackingUrl"`
 	UpdatedAt      time.Time `json:"updatedAt"`
 }
@@ -298,6 +318,7 @@ type Event struct {
 	PreviousStatus Status          `json:"previousStatus"`
 	Attention      []string        `json:"attention"` // codes
 	Warnings       []string        `json:"warnings"`  // of the order, with its first event
+	Late           bool            `json:"late"`      // whether it was, then
 	Cause          string          `json:"cause"`
 	CauseID        string          `json:"causeId"`
 	Actor          string          `json:"actor"`

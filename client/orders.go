@@ -74,6 +74,7 @@ type DryRun struct {
 	Order   string `json:"order"`   // OutcomeReplayed: of the order that is there
 	Status  Status `json:"status"`
 	EndsAt  Status `json:"endsAt"`
+	Times
 	Program string `json:"program"` // that it falls under, where there are programs
 	// PrintedName is how the cardholder's name will stand on the card, where the
 	// order has SensitiveData.
@@ -149,6 +150,7 @@ type OrderFilter struct {
 	BatchID             string
 	Attention           bool      // only what needs a human
 	AttentionCode       string    // only what needs a human for this
+	Late                bool      // only what is late
 	CreatedFrom         time.Time // inclusive
 	CreatedTo           time.Time // exclusive
 
@@ -177,6 +179,9 @@ func (f OrderFilter) query() url.Values {
 		q.Set("attention", f.AttentionCode)
 	case f.Attention:
 		q.Set("attention", "true")
+	}
+	if f.Late {
+		q.Set("late", "true")
 	}
 	for name, at := range map[string]time.Time{"createdFrom": f.CreatedFrom, "createdTo": f.CreatedTo} {
 		if !at.IsZero() {

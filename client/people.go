@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Hold is what [Client.Hold] says.
-type Hold struct {
+// HoldRequest is what [Client.Hold] says.
+type HoldRequest struct {
 	Reason string `json:"reason,omitempty"` // for the timeline, where it rests in clear
 	// Version is the one that the order must still have; 0 means any. The problem is
 	// [ProblemVersionMismatch] when it has another.
@@ -21,12 +21,12 @@ type Hold struct {
 // Hold keeps an order from being sent until somebody releases it. It is HELD at once, or
 // has HoldPending set: then it is held if D1 turns out not to have it. The problem is
 // [ProblemNotHoldable] when D1 has it, or it has ended.
-func (c *Client) Hold(ctx context.Context, orderID string, with Hold) (*Order, error) {
+func (c *Client) Hold(ctx context.Context, orderID string, with HoldRequest) (*Order, error) {
 	return c.act(ctx, "holding an order", orderPath(orderID, "/hold"), with, with.Version)
 }
 
-// Release is what [Client.Release] says.
-type Release struct {
+// ReleaseRequest is what [Client.Release] says.
+type ReleaseRequest struct {
 	Reason string `json:"reason,omitempty"` // for the timeline, where it rests in clear
 	// DuplicateOverride says why a second card is wanted, where the card has another
 	// order by now.
@@ -38,7 +38,7 @@ type Release struct {
 // Release lifts the hold of an order, or takes back one that is pending. When an earlier
 // call did it whose answer got lost, the problem is [ProblemNotHeld] or
 // [ProblemVersionMismatch].
-func (c *Client) Release(ctx context.Context, orderID string, with Release) (*Order, error) {
+func (c *Client) Release(ctx context.Context, orderID string, with ReleaseRequest) (*Order, error) {
 	return c.act(ctx, "releasing an order", orderPath(orderID, "/release"), with, with.Version)
 }
 

@@ -30,6 +30,15 @@ type Program struct {
 	EndsAt                 Status           `json:"endsAt"`
 	DuplicateWindowSeconds int64            `json:"duplicateWindowSeconds"`
 	SLA                    *SLA             `json:"sla"`
+	// StageBudgetSeconds are for how long an order may have a status before it is late.
+	StageBudgetSeconds map[Status]int64 `json:"stageBudgetSeconds"`
+	// SilentAfterSeconds is after how long without news of an order D1 is asked; 0 never.
+	SilentAfterSeconds int64 `json:"silentAfterSeconds"`
+	// DispatchDelaySeconds is for how long orders that are not urgent are kept back.
+	DispatchDelaySeconds int64 `json:"dispatchDelaySeconds"`
+	// MaxOrdersPerConsumerPerDay is how many orders of a consumer are sent in 24 hours; 0
+	// means any number.
+	MaxOrdersPerConsumerPerDay int `json:"maxOrdersPerConsumerPerDay"`
 }
 
 // PaymentProfile is a personalization config with the key indexes that may go
@@ -48,6 +57,16 @@ type SLA struct {
 	WorkingDays map[Issuance]int `json:"workingDays"`
 	CutOff      string           `json:"cutOff"` // HH:MM in TimeZone
 	TimeZone    string           `json:"timeZone"`
+	ReadyBy     string           `json:"readyBy"`  // HH:MM, when the last day's cards are ready; "" means the end of the day
+	Weekend     []string         `json:"weekend"`  // days of the week without work
+	Holidays    []string         `json:"holidays"` // YYYY-MM-DD
+	Urgent      *Urgent          `json:"urgent"`
+}
+
+// Urgent is how long the bureau may take for an urgent order that it has before CutOff.
+type Urgent struct {
+	WithinSeconds int64  `json:"withinSeconds"`
+	CutOff        string `json:"cutOff"` // HH:MM in the centre's time zone; "" means the end of the day
 }
 
 // Programs returns what may be ordered.

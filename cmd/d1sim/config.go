@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto/ecdsa"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -27,6 +28,9 @@ type configFile struct {
 	// Aggregators act for several issuers with one token. Default none.
 	Aggregators []aggregator `yaml:"aggregators"`
 
+	// TLS is how the simulator calls the issuers. Default: the system's authorities, no client certificate.
+	TLS clientTLS `yaml:"tls"`
+
 	// Settings are the settings at start. Default: see d1sim.Settings.
 	Settings d1sim.Settings `yaml:"settings"`
 }
@@ -47,6 +51,13 @@ type aggregator struct {
 	ID          string       `yaml:"id"`
 	SigningKeys []signingKey `yaml:"signingKeys"`
 	Issuers     []string     `yaml:"issuers"` // ids that it acts for
+}
+
+// clientTLS are PEM files; a relative path starts at the YAML file.
+type clientTLS struct {
+	CertFile string `yaml:"certFile"` // the simulator's certificate, as D1 has one
+	KeyFile  string `yaml:"keyFile"`
+	CAFile   string `yaml:"caFile"` // authorities of the issuers' certificates
 }
 
 type signingKey struct {
@@ -72,6 +83,9 @@ func loadConfig(path string) (d1sim.Config, error) {
 
 	cfg := d1sim.Config{Audience: file.Audience, Settings: file.Settings}
 	var faults []error
+	if cfg.TLS, err = file.TLS.load(filepath.Dir(path)); err != nil {
+		faults = append(faults, fmt.Errorf("tls: %w", err))
+	}
 	keys := func(of string, list []signingKey) map[string]*ecdsa.PublicKey {
 		loaded, err := loadSigningKeys(list, filepath.Dir(path))
 		if err != nil {
@@ -100,6 +114,42 @@ func loadConfig(path string) (d1sim.Config, error) {
 	}
 	if err := errors.Join(faults...); err != nil {
 		return d1sim.Config{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return cfg, nil
+}
+
+// load returns nil when nothing is set.
+func (c clientTLS) load(dir string) (*tls.Config, error) {
+	if c == (clientTLS{}) {
+		return nil, nil
+	}
+	in := func(file string) string {
+		if file == "" || filepath.IsAbs(file) {
+			return file
+		}
+		return filepath.Join(dir, file)
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.CAFile != "" {
+		text, err := os.ReadFile(in(c.CAFile))
+		if err != nil {
+			return nil, err
+		}
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("%s: there is no certificate in it", c.CAFile)
+		}
+	}
+	if c.CertFile == "" && c.KeyFile == "" {
+		return cfg, nil
+	}
+	if _, err := tls.LoadX509KeyPair(in(c.CertFile), in(c.KeyFile)); err != nil {
+		return nil, err
+	}
+	// Read for every connection, so that a rotated one is used.
+	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		cert, err := tls.LoadX509KeyPair(in(c.CertFile), in(c.KeyFile))
+		return &cert, err
 	}
 	return cfg, nil
 }

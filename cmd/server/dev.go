@@ -44,8 +44,8 @@ func dev(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	env, err := local.Start(ctx, local.Config{
 		Dir: folder, Listen: *listen, DatabaseURL: *databaseURL,
-		Simulator: d1sim.Settings{StepInterval: d1sim.Duration(*step)},
-		Log:       log, SimulatorLog: log.With("process", "simulator"),
+		Simulator: d1sim.Settings{StepInterval: d1sim.Duration(*step)}, MutualTLS: true,
+		Log: log, SimulatorLog: log.With("process", "simulator"),
 	})
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return fmt.Errorf("%w; --listen chooses another address", err)
@@ -148,8 +148,8 @@ func runDemo(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	_, _ = fmt.Fprintln(stdout, "Starting PostgreSQL, a SIMULATOR of D1 (no card is made), and the service ...")
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 	env, err := local.Start(ctx, local.Config{
-		Simulator: d1sim.Settings{StepInterval: d1sim.Duration(300 * time.Millisecond)},
-		Log:       log, SimulatorLog: log,
+		Simulator: d1sim.Settings{StepInterval: d1sim.Duration(300 * time.Millisecond)}, MutualTLS: true,
+		Log: log, SimulatorLog: log,
 	})
 	if err != nil {
 		return err

@@ -127,7 +127,6 @@ func everyURLAnswers(t *testing.T, ready readyFile) {
 		{ready.APIURL + "/readyz", "", 200},
 		{ready.APIURL + "/v1/issuers/" + ready.IssuerID + "/orders", ready.Token, 200},
 		{ready.APIURL + "/v1/issuers/" + ready.IssuerID + "/orders", "wrong", 401},
-		{ready.NotificationsURL + "/authz/d1/v1/oauth2/token", "", 405},
 		{ready.D1URL + "/authz/v1/oauth2/token", "", 405},
 		{ready.D1ManagementURL + "/cards", "", 200},
 		{ready.MetricsURL, "", 200},
@@ -139,6 +138,9 @@ func everyURLAnswers(t *testing.T, ready readyFile) {
 		if c.url == ready.MetricsURL {
 			wantParts(t, answer, "cardorder_open_orders{")
 		}
+	}
+	if !strings.HasPrefix(ready.NotificationsURL, "https://") {
+		t.Errorf("the simulator calls %s, not by TLS as D1 does", ready.NotificationsURL)
 	}
 	conn, err := pgx.Connect(t.Context(), ready.DatabaseURL)
 	if err != nil {

@@ -24,7 +24,7 @@ import (
 	"cardorder/internal/store"
 )
 
-// serve runs the service. SIGHUP makes it read its programs file again.
+// serve runs the service. SIGHUP makes it read its programs file and certificates again.
 func serve(ctx context.Context, args []string, _, stderr io.Writer) error {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
 	path := flags.String("config", "", "the configuration `file` (required)")
@@ -95,6 +95,7 @@ func untilEnd(ctx context.Context, service *app.Service, hangup <-chan os.Signal
 		select {
 		case <-hangup:
 			service.ReloadPrograms()
+			service.ReloadCertificates()
 		case <-ctx.Done():
 			return nil
 		case err := <-service.Failed():

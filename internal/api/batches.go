@@ -215,7 +215,7 @@ func (u *upload) acceptance(r row) store.Acceptance {
 	a := store.Acceptance{IssuerID: u.issuer.ID, Client: u.client, Faults: r.faults}
 	if len(r.faults) == 0 {
 		a.Request, a.IdempotencyKey, a.Faults = order.DecodeRow(r.text, u.Rules(u.issuer.ID))
-		a.Faults = u.issuer.protectCardData(a.Request, a.Faults)
+		a.Faults = u.issuer.protectCardData(a.Request, a.Request.CheckNotBefore(time.Now(), a.Faults))
 	}
 	return a
 }

@@ -23,6 +23,8 @@ type Metrics struct {
 	requests      *prometheus.CounterVec
 	duration      *prometheus.HistogramVec
 	notifications *prometheus.CounterVec
+	refused       *prometheus.CounterVec
+	ignored       *prometheus.CounterVec
 	batchRows     *prometheus.CounterVec
 	panics        prometheus.Counter
 }
@@ -43,6 +45,14 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 			Name: "cardorder_notifications_total",
 			Help: "Operations in D1's notifications by issuer and what became of them.",
 		}, []string{"issuer", "outcome"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cardorder_notification_calls_refused_total",
+			Help: "Calls to the listener for D1 that were not taken for D1's, by issuer (none where it is not known) and reason.",
+		}, []string{"issuer", "reason"}),
+		ignored: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cardorder_ignored_notifications_total",
+			Help: "Operations in D1's notifications that are about no order of this service, by issuer and D1's kind of operation.",
+		}, []string{"issuer", "operation"}),
 		batchRows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cardorder_batch_rows_total",
 			Help: "Rows of batches by issuer and what became of them.",
@@ -56,13 +66,20 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 		for _, outcome := range notificationOutcomes {
 			m.notifications.WithLabelValues(issuer, string(outcome))
 		}
+		for _, reason := range refusals {
+			m.refused.WithLabelValues(issuer, string(reason))
+		}
+		for _, operation := range d1Operations {
+			m.ignored.WithLabelValues(issuer, operation)
+		}
 	}
 	for _, issuer := range issuers {
 		for _, outcome := range store.RowOutcomes {
 			m.batchRows.WithLabelValues(issuer, string(outcome))
 		}
 	}
-	r.MustRegister(m.requests, m.duration, m.notifications, m.batchRows, m.panics)
+	m.refused.WithLabelValues("", string(refusedCredentials))
+	r.MustRegister(m.requests, m.duration, m.notifications, m.refused, m.ignored, m.batchRows, m.panics)
 	return m
 }
 

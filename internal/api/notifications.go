@@ -3,14 +3,15 @@ package api
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"io"
+	"iter"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -23,29 +24,31 @@ import (
 const maxNotificationBody = 32 << 20
 
 var notificationOutcomes = []store.Outcome{
-	store.OutcomeApplied, store.OutcomeParked, store.OutcomeUnapplied, store.OutcomeIgnored, store.OutcomeRepeated,
+	store.OutcomeApplied, store.OutcomeParked, store.OutcomeUnapplied, store.OutcomeIgnored, store.OutcomeRepeated, store.OutcomeForeign,
 }
 
 // Notifications is D1's side of the API.
 type Notifications struct {
 	*server
-	tokens *tokens
-	wake   chan []int64
+	d1    *d1Side
+	wake  chan []int64
+	large chan struct{} // bodies in memory that are large
 }
 
 // NewNotifications makes it. Handler serves it and Run works beside it.
 func NewNotifications(cfg Config) *Notifications {
 	return &Notifications{
 		server: newServer(cfg),
-		tokens: &tokens{keys: cfg.TokenKeys, issuers: cfg.Issuers, now: time.Now},
+		d1:     newD1Side(cfg),
 		wake:   make(chan []int64, 64),
+		large:  make(chan struct{}, largeNotifications),
 	}
 }
 
 // Handler serves D1: the token endpoint and the notifications.
 func (n *Notifications) Handler() http.Handler {
 	r := newRouter("notifications", n.Config)
-	r.Post("/authz/d1/v1/oauth2/token", n.tokens.grant)
+	r.Post("/authz/d1/v1/oauth2/token", n.d1.grant)
 	r.Post("/notifications/d1/v2/issuers/{issuerId}/cards", n.receive)
 	return r
 }
@@ -60,13 +63,12 @@ func (n *Notifications) receive(w http.ResponseWriter, r *http.Request) {
 		writeD1Error(w, http.StatusNotFound, "unknown issuer")
 		return
 	}
-	token, _ := bearer(r)
-	if err := n.tokens.verify(token, issuerID); err != nil {
-		w.WriteHeader(http.StatusUnauthorized)
+	if !n.d1.admit(w, r, issuer) {
 		return
 	}
 	annotate(r.Context(), slog.String("issuerId", issuerID))
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxNotificationBody))
+	body, done, err := n.readNotification(w, r)
+	defer done()
 	if err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			writeD1Error(w, http.StatusRequestEntityTooLarge, "the body is too large")
@@ -80,6 +82,8 @@ func (n *Notifications) receive(w http.ResponseWriter, r *http.Request) {
 		writeD1Error(w, http.StatusBadRequest, "the body is not JSON")
 		return
 	}
+	// The answer may take as long as the storing, however long the body took.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(receiveTimeout + 10*time.Second)) // not every writer has one
 	if err := n.store(r, issuer, body); err != nil {
 		n.Log.Error("storing notifications failed", "correlationId", correlationID(r.Context()), "issuerId", issuerID, "error", err)
 		writeD1Error(w, http.StatusServiceUnavailable, "not stored, please send again")
@@ -89,37 +93,153 @@ func (n *Notifications) receive(w http.ResponseWriter, r *http.Request) {
 }
 
 const (
+	// smallNotification is up to how many bytes a body needs no leave to be in memory.
+	smallNotification = 1 << 20
+	// largeNotifications is how many larger ones may be in memory at once; others wait
+	// with what they have sent so far.
+	largeNotifications = 2
+)
+
+// readNotification reads a body. It may be used until done is called.
+func (n *Notifications) readNotification(w http.ResponseWriter, r *http.Request) (body []byte, done func(), err error) {
+	done = func() {}
+	if r.ContentLength > maxNotificationBody {
+		return nil, done, &http.MaxBytesError{Limit: maxNotificationBody}
+	}
+	in := http.MaxBytesReader(w, r.Body, maxNotificationBody)
+	var b bytes.Buffer
+	if r.ContentLength > 0 {
+		b.Grow(int(min(r.ContentLength, smallNotification)) + bytes.MinRead)
+	}
+	if _, err := io.CopyN(&b, in, smallNotification); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = nil // it is all there
+		}
+		return b.Bytes(), done, err
+	}
+	select {
+	case n.large <- struct{}{}:
+		done = func() { <-n.large }
+	case <-r.Context().Done():
+		return nil, done, r.Context().Err()
+	}
+	if rest := r.ContentLength - int64(b.Len()); rest > 0 {
+		b.Grow(int(rest) + bytes.MinRead)
+	}
+	_, err = b.ReadFrom(in)
+	return b.Bytes(), done, err
+}
+
+const (
 	// receiveChunk is how many operations are stored in one transaction: it bounds
 	// for how long their orders stay locked.
 	receiveChunk = 100
+	// receiveAtOnce is how many chunks of one call are stored at the same time.
+	receiveAtOnce = 4
 	// receiveTimeout bounds the storing of one call. It goes on when D1 hangs up: D1
 	// would only send the same again.
 	receiveTimeout = 50 * time.Second
 )
 
-// store stores a notification, chunk by chunk. When a later chunk fails, D1 sends
-// all of it again, and what was stored is recognised.
+// store stores a notification, chunk by chunk. When one of them fails, D1 sends all of
+// it again, and what was stored is recognised.
 func (n *Notifications) store(r *http.Request, issuer *Issuer, body []byte) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), receiveTimeout)
 	defer cancel()
-	sender := callersCorrelationID(r, n.guard)
-	counts := make(map[string]int)
-	defer func() { annotate(r.Context(), slog.Any("notifications", counts)) }()
-	for chunk := range slices.Chunk(operations(body), receiveChunk) {
-		list := make([]store.Notification, len(chunk))
-		for i, raw := range chunk {
-			list[i] = n.parse(issuer, raw, sender)
+	call := &receivedCall{notifications: n, issuer: issuer, sender: callersCorrelationID(r, n.guard), counts: make(map[string]int)}
+	defer func() { annotate(r.Context(), slog.Any("notifications", call.counts)) }()
+	return call.store(ctx, body)
+}
+
+// receivedCall is the storing of one call.
+type receivedCall struct {
+	notifications *Notifications
+	issuer        *Issuer
+	sender        string // the caller's correlation id
+
+	mu     sync.Mutex
+	counts map[string]int // of operations, by outcome
+	err    error          // the first
+}
+
+func (c *receivedCall) store(ctx context.Context, body []byte) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var storing sync.WaitGroup
+	free := make(chan struct{}, receiveAtOnce)
+	var last [][]byte
+	for chunk := range chunks(body) {
+		if last != nil {
+			elements := last
+			free <- struct{}{}
+			storing.Go(func() {
+				defer func() { <-free }()
+				if !c.keep(ctx, elements) {
+					cancel()
+				}
+			})
 		}
-		outcomes, err := n.Store.Receive(ctx, issuer.ID, list)
-		if err != nil {
-			return err
-		}
-		for _, outcome := range outcomes {
-			n.Metrics.notifications.WithLabelValues(issuer.ID, string(outcome)).Inc()
-			counts[string(outcome)]++
+		if last = chunk; ctx.Err() != nil {
+			break
 		}
 	}
-	return nil
+	if last != nil && ctx.Err() == nil {
+		c.keep(ctx, last) // here: most calls have no other
+	}
+	storing.Wait()
+	if c.err == nil {
+		return ctx.Err()
+	}
+	return c.err
+}
+
+// keep stores some operations and tells whether it could.
+func (c *receivedCall) keep(ctx context.Context, elements [][]byte) bool {
+	n := c.notifications
+	list := make([]store.Notification, len(elements))
+	for i, raw := range elements {
+		list[i] = n.parse(c.issuer, raw, c.sender)
+	}
+	outcomes, err := n.Store.Receive(ctx, c.issuer.ID, list)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		if c.err == nil {
+			c.err = err
+		}
+		return false
+	}
+	for i, outcome := range outcomes {
+		n.Metrics.notifications.WithLabelValues(c.issuer.ID, string(outcome)).Inc()
+		if outcome == store.OutcomeIgnored {
+			n.Metrics.ignored.WithLabelValues(c.issuer.ID, operationLabel(list[i].Operation)).Inc()
+		}
+		c.counts[string(outcome)]++
+	}
+	return true
+}
+
+// d1Operations are D1's kinds of operations that a metric has a label for; OperationNone
+// is for what names none.
+var d1Operations = []string{
+	"CREATE", "REGISTER", "ACTIVATE", "SUSPEND", "RESUME", "DELETE", "DIGITIZE", "RENEW", "REPLACE", "CLICK_TO_PAY_ENROLMENT",
+	store.OperationProduce, store.OperationChange, store.OperationTracking, operationNone, operationOther,
+}
+
+const (
+	operationNone  = "none"
+	operationOther = "other"
+)
+
+// operationLabel keeps D1 from inventing label values.
+func operationLabel(operation string) string {
+	switch {
+	case operation == "":
+		return operationNone
+	case slices.Contains(d1Operations, operation):
+		return operation
+	}
+	return operationOther
 }
 
 // writeD1Error answers in the form that D1 expects.
@@ -127,28 +247,41 @@ func writeD1Error(w http.ResponseWriter, status int, text string) {
 	writeJSON(w, status, map[string]string{"error": text})
 }
 
-// operations takes a notification apart into its operations. JSON of any other
-// shape is one element, kept as it is. What stands in the list more than once is
+// chunks takes a notification apart into its operations, some at a time. JSON of any
+// other shape is one element, kept as it is. What stands in one chunk more than once is
 // taken once.
-func operations(body []byte) []json.RawMessage {
-	var notification struct {
-		Operations []json.RawMessage `json:"operations"`
+func chunks(body []byte) iter.Seq[[][]byte] {
+	return func(yield func([][]byte) bool) {
+		list, ok := d1client.Notified(body)
+		if !ok {
+			yield([][]byte{body})
+			return
+		}
+		var chunk [][]byte
+		seen := make(map[string]bool)
+		goOn := true
+		d1client.Elements(list, func(element []byte) bool {
+			if seen[string(element)] {
+				return true
+			}
+			if len(chunk) == receiveChunk {
+				goOn = yield(chunk)
+				chunk = nil
+				clear(seen)
+			}
+			seen[string(element)] = true
+			chunk = append(chunk, element)
+			return goOn
+		})
+		if goOn && len(chunk) > 0 {
+			yield(chunk)
+		}
 	}
-	if json.Unmarshal(body, &notification) != nil || notification.Operations == nil {
-		return []json.RawMessage{body}
-	}
-	seen := make(map[[sha256.Size]byte]bool)
-	return slices.DeleteFunc(notification.Operations, func(raw json.RawMessage) bool {
-		digest := sha256.Sum256(raw)
-		again := seen[digest]
-		seen[digest] = true
-		return again
-	})
 }
 
 // parse reads what can be read of one operation; what cannot, is left empty.
 func (n *Notifications) parse(issuer *Issuer, raw []byte, correlation string) store.Notification {
-	note := store.Notification{Raw: raw, Content: content(raw), CorrelationID: correlation}
+	note := store.Notification{Raw: raw, Content: d1client.Canonical(raw), CorrelationID: correlation}
 	op, err := d1client.ParseOperation(raw)
 	if err != nil {
 		return note
@@ -169,23 +302,6 @@ func (n *Notifications) parse(issuer *Issuer, raw []byte, correlation string) st
 	return note
 }
 
-// content is the form by which a repeat is recognised: the same members and
-// values, whatever their order and spacing. D1's operationId stays the same
-// through all steps of an order, so it cannot serve.
-func content(raw []byte) []byte {
-	var value any
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.UseNumber()
-	if dec.Decode(&value) != nil {
-		return raw
-	}
-	canonical, err := json.Marshal(value)
-	if err != nil {
-		return raw
-	}
-	return canonical
-}
-
 // Wake makes Run try the given stored notifications now. It never blocks: a sweep
 // finds them too, only later.
 func (n *Notifications) Wake(ids []int64) {
@@ -198,8 +314,14 @@ func (n *Notifications) Wake(ids []int64) {
 // sweepEvery is how often stored notifications that wait are looked for.
 const sweepEvery = 2 * time.Second
 
-// Run lets stored notifications that wait find their orders, until ctx is cancelled.
+// forgetEvery is how often notifications are deleted that have been kept long enough.
+const forgetEvery = 10 * time.Minute
+
+// Run lets stored notifications that wait find their orders, and deletes those that are
+// about none, until ctx is cancelled.
 func (n *Notifications) Run(ctx context.Context) {
+	forget := time.NewTicker(forgetEvery)
+	defer forget.Stop()
 	for {
 		var ids []int64
 		timer := time.NewTimer(sweepEvery/2 + rand.N(sweepEvery))
@@ -210,6 +332,9 @@ func (n *Notifications) Run(ctx context.Context) {
 		case ids = <-n.wake:
 			timer.Stop()
 		case <-timer.C:
+		case <-forget.C:
+			timer.Stop()
+			n.forget(ctx)
 		}
 		for more := true; more && ctx.Err() == nil; {
 			more = n.sweep(ctx, ids)
@@ -219,6 +344,16 @@ func (n *Notifications) Run(ctx context.Context) {
 			default:
 				ids = nil
 			}
+		}
+	}
+}
+
+// forget deletes what has been kept long enough, in small steps.
+func (n *Notifications) forget(ctx context.Context) {
+	for more := true; more && ctx.Err() == nil; {
+		var err error
+		if more, err = n.Store.ForgetIgnored(ctx); err != nil && ctx.Err() == nil {
+			n.Log.Error("deleting old notifications failed", "error", err)
 		}
 	}
 }

@@ -69,6 +69,7 @@ var answers = map[string]reflect.Type{
 	"LaneBacklog":             reflect.TypeFor[backlogView](),
 	"LaneReplica":             reflect.TypeFor[replicaView](),
 	"LaneBreaker":             reflect.TypeFor[breakerView](),
+	"Hold":                    reflect.TypeFor[holdView](),
 	"Drift":                   reflect.TypeFor[driftView](),
 	"DriftPage":               reflect.TypeFor[page[driftView]](),
 	"Readiness":               reflect.TypeFor[readiness](),
@@ -112,8 +113,8 @@ var clients = map[string]reflect.Type{
 	"TimelineNotification":    reflect.TypeFor[client.Notification](),
 	"TimelineContent":         reflect.TypeFor[client.NotificationContent](),
 	"Note":                    reflect.TypeFor[client.Note](),
-	"HoldRequest":             reflect.TypeFor[client.Hold](),
-	"ReleaseRequest":          reflect.TypeFor[client.Release](),
+	"HoldOrderRequest":        reflect.TypeFor[client.HoldRequest](),
+	"ReleaseOrderRequest":     reflect.TypeFor[client.ReleaseRequest](),
 	"ReorderRequest":          reflect.TypeFor[client.Reorder](),
 	"Programs":                reflect.TypeFor[client.Programs](),
 	"Program":                 reflect.TypeFor[client.Program](),
@@ -131,18 +132,19 @@ var clients = map[string]reflect.Type{
 	"LaneBacklog":             reflect.TypeFor[client.LaneBacklog](),
 	"LaneReplica":             reflect.TypeFor[client.Replica](),
 	"LaneBreaker":             reflect.TypeFor[client.Breaker](),
+	"Hold":                    reflect.TypeFor[client.Hold](),
 	"Drift":                   reflect.TypeFor[client.Drift](),
 	"Problem":                 reflect.TypeFor[client.Problem](),
 	"Fault":                   reflect.TypeFor[client.Fault](),
 }
 
 // ours are the members of an order that are not D1's, and so not in order.Production.
-var ours = []string{"cardId", "metadata", "urgent", "duplicateOverride", "replacesOrderId", "sensitiveData"}
+var ours = []string{"cardId", "metadata", "urgent", "hold", "notBefore", "duplicateOverride", "replacesOrderId", "sensitiveData"}
 
 // handmade are object schemas without a struct: a map, card data that is never
 // decoded, a row, which is compared with an order, and what actions are sent with.
 var handmade = []string{"Metadata", "SensitiveData", "Health", "BatchRow", "PauseRequest", "RetryRequest",
-	"HoldRequest", "ReleaseRequest", "NoteRequest", "ClearRequest", "ReorderRequest"}
+	"HoldOrderRequest", "ReleaseOrderRequest", "NoteRequest", "ClearRequest", "ReorderRequest"}
 
 // constants are the types whose constants are a schema's values.
 var constants = map[reflect.Type]string{
@@ -151,6 +153,7 @@ var constants = map[reflect.Type]string{
 	reflect.TypeFor[order.Issuance]():      "../order",
 	reflect.TypeFor[order.Attention]():     "../order",
 	reflect.TypeFor[order.LaneAttention](): "../order",
+	reflect.TypeFor[order.HoldReason]():    "../order",
 	reflect.TypeFor[store.EventType]():     "../store",
 	reflect.TypeFor[store.CauseKind]():     "../store",
 	reflect.TypeFor[store.AttemptKind]():   "../store",

@@ -54,7 +54,7 @@ func (s *server) placeOrder(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	request, faults := order.Decode(body, rules)
-	faults = issuer.protectCardData(request, faults)
+	faults = issuer.protectCardData(request, request.CheckNotBefore(time.Now(), faults))
 	if key == "" && wrongKey == nil && lacksRequestID(request, faults) {
 		wrongKey = []fault{{
 			Header: "Idempotency-Key", Code: order.CodeRequired,
@@ -113,7 +113,8 @@ func (s *server) tryOrder(w http.ResponseWriter, r *http.Request, a store.Accept
 	}
 	view := dryRunView{
 		DryRun: true, Outcome: store.RowAccepted, Status: accepted.Order.State.Status, EndsAt: accepted.Order.State.EndsAt,
-		Warnings: warnings(accepted), PrintedName: order.PrintedName(a.Request.SensitiveData),
+		timesView: viewTimes(accepted.Order),
+		Warnings:  warnings(accepted), PrintedName: order.PrintedName(a.Request.SensitiveData),
 	}
 	if accepted.Replayed {
 		view.Outcome, view.Order = store.RowReplayed, accepted.Order.ID.String()
@@ -302,6 +303,13 @@ func readFilter(r *http.Request) (store.Filter, error) {
 			f.Attention = store.AnyAttention
 		case !order.KnownAttention(f.Attention):
 			return "must be true or the code of an attention"
+		}
+		return ""
+	})
+	q.read("late", func(v string) string {
+		f.Late = v == "true"
+		if !f.Late {
+			return "must be true or absent"
 		}
 		return ""
 	})

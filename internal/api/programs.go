@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"net/http"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/go-chi/chi/v5"
 
@@ -20,20 +22,24 @@ type programsView struct {
 // ProgramView is a program as JSON. A list that is absent restricts nothing; an
 // empty one allows nothing.
 type ProgramView struct {
-	CardProductID          string          `json:"cardProductId"`
-	DistributionChannels   []order.Channel `json:"distributionChannels,omitzero"`
-	DestinationCountries   []string        `json:"destinationCountries,omitzero"`
-	DeliveryMethods        []string        `json:"deliveryMethods,omitzero"`
-	CardCarriers           []string        `json:"cardCarriers,omitzero"`
-	Packagings             []string        `json:"packagings,omitzero"`
-	Inserts                []string        `json:"inserts,omitzero"`
-	PaymentApplications    []profileView   `json:"paymentApplications,omitzero"`
-	AlphaCard              bool            `json:"alphaCard"`
-	NameCharacters         string          `json:"nameCharacters"`
-	NameLength             int             `json:"nameLength"`
-	EndsAt                 order.Status    `json:"endsAt,omitempty"`
-	DuplicateWindowSeconds int64           `json:"duplicateWindowSeconds"`
-	SLA                    *slaView        `json:"sla,omitempty"`
+	CardProductID              string                 `json:"cardProductId"`
+	DistributionChannels       []order.Channel        `json:"distributionChannels,omitzero"`
+	DestinationCountries       []string               `json:"destinationCountries,omitzero"`
+	DeliveryMethods            []string               `json:"deliveryMethods,omitzero"`
+	CardCarriers               []string               `json:"cardCarriers,omitzero"`
+	Packagings                 []string               `json:"packagings,omitzero"`
+	Inserts                    []string               `json:"inserts,omitzero"`
+	PaymentApplications        []profileView          `json:"paymentApplications,omitzero"`
+	AlphaCard                  bool                   `json:"alphaCard"`
+	NameCharacters             string                 `json:"nameCharacters"`
+	NameLength                 int                    `json:"nameLength"`
+	EndsAt                     order.Status           `json:"endsAt,omitempty"`
+	DuplicateWindowSeconds     int64                  `json:"duplicateWindowSeconds"`
+	SLA                        *slaView               `json:"sla,omitempty"`
+	StageBudgetSeconds         map[order.Status]int64 `json:"stageBudgetSeconds,omitempty"`
+	SilentAfterSeconds         int64                  `json:"silentAfterSeconds"`
+	DispatchDelaySeconds       int64                  `json:"dispatchDelaySeconds"`
+	MaxOrdersPerConsumerPerDay int                    `json:"maxOrdersPerConsumerPerDay,omitempty"`
 }
 
 type profileView struct {
@@ -48,6 +54,15 @@ type slaView struct {
 	WorkingDays map[order.Issuance]int `json:"workingDays"`
 	CutOff      string                 `json:"cutOff,omitempty"`
 	TimeZone    string                 `json:"timeZone,omitempty"`
+	ReadyBy     string                 `json:"readyBy,omitempty"`
+	Weekend     []string               `json:"weekend"`
+	Holidays    []string               `json:"holidays"`
+	Urgent      *urgentView            `json:"urgent,omitempty"`
+}
+
+type urgentView struct {
+	WithinSeconds int64  `json:"withinSeconds"`
+	CutOff        string `json:"cutOff,omitempty"`
 }
 
 // listPrograms tells what may be ordered now.
@@ -77,7 +92,15 @@ func viewProgram(p *order.Program) ProgramView {
 		DestinationCountries: p.DestinationCountries, DeliveryMethods: p.DeliveryMethods,
 		CardCarriers: p.CardCarriers, Packagings: p.Packagings, Inserts: p.Inserts,
 		AlphaCard: p.AlphaCard, NameCharacters: p.Names.Characters(), NameLength: p.Names.Limit(),
-		EndsAt: p.EndsAt, DuplicateWindowSeconds: int64(p.DuplicateWindow.Seconds()),
+		EndsAt: p.EndsAt, DuplicateWindowSeconds: seconds(p.DuplicateWindow),
+		SilentAfterSeconds: seconds(p.SilentAfter), DispatchDelaySeconds: seconds(p.DispatchDelay),
+		MaxOrdersPerConsumerPerDay: p.MaxOrdersPerConsumerPerDay,
+	}
+	for status, budget := range p.StageBudgets {
+		if v.StageBudgetSeconds == nil {
+			v.StageBudgetSeconds = make(map[order.Status]int64)
+		}
+		v.StageBudgetSeconds[status] = seconds(budget)
 	}
 	if p.PaymentApplications != nil {
 		v.PaymentApplications = make([]profileView, len(p.PaymentApplications))
@@ -86,7 +109,23 @@ func viewProgram(p *order.Program) ProgramView {
 		v.PaymentApplications[i] = profileView(profile)
 	}
 	if p.SLA.WorkingDays != nil {
-		v.SLA = &slaView{p.SLA.WorkingDays, p.SLA.CutOff, p.SLA.TimeZone}
+		v.SLA = viewSLA(p.SLA)
 	}
 	return v
 }
+
+func viewSLA(sla order.SLA) *slaView {
+	v := &slaView{
+		WorkingDays: sla.WorkingDays, CutOff: sla.CutOff, TimeZone: sla.TimeZone, ReadyBy: sla.ReadyBy,
+		Weekend: []string{}, Holidays: append([]string{}, sla.Holidays...),
+	}
+	for _, day := range sla.WeekendDays() {
+		v.Weekend = append(v.Weekend, strings.ToUpper(day.String()))
+	}
+	if sla.Urgent.Within > 0 {
+		v.Urgent = &urgentView{seconds(sla.Urgent.Within), sla.Urgent.CutOff}
+	}
+	return v
+}
+
+func seconds(d time.Duration) int64 { return int64(d.Seconds()) }

@@ -225,6 +225,7 @@ func columnOf(name string) (flag bool, detail string) {
 var columnKinds = func() map[string]reflect.Kind {
 	kinds := map[string]reflect.Kind{
 		"cardId": reflect.String, "idempotencyKey": reflect.String, "urgent": reflect.Bool,
+		"hold": reflect.Bool, "notBefore": reflect.String,
 		"duplicateOverride.reason": reflect.String, "replacesOrderId": reflect.String,
 	}
 	var walk func(prefix string, t reflect.Type)

@@ -4,6 +4,7 @@ package api
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -30,6 +31,8 @@ type Config struct {
 	ProgramsDigest func() string
 	// TokenKeys sign (the first) and verify (all) the tokens that D1 gets from us.
 	TokenKeys []TokenKey
+	// ClientAuthorities returns those of D1's client certificate that are trusted now.
+	ClientAuthorities func() *x509.CertPool
 	// Stopping is closed when the service takes no more work: uploads end then, to go
 	// on elsewhere.
 	Stopping <-chan struct{}
@@ -46,6 +49,10 @@ type Issuer struct {
 	// Concurrency and RatePerSecond (0: none) are the limits of its lane, of all
 	// replicas together.
 	Concurrency, RatePerSecond int
+	// WithoutToken and WithoutCertificate are what D1 need not bring to be let in.
+	WithoutToken, WithoutCertificate bool
+	// ClientNames are the names of D1's certificate; none: any that is trusted.
+	ClientNames []string
 	// ClientID and ClientSecret are D1's credentials for a token from us.
 	ClientID, ClientSecret string
 }

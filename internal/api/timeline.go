@@ -30,6 +30,7 @@ type eventView struct {
 	Status         order.Status      `json:"status"`
 	PreviousStatus order.Status      `json:"previousStatus,omitempty"`
 	Attention      []order.Attention `json:"attention"`
+	Late           bool              `json:"late,omitempty"`
 	Warnings       []string          `json:"warnings,omitempty"`
 	Cause          store.CauseKind   `json:"cause"`
 	CauseID        string            `json:"causeId,omitempty"`
@@ -114,7 +115,7 @@ func viewTimeline(entries []store.Entry, guard order.PANGuard) []timelineEntry {
 		case e.Event != nil:
 			v.Kind = "event"
 			v.Event = &eventView{
-				e.Event.Seq, e.Event.Type, e.Event.Status, e.Event.PreviousStatus, e.Event.Attention, e.Event.Warnings,
+				e.Event.Seq, e.Event.Type, e.Event.Status, e.Event.PreviousStatus, e.Event.Attention, e.Event.Late, e.Event.Warnings,
 				e.Event.Cause.Kind, e.Event.Cause.ID, e.Event.Cause.Actor, e.Event.Cause.Detail,
 			}
 		case e.Attempt != nil:

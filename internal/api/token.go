@@ -6,7 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"mime"
 	"net/http"
+	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"time"
@@ -33,43 +37,51 @@ type tokenClaims struct {
 	Issuers []string `json:"issuers"`
 }
 
-// tokens is the token endpoint that D1 calls, and the check of its tokens.
+// tokens signs and checks the tokens that D1 gets from us. It needs no database.
 type tokens struct {
-	keys    []TokenKey
-	issuers []Issuer
-	now     func() time.Time
+	keys []TokenKey // the first one signs, all are good
+	now  func() time.Time
 }
 
 // maxTokenBody is the largest token request taken, in bytes.
 const maxTokenBody = 8 << 10
 
+// The errors of RFC 6749 section 5.2 that there are here.
+const (
+	oauthInvalidRequest   = "invalid_request"
+	oauthInvalidClient    = "invalid_client"
+	oauthUnsupportedGrant = "unsupported_grant_type"
+	oauthInvalidScope     = "invalid_scope"
+)
+
+// scopePattern is what a scope may be (RFC 6749 section 3.3).
+var scopePattern = regexp.MustCompile(`^[!#-\[\]-~]+( [!#-\[\]-~]+)*$`)
+
 // grant answers a token request (RFC 6749 section 4.4: client credentials).
-func (t *tokens) grant(w http.ResponseWriter, r *http.Request) {
+func (d *d1Side) grant(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
-	id, secret, ok := r.BasicAuth()
-	issuers := t.match(id, secret)
-	if !ok || len(issuers) == 0 {
-		w.Header().Set("WWW-Authenticate", `Basic realm="cardorder"`)
-		writeOAuthError(w, http.StatusUnauthorized, "invalid_client")
+	w.Header().Set("Pragma", "no-cache")
+	if len(r.Header.Values("Authorization")) > 1 {
+		writeOAuthError(w, oauthInvalidRequest)
 		return
 	}
+	id, secret, _ := r.BasicAuth()
+	issuers := d.grantable(r, id, secret)
+	if len(issuers) == 0 {
+		writeOAuthError(w, oauthInvalidClient)
+		return
+	}
+	annotate(r.Context(), slog.Any("issuerIds", issuers))
 	r.Body = http.MaxBytesReader(w, r.Body, maxTokenBody)
-	if err := r.ParseForm(); err != nil {
-		writeOAuthError(w, http.StatusBadRequest, "invalid_request")
+	scope, fault := readTokenRequest(r, id)
+	if fault != "" {
+		writeOAuthError(w, fault)
 		return
 	}
-	switch r.PostForm.Get("grant_type") {
-	case "client_credentials":
-	case "":
-		writeOAuthError(w, http.StatusBadRequest, "invalid_request")
-		return
-	default:
-		writeOAuthError(w, http.StatusBadRequest, "unsupported_grant_type")
-		return
-	}
-	token, err := t.sign(id, issuers)
+	token, err := d.tokens.sign(id, issuers)
 	if err != nil {
-		writeOAuthError(w, http.StatusInternalServerError, "server_error")
+		d.Log.Error("signing a token failed", "correlationId", correlationID(r.Context()), "error", err)
+		writeJSON(w, http.StatusInternalServerError, map[string]string{"error": "server_error"})
 		return
 	}
 	answer := map[string]string{
@@ -77,28 +89,98 @@ func (t *tokens) grant(w http.ResponseWriter, r *http.Request) {
 		// D1 wants a string here (D1: token endpoint hosted by the issuer).
 		"expires_in": strconv.Itoa(int(tokenLifetime / time.Second)),
 	}
-	if scope := r.PostForm.Get("scope"); correlationPattern.MatchString(scope) {
+	if scope != "" { // it means nothing here: what was asked for is granted
 		answer["scope"] = scope
 	}
 	writeJSON(w, http.StatusOK, answer)
 }
 
-func writeOAuthError(w http.ResponseWriter, status int, code string) {
+// readTokenRequest returns the scope that a request asks for, or its fault.
+// Parameters count in a form only: a query stands in the logs of proxies.
+func readTokenRequest(r *http.Request, clientID string) (scope, fault string) {
+	media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || media != "application/x-www-form-urlencoded" || r.URL.RawQuery != "" || r.ParseForm() != nil {
+		return "", oauthInvalidRequest
+	}
+	for _, values := range r.PostForm {
+		if len(values) > 1 { // of two, which one is meant?
+			return "", oauthInvalidRequest
+		}
+	}
+	// One way to authenticate at a time (RFC 6749 section 2.3). To repeat who one is
+	// does no harm.
+	if id := r.PostForm.Get("client_id"); r.PostForm.Get("client_secret") != "" || id != "" && id != clientID && id != decoded(clientID) {
+		return "", oauthInvalidRequest
+	}
+	switch r.PostForm.Get("grant_type") {
+	case "client_credentials":
+	case "":
+		return "", oauthInvalidRequest
+	default:
+		return "", oauthUnsupportedGrant
+	}
+	if scope = r.PostForm.Get("scope"); scope != "" && !scopePattern.MatchString(scope) {
+		return "", oauthInvalidScope
+	}
+	return scope, ""
+}
+
+func writeOAuthError(w http.ResponseWriter, code string) {
+	status := http.StatusBadRequest
+	if code == oauthInvalidClient {
+		status = http.StatusUnauthorized
+		w.Header().Set("WWW-Authenticate", `Basic realm="cardorder", charset="UTF-8"`)
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(map[string]string{"error": code}) // the caller is gone if this fails
 }
 
-// match returns the issuers whose credentials these are. Every issuer is
-// compared, so that the time taken tells nothing.
-func (t *tokens) match(id, secret string) []string {
-	var issuers []string
-	for _, in := range t.issuers {
-		if equal(in.ClientID, id)&equal(in.ClientSecret, secret) == 1 {
-			issuers = append(issuers, in.ID)
+// grantable returns the issuers for which the caller may have a token: those of its
+// credentials, and of its certificate where one is demanded.
+func (d *d1Side) grantable(r *http.Request, id, secret string) []string {
+	var granted []string
+	refused, of := refusedCredentials, ""
+	for _, in := range d.match(id, secret) {
+		reason := d.certificate(r, in)
+		if reason == "" {
+			granted = append(granted, in.ID)
+			continue
+		}
+		refused, of = reason, in.ID
+	}
+	if len(granted) == 0 {
+		d.refuse(r, of, refused)
+	}
+	return granted
+}
+
+// match returns the issuers whose credentials these are. Every issuer is compared, so
+// that the time taken tells nothing. RFC 6749 section 2.3.1 wants both encoded as in a
+// form, which not everybody knows: both readings are good.
+func (d *d1Side) match(id, secret string) []*Issuer {
+	plainID, plainSecret := decoded(id), decoded(secret)
+	var issuers []*Issuer
+	for i := range d.Issuers {
+		in := &d.Issuers[i]
+		if in.WithoutToken {
+			continue
+		}
+		as := equal(in.ClientID, id)&equal(in.ClientSecret, secret) |
+			equal(in.ClientID, plainID)&equal(in.ClientSecret, plainSecret)
+		if as == 1 && in.ClientID != "" && in.ClientSecret != "" {
+			issuers = append(issuers, in)
 		}
 	}
 	return issuers
+}
+
+// decoded is what a value says that is encoded as in a form, or the value when it is not.
+func decoded(value string) string {
+	if plain, err := url.QueryUnescape(value); err == nil {
+		return plain
+	}
+	return value
 }
 
 // equal compares in a time that does not depend on where the two differ, nor
@@ -129,30 +211,32 @@ func (t *tokens) sign(subject string, issuers []string) (string, error) {
 	return token, nil
 }
 
-var errToken = errors.New("the token is not valid")
-
-// verify checks that a token lets its bearer notify about an issuer. It needs
-// no database.
-func (t *tokens) verify(token, issuer string) error {
+// verify checks that a token lets its bearer notify about an issuer, or tells why not.
+func (t *tokens) verify(token, issuer string) (refused refusal) {
+	if token == "" {
+		return refusedNoToken
+	}
 	parsed, err := jwt.ParseSigned(token, []jose.SignatureAlgorithm{jose.HS256})
 	if err != nil || len(parsed.Headers) != 1 {
-
-		return errToken
+		return refusedToken
 	}
-	for _, key := range t.keys {
-		if key.ID != parsed.Headers[0].KeyID {
-			continue
-		}
-		var claims tokenClaims
-		if err := parsed.Claims(key.Secret, &claims); err != nil {
-			return errToken
-		}
-		// Replicas may differ in their clocks by a minute.
-		err := claims.ValidateWithLeeway(jwt.Expected{Issuer: tokenIssuer, Time: t.now()}, time.Minute)
-		if err != nil || claims.Expiry == nil || !slices.Contains(claims.Issuers, issuer) {
-			return errToken
-		}
-		return nil
+	key := slices.IndexFunc(t.keys, func(k TokenKey) bool { return k.ID == parsed.Headers[0].KeyID })
+	if key < 0 {
+		return refusedToken
 	}
-	return errToken
+	var claims tokenClaims
+	if parsed.Claims(t.keys[key].Secret, &claims) != nil || claims.Expiry == nil {
+		return refusedToken
+	}
+	// Replicas may differ in their clocks by a minute.
+	err = claims.ValidateWithLeeway(jwt.Expected{Issuer: tokenIssuer, Time: t.now()}, time.Minute)
+	switch {
+	case errors.Is(err, jwt.ErrExpired):
+		return refusedTokenExpired
+	case err != nil:
+		return refusedToken
+	case !slices.Contains(claims.Issuers, issuer):
+		return refusedTokenIssuer
+	}
+	return ""
 }

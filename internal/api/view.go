@@ -30,26 +30,63 @@ type orderView struct {
 	OperationID         string             `json:"operationId,omitempty"`
 	Asking              bool               `json:"asking,omitempty"`
 	HoldPending         bool               `json:"holdPending,omitempty"`
-	DueDate             string             `json:"dueDate,omitempty"`
-	ProductionSite      string             `json:"productionSite,omitempty"`
-	Shipments           []shipmentView     `json:"shipments"`
-	Warnings            []string           `json:"warnings"`
-	CreatedAt           time.Time          `json:"createdAt"`
-	CreatedBy           string             `json:"createdBy"`
-	UpdatedAt           time.Time          `json:"updatedAt"`
-	EndedAt             *time.Time         `json:"endedAt,omitempty"`
+	timesView
+	DueDate        string         `json:"dueDate,omitempty"`
+	ProductionSite string         `json:"productionSite,omitempty"`
+	Shipments      []shipmentView `json:"shipments"`
+	Warnings       []string       `json:"warnings"`
+	CreatedAt      time.Time      `json:"createdAt"`
+	CreatedBy      string         `json:"createdBy"`
+	UpdatedAt      time.Time      `json:"updatedAt"`
+	EndedAt        *time.Time     `json:"endedAt,omitempty"`
+}
+
+// timesView is what time does to an order.
+type timesView struct {
+	Hold             *holdView  `json:"hold,omitempty"`
+	NotBefore        *time.Time `json:"notBefore,omitempty"`
+	CancellableUntil *time.Time `json:"cancellableUntil,omitempty"`
+	DueAt            *time.Time `json:"dueAt,omitempty"`
+	Late             bool       `json:"late"`
+}
+
+type holdView struct {
+	Reason order.HoldReason `json:"reason"`
+	Until  *time.Time       `json:"until,omitempty"`
+}
+
+// viewTimes shows a schedule as long as there is one: what is held for another reason
+// waits for a person, however long that takes.
+func viewTimes(o *store.Order) timesView {
+	v := timesView{NotBefore: o.NotBefore, Late: o.State.Late}
+	if !o.State.DueAt.IsZero() {
+		due := o.State.DueAt.UTC()
+		v.DueAt = &due
+	}
+	if o.State.Status != order.Held {
+		return v
+	}
+	v.Hold = &holdView{Reason: o.State.Hold}
+	if o.State.Hold == order.HeldBySchedule {
+		v.Hold.Until = o.NotBefore
+	}
+	if o.State.Hold == order.HeldBySchedule || o.NotBefore != nil && o.NotBefore.After(time.Now()) {
+		v.CancellableUntil = o.NotBefore
+	}
+	return v
 }
 
 // dryRunView is what would become of an order.
 type dryRunView struct {
-	DryRun      bool             `json:"dryRun"`
-	Outcome     store.RowOutcome `json:"outcome"`
-	Order       string           `json:"order,omitempty"` // the id of the one that it repeats
-	Status      order.Status     `json:"status"`
-	EndsAt      order.Status     `json:"endsAt"`
-	Program     string           `json:"program,omitempty"`
-	PrintedName string           `json:"printedName,omitempty"` // where the name is known
-	Warnings    []string         `json:"warnings"`
+	DryRun  bool             `json:"dryRun"`
+	Outcome store.RowOutcome `json:"outcome"`
+	Order   string           `json:"order,omitempty"` // the id of the one that it repeats
+	Status  order.Status     `json:"status"`
+	EndsAt  order.Status     `json:"endsAt"`
+	timesView
+	Program     string   `json:"program,omitempty"`
+	PrintedName string   `json:"printedName,omitempty"` // where the name is known
+	Warnings    []string `json:"warnings"`
 }
 
 type duplicateOverride struct {
@@ -64,11 +101,12 @@ type attentionView struct {
 }
 
 type shipmentView struct {
-	TrackingNumber string    `json:"trackingNumber,omitempty"`
-	Carrier        string    `json:"carrier,omitempty"`
-	Status         string    `json:"status,omitempty"`
-	TrackingURL    string    `json:"trackingUrl,omitempty"`
-	UpdatedAt      time.Time `json:"updatedAt"`
+	TrackingNumber string       `json:"trackingNumber,omitempty"`
+	Carrier        string       `json:"carrier,omitempty"`
+	Status         string       `json:"status,omitempty"`
+	OrderStatus    order.Status `json:"orderStatus,omitempty"`
+	TrackingURL    string       `json:"trackingUrl,omitempty"`
+	UpdatedAt      time.Time    `json:"updatedAt"`
 }
 
 func viewOrder(o *store.Order) orderView {
@@ -81,7 +119,7 @@ func viewOrder(o *store.Order) orderView {
 		Shipments: []shipmentView{}, Warnings: append([]string{}, o.Warnings...),
 		CreatedAt: o.CreatedAt, CreatedBy: o.CreatedBy, UpdatedAt: o.UpdatedAt, EndedAt: o.EndedAt,
 	}
-	v.EndsAt, v.Asking, v.HoldPending = o.State.EndsAt, o.Asking, o.HoldPending
+	v.EndsAt, v.Asking, v.HoldPending, v.timesView = o.State.EndsAt, o.Asking, o.HoldPending, viewTimes(o)
 	if o.ReplacesOrderID != nil {
 		v.ReplacesOrderID = o.ReplacesOrderID.String()
 	}
@@ -96,7 +134,7 @@ func viewOrder(o *store.Order) orderView {
 	}
 	for _, s := range o.Shipments {
 		v.Shipments = append(v.Shipments, shipmentView{
-			TrackingNumber: s.TrackingNumber, Carrier: s.Carrier, Status: s.Status,
+			TrackingNumber: s.TrackingNumber, Carrier: s.Carrier, Status: s.Status, OrderStatus: o.State.Parcel(s.TrackingNumber),
 			TrackingURL: s.TrackingURL, UpdatedAt: s.UpdatedAt,
 		})
 	}

@@ -4,7 +4,6 @@ package app
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,13 +28,14 @@ var ErrSchema = errors.New("the database's schema is not current: run `server mi
 
 // Service is a running service.
 type Service struct {
-	log      *slog.Logger
-	store    *store.Store
-	programs *programs
-	servers  []*server
-	fleet    *outbox.Fleet
-	clients  []*d1client.Client
-	failed   chan error
+	log          *slog.Logger
+	store        *store.Store
+	programs     *programs
+	certificates *certificates
+	servers      []*server
+	fleet        *outbox.Fleet
+	clients      []*d1client.Client
+	failed       chan error
 
 	stopSending context.CancelFunc
 	background  sync.WaitGroup
@@ -63,23 +63,28 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	if s.programs, err = newPrograms(cfg, log); err != nil {
 		return nil, fmt.Errorf("programsFile: %w", err)
 	}
-	registry.MustRegister(s.programs)
+	if s.certificates, err = newCertificates(cfg, log); err != nil {
+		return nil, err
+	}
+	registry.MustRegister(s.programs, s.certificates)
 	var notifications *api.Notifications
 	sending := outbox.NewMetrics(registry, issuers)
 	if s.store, err = openStore(ctx, cfg, log, store.Config{
-		DuplicateWindow: s.programs.duplicateWindow, Limits: s.programs.limits, OnReady: s.wakeLane, OnParked: func(ids []int64) { notifications.Wake(ids) },
+		DuplicateWindow: s.programs.duplicateWindow, Limits: s.programs.limits, ConsumerLimits: s.programs.consumerLimits,
+		OnReady: s.wakeLane, OnParked: func(ids []int64) { notifications.Wake(ids) },
 		OnAttention: sending.Attention, OnClaimLost: sending.ClaimLost, OnDrift: sending.Drift,
 	}); err != nil {
 		return nil, err
 	}
 	// First, so that it can be asked why the rest takes so long.
-	if err := s.listen(ctx, "admin", cfg.Admin, adminHandler(registry, s.ready, s.programs.digest)); err != nil {
+	if err := s.listen(ctx, listenerAdmin, cfg.Admin, adminHandler(registry, s.ready, s.programs.digest)); err != nil {
 		return nil, err
 	}
 	if err := UntilDatabase(ctx, log, s.checkDatabase(cfg.Environment)); err != nil {
 		return nil, err
 	}
 	warnAboutBINs(cfg, log)
+	warnAboutWayIn(cfg, log)
 	registry.MustRegister(newStatsCollector(s.store, issuers, log))
 
 	apiConfig, err := s.apiConfig(cfg, api.NewMetrics(registry, issuers))
@@ -95,8 +100,8 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 		listen  config.Listener
 		handler http.Handler
 	}{
-		{"notifications", cfg.Notifications, notifications.Handler()},
-		{"api", cfg.API, api.NewHandler(apiConfig)},
+		{listenerNotifications, cfg.Notifications, notifications.Handler()},
+		{listenerAPI, cfg.API, api.NewHandler(apiConfig)},
 	} {
 		if err := s.listen(ctx, l.name, l.listen, l.handler); err != nil {
 			return nil, err
@@ -104,6 +109,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	}
 	s.background.Go(func() { notifications.Run(work) })
 	s.background.Go(func() { s.programs.watch(work) })
+	s.background.Go(func() { s.certificates.watch(work) })
 	s.background.Go(func() { s.fleet.Run(work) })
 	s.background.Go(func() { s.watchCardData(work, apiConfig.Issuers) })
 	direct := cfg.Database.DirectURL
@@ -219,7 +225,7 @@ func openStore(ctx context.Context, cfg *config.Config, log *slog.Logger, given 
 func (s *Service) apiConfig(cfg *config.Config, metrics *api.Metrics) (api.Config, error) {
 	a := api.Config{
 		Store: s.store, Metrics: metrics, Log: s.log, Ready: s.ready, Stopping: s.stopping,
-		Rules: s.programs.rules, ProgramsDigest: s.programs.digest,
+		Rules: s.programs.rules, ProgramsDigest: s.programs.digest, ClientAuthorities: s.certificates.authorities,
 	}
 	for _, k := range cfg.Keys.NotificationTokens {
 		secret, err := k.Secret.Bytes32()
@@ -244,7 +250,9 @@ func (s *Service) apiConfig(cfg *config.Config, metrics *api.Metrics) (api.Confi
 		a.Issuers = append(a.Issuers, api.Issuer{
 			ID: in.ID, Encrypter: encrypter, SensitiveData: in.SensitiveData, Vocabulary: vocabulary(in),
 			Concurrency: in.Sending.Concurrency, RatePerSecond: in.Sending.RatePerSecond,
-			ClientID: in.Notifications.ClientID, ClientSecret: in.Notifications.ClientSecret.Reveal(),
+			WithoutToken: !in.Notifications.WantsToken(), WithoutCertificate: !in.Notifications.WantsCertificate(),
+			ClientNames: in.Notifications.ClientNames,
+			ClientID:    in.Notifications.ClientID, ClientSecret: in.Notifications.ClientSecret.Reveal(),
 		})
 	}
 	return a, nil
@@ -318,6 +326,13 @@ func (s *Service) ready(ctx context.Context) error {
 	}
 }
 
+// The listeners.
+const (
+	listenerAPI           = "api"
+	listenerNotifications = "notifications"
+	listenerAdmin         = "admin"
+)
+
 // server is one listener and what serves it.
 type server struct {
 	name     string
@@ -340,15 +355,10 @@ func (s *Service) listen(ctx context.Context, name string, cfg config.Listener, 
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(s.log.With("listener", name).Handler(), slog.LevelWarn),
 	}}
-	if cfg.TLS != nil {
-		serverTLS, err := cfg.TLS.Server()
-		if err != nil {
-			_ = l.Close()
-			return fmt.Errorf("%s: tls: %w", name, err)
-		}
-		srv.listener = tls.NewListener(l, serverTLS)
-	} else if name == "notifications" {
-		s.log.Warn("the notification listener has no TLS: D1 must come through a proxy that demands its client certificate")
+	if t := s.certificates.of(name); t != nil {
+		srv.listener = t.wrap(l)
+		srv.http.ConnContext = t.accepted
+		srv.http.ErrorLog = slog.NewLogLogger(handshakes{s.log.With("listener", name).Handler(), t}, slog.LevelWarn)
 	}
 	s.servers = append(s.servers, srv)
 	s.background.Go(func() {
@@ -378,6 +388,9 @@ func (s *Service) URL(name string) string {
 // ReloadPrograms reads the programs file again, whether it changed or not. One
 // that is not right changes nothing; the log and the metrics tell.
 func (s *Service) ReloadPrograms() { s.programs.reload() }
+
+// ReloadCertificates does the same for the listeners' certificates and authorities.
+func (s *Service) ReloadCertificates() { s.certificates.reload() }
 
 // Failed tells of a listener that broke; the service is then to be stopped.
 func (s *Service) Failed() <-chan error { return s.failed }

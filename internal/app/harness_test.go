@@ -95,17 +95,21 @@ func newBank(t *testing.T, sim d1sim.Settings, adjust ...func(*config.Config)) *
 // newBankOn is newBank with a given database.
 func newBankOn(t *testing.T, databaseURL string, sim d1sim.Settings, adjust ...func(*config.Config)) *bank {
 	t.Helper()
+	return newBankIn(t, local.Config{DatabaseURL: databaseURL, Simulator: sim}, adjust...)
+}
+
+// newBankIn is newBank with a given environment.
+func newBankIn(t *testing.T, in local.Config, adjust ...func(*config.Config)) *bank {
+	t.Helper()
 	logs := &logs{}
-	env, err := local.Start(t.Context(), local.Config{
-		DatabaseURL: databaseURL, Simulator: sim,
-		Adjust: func(cfg *config.Config) {
-			quick(cfg)
-			for _, f := range adjust {
-				f(cfg)
-			}
-		},
-		Log: slog.New(slog.NewTextHandler(logs, nil)),
-	})
+	in.Log = slog.New(slog.NewTextHandler(logs, nil))
+	in.Adjust = func(cfg *config.Config) {
+		quick(cfg)
+		for _, f := range adjust {
+			f(cfg)
+		}
+	}
+	env, err := local.Start(t.Context(), in)
 	if err != nil {
 		t.Fatal(err)
 	}

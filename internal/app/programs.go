@@ -25,10 +25,8 @@ type programs struct {
 	// outcome is that of the last reload.
 	outcome atomic.Pointer[outcome]
 
-	mu sync.Mutex // one reload at a time
-	// tried is the state of the file that the last reload found, changed another
-	// one that was seen since.
-	tried, changed string
+	mu     sync.Mutex // one reload at a time
+	steady steady
 }
 
 // effective is all that depends on the programs file. It is replaced as a whole,
@@ -36,6 +34,16 @@ type programs struct {
 type effective struct {
 	digest string
 	rules  map[string]*order.Rules // by issuer
+	limits map[string]issuerLimits
+	// perConsumer is how many orders of a consumer are sent in a day, by issuer and card
+	// product; those without a limit are absent.
+	perConsumer map[string]map[string]int
+}
+
+// issuerLimits are the times that an issuer's orders are held to.
+type issuerLimits struct {
+	products map[string]*order.Limits
+	others   *order.Limits // of card products without a program
 }
 
 type outcome struct {
@@ -51,14 +59,14 @@ func newPrograms(cfg *config.Config, log *slog.Logger) (*programs, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.tried = loaded.Digest
+	p.steady.tried = loaded.Digest
 	p.use(loaded)
 	return p, nil
 }
 
 // use puts a state of the file into effect.
 func (p *programs) use(loaded *config.Programs) {
-	next := &effective{digest: loaded.Digest, rules: make(map[string]*order.Rules)}
+	next := &effective{digest: loaded.Digest, rules: make(map[string]*order.Rules), limits: make(map[string]issuerLimits), perConsumer: make(map[string]map[string]int)}
 	for i := range p.cfg.Issuers {
 		in := &p.cfg.Issuers[i]
 		rules := &order.Rules{
@@ -66,6 +74,14 @@ func (p *programs) use(loaded *config.Programs) {
 			Programs: loaded.Of(in.ID), ProgramsDigest: loaded.Digest,
 		}
 		next.rules[in.ID] = rules
+		limits, perConsumer := issuerLimits{make(map[string]*order.Limits), in.Sending.Limits()}, make(map[string]int)
+		for id, program := range rules.Programs {
+			limits.products[id] = program.Limits()
+			if n := program.MaxOrdersPerConsumerPerDay; n > 0 {
+				perConsumer[id] = n
+			}
+		}
+		next.limits[in.ID], next.perConsumer[in.ID] = limits, perConsumer
 		if rules.Programs == nil {
 			p.log.Warn("the issuer has no programs: all that D1 takes may be ordered", "issuerId", in.ID)
 		}
@@ -101,12 +117,16 @@ func (p *programs) duplicateWindow(issuerID, cardProductID string) time.Duration
 
 // limits are the times that the orders of a card product are held to, nil for none.
 func (p *programs) limits(issuerID, cardProductID string) *order.Limits {
-	if rules := p.rules(issuerID); rules != nil {
-		if program := rules.Programs[cardProductID]; program != nil {
-			return &order.Limits{SLA: program.SLA}
-		}
+	in := p.now.Load().limits[issuerID]
+	if limits := in.products[cardProductID]; limits != nil {
+		return limits
 	}
-	return nil
+	return in.others
+}
+
+// consumerLimits tells how many orders of a consumer are sent in a day, by card product.
+func (p *programs) consumerLimits(issuerID string) map[string]int {
+	return p.now.Load().perConsumer[issuerID]
 }
 
 // reload reads the file at once, changed or not.
@@ -142,19 +162,13 @@ func (p *programs) watch(ctx context.Context) {
 	}
 }
 
-// look reloads a file that has changed and stayed so since the last look: what
-// is half written may be right and say something else.
+// look reloads a file that has changed and stayed so since the last look.
 func (p *programs) look() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	text, err := p.cfg.ReadPrograms()
-	switch state := stateOf(text, err); state {
-	case p.tried:
-		p.changed = ""
-	case p.changed:
+	if p.steady.look(stateOf(text, err)) {
 		p.apply(text, err)
-	default:
-		p.changed = state
 	}
 }
 
@@ -168,7 +182,7 @@ func stateOf(text []byte, err error) string {
 }
 
 func (p *programs) apply(text []byte, err error) {
-	p.tried, p.changed = stateOf(text, err), ""
+	p.steady = steady{tried: stateOf(text, err)}
 	var loaded *config.Programs
 	if err == nil {
 		loaded, err = p.cfg.ParsePrograms(text)

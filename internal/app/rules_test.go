@@ -23,7 +23,7 @@ func (b *bank) calls(cardID string) []string {
 	b.t.Helper()
 	var calls []string
 	for _, r := range b.requests(d1sim.Filter{CardID: cardID}) {
-		what := map[d1sim.Kind]string{d1sim.KindProduction: "order", d1sim.KindStatus: "question"}[r.Kind]
+		what := map[d1sim.Kind]string{d1sim.KindProduction: "order", d1sim.KindStatus: "question", d1sim.KindChange: "change"}[r.Kind]
 		calls = append(calls, fmt.Sprintf("%s %d", what, r.Status))
 	}
 	return calls

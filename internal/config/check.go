@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/sha256"
@@ -21,11 +22,15 @@ import (
 
 	"cardorder/internal/api"
 	"cardorder/internal/d1client"
+	"cardorder/internal/order"
 	"cardorder/internal/store"
 )
 
 // checker gathers faults, each with the path of its field.
-type checker struct{ faults []error }
+type checker struct {
+	faults      []error
+	environment string
+}
 
 func (c *checker) fault(path, format string, args ...any) {
 	c.faults = append(c.faults, fmt.Errorf("%s: "+format, append([]any{path}, args...)...))
@@ -64,7 +69,7 @@ func (c *checker) check(path string, err error) {
 // configuration names, so that a missing key shows at the start and not at the
 // first order.
 func (c *Config) Check() error {
-	var ch checker
+	ch := checker{environment: c.Environment}
 	if !slices.Contains([]string{"production", "staging", "development"}, c.Environment) {
 		ch.fault("environment", "must be production, staging or development")
 	}
@@ -83,6 +88,7 @@ func (c *Config) Check() error {
 		ch.check("log.level", err)
 	}
 	c.checkIssuers(&ch)
+	c.checkWayIn(&ch)
 	c.checkClients(&ch)
 	_, err := c.LoadPrograms()
 	for _, fault := range split(err) {
@@ -164,20 +170,68 @@ func (t *TLS) Server() (*tls.Config, error) {
 			return nil, fmt.Errorf("loading clientCaFile: %w", err)
 		}
 		cfg.ClientAuth = tls.RequireAndVerifyClientCert
+		// A session that is resumed is not held to the authorities of now.
+		cfg.SessionTicketsDisabled = true
 	}
 	return cfg, nil
 }
 
+// loadPool reads authorities. It wants all of the file: half of it, as of a copy that
+// is still going on, would turn some peers away.
 func loadPool(file string) (*x509.CertPool, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
+	pool, found := x509.NewCertPool(), false
+	for {
+		block, rest := pem.Decode(text)
+		if block == nil {
+			break
+		}
+		text = rest
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, errors.New("a certificate in it cannot be read")
+		}
+		pool.AddCert(cert)
+		found = true
+	}
+	switch {
+	case bytes.Contains(text, []byte("-----BEGIN")):
+		return nil, errors.New("it is cut off, or not PEM throughout")
+	case !found:
 		return nil, errors.New("there is no certificate in it")
 	}
 	return pool, nil
+}
+
+// checkWayIn checks how D1 shows that it is D1. That nothing here tells it from others
+// has to be asked for.
+func (c *Config) checkWayIn(ch *checker) {
+	authorities := c.Notifications.TLS != nil && c.Notifications.TLS.ClientCAFile != ""
+	for i := range c.Issuers {
+		n := &c.Issuers[i].Notifications
+		path := fmt.Sprintf("issuers[%d].notifications", i)
+		if n.WantsToken() {
+			ch.required(path+".clientId", n.ClientID)
+			ch.secret(path+".clientSecret", n.ClientSecret, nil)
+		}
+		if n.WantsCertificate() && !authorities {
+			ch.fault(path+".clientCertificate", "needs notifications.tls with clientCaFile; where a proxy in front demands D1's certificate, say so with clientCertificate: false")
+		}
+		if !n.WantsCertificate() && len(n.ClientNames) > 0 {
+			ch.fault(path+".clientNames", "would be looked at by nobody: clientCertificate is false")
+		}
+		for j, name := range n.ClientNames {
+			if strings.TrimSpace(name) != name || name == "" {
+				ch.fault(fmt.Sprintf("%s.clientNames[%d]", path, j), "must be a name without spaces around it")
+			}
+		}
+	}
 }
 
 func (c *Config) checkIssuers(ch *checker) {
@@ -200,12 +254,32 @@ func (c *Config) checkIssuers(ch *checker) {
 				ch.fault(fmt.Sprintf("%s.bins[%d]", path, j), "must be 6 to 8 digits")
 			}
 		}
+		in.checkVocabulary(ch, path)
 		ch.notNegative(path+".duplicateWindow", in.DuplicateWindow)
 		in.checkSending(ch, path+".sending", c.Environment)
-		ch.required(path+".notifications.clientId", in.Notifications.ClientID)
-		ch.secret(path+".notifications.clientSecret", in.Notifications.ClientSecret, nil)
 		in.checkD1(ch, path+".d1", c.Environment)
 	}
+}
+
+// checkVocabulary checks the words that D1 and the carriers use: each means one thing.
+func (in *Issuer) checkVocabulary(ch *checker, path string) {
+	words := func(field string, list []string, taken func(string) bool, fault string) {
+		for i, word := range list {
+			path := fmt.Sprintf("%s.%s[%d]", path, field, i)
+			switch {
+			case !d1client.IsCode(word):
+				ch.fault(path, "must be 1 to 128 printable characters, with no space around them")
+			case slices.Contains(list[:i], word):
+				ch.fault(path, "is there already")
+			case taken(word):
+				ch.fault(path, "%s", fault)
+			}
+		}
+	}
+	words("onHoldStatuses", in.OnHoldStatuses, order.BuiltIn, "has a meaning of its own at D1")
+	words("deliveredStatuses", in.DeliveredStatuses, func(string) bool { return false }, "")
+	words("returnedStatuses", in.ReturnedStatuses, func(word string) bool { return slices.Contains(in.DeliveredStatuses, word) },
+		"is one of deliveredStatuses too")
 }
 
 func (in *Issuer) checkD1(ch *checker, path, environment string) {
@@ -302,6 +376,9 @@ func (in *Issuer) checkSending(ch *checker, path, environment string) {
 	}
 	if s.GiveUpAfter > 0 && s.GiveUpAfter <= s.Retry404For {
 		ch.fault(path+".giveUpAfter", "must be more than retry404For: an order would be given up before it is rejected")
+	}
+	if s.SilentAfter != nil {
+		ch.silentAfter(path+".silentAfter", *s.SilentAfter)
 	}
 	if s.AfterUnknown != "resend" && s.AfterUnknown != "wait" {
 		ch.fault(path+".afterUnknown", "must be resend or wait")

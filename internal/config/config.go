@@ -12,6 +12,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"cardorder/internal/d1client"
+	"cardorder/internal/order"
 )
 
 // Config is everything that can be set.
@@ -86,12 +87,13 @@ type Listener struct {
 	TLS *TLS `yaml:"tls"`
 }
 
-// TLS is a server's side of TLS 1.2 or 1.3.
+// TLS is a server's side of TLS 1.2 or 1.3. Its files are read again when they change.
 type TLS struct {
 	// CertFile and KeyFile are PEM files.
 	CertFile string `yaml:"certFile"`
 	KeyFile  string `yaml:"keyFile"`
-	// ClientCAFile makes client certificates of these authorities (PEM) necessary.
+	// ClientCAFile makes client certificates of these authorities (PEM) necessary; on
+	// the listener for D1 for the issuers that want one.
 	ClientCAFile string `yaml:"clientCaFile"`
 }
 
@@ -142,7 +144,7 @@ type Issuer struct {
 	D1 D1 `yaml:"d1"`
 	// Sending is how orders are sent.
 	Sending Sending `yaml:"sending"`
-	// Notifications is how D1 authenticates itself to us.
+	// Notifications is how D1 shows us that it is D1.
 	Notifications Notifications `yaml:"notifications"`
 }
 
@@ -218,13 +220,45 @@ type Sending struct {
 	// BreakerThreshold is how many calls in a row must fail for a replica to stop
 	// calling for a while. Default 5.
 	BreakerThreshold int `yaml:"breakerThreshold"`
+	// SilentAfter is how long D1 may tell nothing of an order that it has before it is
+	// asked; then it is asked ever more rarely, at most every 7 days. Default 24h; 0s
+	// never asks. A program may have its own.
+	SilentAfter *time.Duration `yaml:"silentAfter"`
 }
 
-// Notifications are the credentials with which D1 fetches a token from us.
+// silentAfter is SilentAfter as it is in effect.
+func (s Sending) silentAfter() time.Duration {
+	if s.SilentAfter == nil {
+		return defaultSilentAfter
+	}
+	return *s.SilentAfter
+}
+
+// Limits are the times that orders of a card product without a program are held to.
+func (s Sending) Limits() *order.Limits { return &order.Limits{SilentAfter: s.silentAfter()} }
+
+// Notifications are how D1 shows us that it is D1. Whoever can pass for it can move
+// the issuer's orders.
 type Notifications struct {
-	// ClientID and ClientSecret are what D1 sends as Basic credentials.
+	// Token demands a bearer token of our token endpoint. Default true.
+	Token *bool `yaml:"token"`
+	// ClientCertificate demands a certificate of notifications.tls.clientCaFile. Without
+	// it a proxy in front has to demand one. Default true.
+	ClientCertificate *bool `yaml:"clientCertificate"`
+	// ClientNames are who of these authorities' certificates is D1: the subject's common
+	// name, or one of its DNS names. Default: all of them.
+	ClientNames []string `yaml:"clientNames"`
+	// ClientID and ClientSecret are what D1 sends as Basic credentials for a token.
 	ClientID     string `yaml:"clientId"`
 	ClientSecret Secret `yaml:"clientSecret"`
+}
+
+// WantsToken tells whether D1 has to bring a token. What was not set is on.
+func (n *Notifications) WantsToken() bool { return n.Token == nil || *n.Token }
+
+// WantsCertificate tells whether D1 has to show a client certificate.
+func (n *Notifications) WantsCertificate() bool {
+	return n.ClientCertificate == nil || *n.ClientCertificate
 }
 
 // Load reads and checks a configuration. The error lists every fault.
@@ -298,10 +332,16 @@ func (c *Config) SetDefaults() {
 		setDefault(&in.Sending.StopAfterRefusals, 5)
 		setDefault(&in.Sending.GiveUpAfter, 72*time.Hour)
 		setDefault(&in.Sending.BreakerThreshold, 5)
+		setDefault(&in.Notifications.Token, new(true))
+		setDefault(&in.Notifications.ClientCertificate, new(true))
+		setDefault(&in.Sending.SilentAfter, new(defaultSilentAfter))
 	}
 }
 
-const defaultDuplicateWindow = 720 * time.Hour
+const (
+	defaultDuplicateWindow = 720 * time.Hour
+	defaultSilentAfter     = 24 * time.Hour
+)
 
 func setDefault[T comparable](field *T, value T) {
 	var zero T

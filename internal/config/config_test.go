@@ -98,9 +98,14 @@ issuers:
       signingKey: {file: %s}
       signingKeyId: signing
       encryptionKeys: [{file: %s}]
-    notifications: {clientId: d1, clientSecret: {file: %s}}
+    notifications: {clientId: d1, clientSecret: {file: %s}, clientCertificate: false}
 `, databaseURL, f.Path(local.FileSealing), f.Path(local.FileContentHash), f.Path(local.FileNotificationKey),
 		f.Path(local.FileTokenHash), f.Path(local.FileSigningKey), f.jwk, f.Path(local.FileD1ClientSecret))
+}
+
+// mutual is a notification listener that demands a client certificate.
+func (f files) mutual() string {
+	return fmt.Sprintf("notifications: {tls: {certFile: %s, keyFile: %s, clientCaFile: %s}}\n", f.certificate, f.key, f.authority)
 }
 
 // replaced replaces every old with its new; each old must be there.
@@ -237,9 +242,10 @@ issuers:
       encryptionKeys: [{file: MISSING}, {file: /dev/null}]
     sending: {concurrency: 5000, callTimeout: -1s, poll: -1s, resendAfter: -1s, retry404For: -1s, afterUnknown: pray,
       ratePerSecond: -1, stopAfterRefusals: 1, giveUpAfter: -1s, breakerThreshold: 1001}
+    notifications: {clientNames: [""]}
   - id: ISSUER/001
     d1: {signingKey: {file: MISSING}}
-    notifications: {clientId: d1, clientSecret: {env: CONFIG_TEST_NOT_SET}}
+    notifications: {clientId: d1, clientSecret: {env: CONFIG_TEST_NOT_SET}, clientCertificate: false, clientNames: [d1]}
   - id: ISSUER/001
 `, "MISSING", missing)
 	d1 := func(i int) []string {
@@ -275,10 +281,12 @@ issuers:
 		"issuers[0].sending.ratePerSecond: must be 0", "issuers[0].sending.stopAfterRefusals: must be 2 to", "issuers[0].sending.giveUpAfter: must not",
 		"issuers[0].sending.breakerThreshold: must be 1 to", "issuers[0].sending.afterUnknown: must be resend or wait",
 		"issuers[0].notifications.clientId: is required", "issuers[0].notifications.clientSecret: is required",
+		"issuers[0].notifications.clientCertificate: needs notifications.tls", "issuers[0].notifications.clientNames[0]: must be a name",
 		"issuers[1].id: must be exactly 10", "issuers[1].d1.signingKey: reading a secret",
-		"issuers[1].notifications.clientSecret: the environment has no",
+		"issuers[1].notifications.clientSecret: the environment has no", "issuers[1].notifications.clientNames: would be looked at by nobody",
 		"issuers[2].id: must be exactly 10", "issuers[2].id: is the id of another issuer", "issuers[2].d1.signingKey: is required",
 		"issuers[2].notifications.clientId: is required", "issuers[2].notifications.clientSecret: is required",
+		"issuers[2].notifications.clientCertificate: needs notifications.tls",
 	}
 	wantFaults(t, text, append(append(want, d1(1)...), d1(2)...)...)
 }
@@ -306,6 +314,27 @@ func TestDuplicates(t *testing.T) {
 }
 
 // A secret that stands where something else belongs is not told by the error.
+// Each of D1's and the carriers' words means one thing.
+func TestVocabulary(t *testing.T) {
+	t.Parallel()
+	minimal := newFiles(t).minimal()
+	with := func(settings string) string {
+		return replaced(t, minimal, "- id: ISSUER0001\n", "- id: ISSUER0001\n    "+settings+"\n")
+	}
+	in := parse(t, with(`onHoldStatuses: [CARD_PROD_HELD, "WAITING FOR STOCK"]
+    deliveredStatuses: [DL, Zugestellt]
+    returnedStatuses: [RT]`)).Issuers[0]
+	if len(in.OnHoldStatuses) != 2 || len(in.DeliveredStatuses) != 2 || len(in.ReturnedStatuses) != 1 {
+		t.Errorf("got %q, %q, %q", in.OnHoldStatuses, in.DeliveredStatuses, in.ReturnedStatuses)
+	}
+	wantFaults(t, with(`onHoldStatuses: [CARD_PROD_READY, "", HELD, HELD, CARD_RETURNED]
+    deliveredStatuses: [" DL", DL, "D\u0000L"]
+    returnedStatuses: [RT, DL, `+strings.Repeat("x", 129)+`]`),
+		"issuers[0].onHoldStatuses[0]: has a meaning", "issuers[0].onHoldStatuses[1]: must be", "issuers[0].onHoldStatuses[3]: is there",
+		"issuers[0].onHoldStatuses[4]: has a meaning", "issuers[0].deliveredStatuses[0]: must be", "issuers[0].deliveredStatuses[2]: must be",
+		"issuers[0].returnedStatuses[1]: is one of", "issuers[0].returnedStatuses[2]: must be")
+}
+
 func TestErrorsHoldNoValues(t *testing.T) {
 	t.Parallel()
 	f := newFiles(t)
@@ -470,14 +499,50 @@ func TestClientCertificate(t *testing.T) {
 func TestListenersWithTLS(t *testing.T) {
 	t.Parallel()
 	f := newFiles(t)
-	text := func(ca string) string {
-		return fmt.Sprintf("notifications: {tls: {certFile: %s, keyFile: %s, clientCaFile: %s}}\n", f.certificate, f.key, ca) + f.minimal()
-	}
+	text := func(ca string) string { return strings.Replace(f.mutual(), f.authority, ca, 1) + f.minimal() }
 	cfg := parse(t, text(f.authority))
 	if cfg.Notifications.Listen != ":8081" || cfg.Notifications.TLS == nil {
 		t.Errorf("%+v", cfg.Notifications)
 	}
 	wantFaults(t, text(f.key), "notifications.tls: loading clientCaFile: there is no certificate in it")
+
+	// Half a file is none, whatever its first half says.
+	whole, err := os.ReadFile(f.authority)
+	if err != nil {
+		t.Fatal(err)
+	}
+	half := filepath.Join(f.dir, "half.pem")
+	write(t, half, string(whole)+string(whole[:len(whole)/2]))
+	wantFaults(t, text(half), "notifications.tls: loading clientCaFile: it is cut off")
+	write(t, half, string(whole)+"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+	wantFaults(t, text(half), "notifications.tls: loading clientCaFile: a certificate in it cannot be read")
+	write(t, half, "Authority one\n"+string(whole)+"\nAuthority two\n"+string(whole))
+	parse(t, text(half))
+}
+
+// D1 has to show a certificate and a token, unless each is switched off by its name.
+func TestWayIn(t *testing.T) {
+	t.Parallel()
+	f := newFiles(t)
+	bare := replaced(t, f.minimal(), ", clientCertificate: false", "")
+	n := &parse(t, f.mutual()+bare).Issuers[0].Notifications
+	if !n.WantsToken() || !n.WantsCertificate() {
+		t.Errorf("by default: token %v, certificate %v", n.WantsToken(), n.WantsCertificate())
+	}
+	const fault = "issuers[0].notifications.clientCertificate: needs notifications.tls with clientCaFile"
+	wantFaults(t, bare, fault)
+	wantFaults(t, strings.Replace(f.mutual(), ", clientCaFile: "+f.authority, "", 1)+bare, fault)
+	wantFaults(t, replaced(t, bare, "clientId: d1", "token: false, clientId: d1"), fault) // one of two is not both
+
+	credentials := "clientId: d1, clientSecret: {file: " + f.Path(local.FileD1ClientSecret) + "}"
+	n = &parse(t, f.mutual()+replaced(t, bare, credentials, "token: false, clientNames: [d1.example]")).Issuers[0].Notifications
+	if n.WantsToken() || !n.WantsCertificate() {
+		t.Errorf("by certificate alone: token %v, certificate %v", n.WantsToken(), n.WantsCertificate())
+	}
+	n = &parse(t, replaced(t, bare, credentials, "token: false, clientCertificate: false")).Issuers[0].Notifications
+	if n.WantsToken() || n.WantsCertificate() {
+		t.Errorf("by neither: token %v, certificate %v", n.WantsToken(), n.WantsCertificate())
+	}
 }
 
 func TestSummary(t *testing.T) {

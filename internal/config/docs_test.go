@@ -27,15 +27,19 @@ func settings(path string, v reflect.Value, into map[string]setting) {
 		reflect.TypeFor[config.Secret](): "secret", reflect.TypeFor[time.Duration](): "duration", reflect.TypeFor[time.Time](): "time",
 		reflect.TypeFor[[]string](): "list of texts", reflect.TypeFor[string](): "text", reflect.TypeFor[bool](): "true/false",
 		reflect.TypeFor[int](): "number", reflect.TypeFor[int32](): "number", reflect.TypeFor[config.WholeNumber](): "number",
+		reflect.TypeFor[map[string]time.Duration](): "durations by name",
 	}
 	if kind, ok := kinds[v.Type()]; ok {
-		into[path] = setting{kind, fmt.Sprint(v)}
+		into[path] = setting{kind, strings.TrimPrefix(fmt.Sprint(v), "map")}
 		return
 	}
 	switch v.Kind() {
 	case reflect.Pointer:
 		if kind, ok := kinds[v.Type().Elem()]; ok {
 			into[path] = setting{kind: kind} // nil: it has no default
+			if !v.IsNil() {
+				into[path] = setting{kind, fmt.Sprint(v.Elem())}
+			}
 			return
 		}
 		settings(path, reflect.Zero(v.Type().Elem()), into)
@@ -68,7 +72,8 @@ func TestDocumentation(t *testing.T) {
 		t.Fatal("no section on the programs file")
 	}
 	want := make(map[string]setting)
-	least := replaced(t, newFiles(t).minimal(), ", scopes: [orders:read], issuers: [ISSUER0001]", "")
+	f := newFiles(t)
+	least := f.mutual() + replaced(t, f.minimal(), ", scopes: [orders:read], issuers: [ISSUER0001]", "", ", clientCertificate: false", "")
 	settings("", reflect.ValueOf(*parse(t, least)), want)
 	wantDocumented(t, service, want)
 	for _, name := range []string{"CARDORDER_DATABASE_URL", "CARDORDER_DATABASE_DIRECT_URL", "CARDORDER_SEALING_KEYSET", "CARDORDER_CONTENT_HASH_KEY"} {

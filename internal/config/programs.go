@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"regexp"
 	"regexp/syntax"
 	"slices"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -63,6 +65,17 @@ type Program struct {
 	DuplicateWindow time.Duration `yaml:"duplicateWindow"`
 	// SLA is how long the bureau may take.
 	SLA *SLA `yaml:"sla"`
+	// StageBudgets are for how long an order may be in a status, such as SUBMITTED: 24h.
+	// One that is in it for longer is late.
+	StageBudgets map[string]time.Duration `yaml:"stageBudgets"`
+	// SilentAfter replaces the issuer's sending.silentAfter for this card product.
+	SilentAfter *time.Duration `yaml:"silentAfter"`
+	// DispatchDelay is for how long an order that is not urgent is kept back, so that it
+	// can be cancelled for certain. Default 0s.
+	DispatchDelay time.Duration `yaml:"dispatchDelay"`
+	// MaxOrdersPerConsumerPerDay is how many orders of one consumer are sent in 24 hours;
+	// further ones are held for a person. Default 0: any number.
+	MaxOrdersPerConsumerPerDay *WholeNumber `yaml:"maxOrdersPerConsumerPerDay"`
 }
 
 // PaymentProfile is a personalization config with the key indexes that may go
@@ -90,8 +103,28 @@ type SLA struct {
 	WorkingDays WorkingDays `yaml:"workingDays"`
 	// CutOff is the time of day, HH:MM, after which an order counts for the next day.
 	CutOff string `yaml:"cutOff"`
-	// TimeZone is the centre's, an IANA name.
+	// TimeZone is the centre's, an IANA name. Default UTC.
 	TimeZone string `yaml:"timeZone"`
+	// ReadyBy is the time of day, HH:MM, by which the last day's cards are ready. Default:
+	// the end of the day.
+	ReadyBy string `yaml:"readyBy"`
+	// Weekend are the days of the week without work. Default SATURDAY and SUNDAY; [] means
+	// that there are none.
+	Weekend []string `yaml:"weekend"`
+	// Holidays are days without work besides, YYYY-MM-DD. Default none.
+	Holidays []string `yaml:"holidays"`
+	// Urgent is how long it may take for an urgent order.
+	Urgent *Urgent `yaml:"urgent"`
+}
+
+// Urgent is how long the bureau may take for an urgent order that it has in time; a later
+// one is as any other.
+type Urgent struct {
+	// Within is that time.
+	Within time.Duration `yaml:"within"`
+	// CutOff is the time of day, HH:MM, of a working day by which it has to be there.
+	// Default: the end of the day.
+	CutOff string `yaml:"cutOff"`
 }
 
 // WorkingDays are working days of the centre; 0 is the same day.
@@ -162,7 +195,7 @@ func (c *Config) ParsePrograms(text []byte) (*Programs, error) {
 	if err := yaml.Unmarshal(text, &root); err != nil {
 		return nil, errors.New(syntaxFault(err.Error()))
 	}
-	ch := checker{faults: append(faults, withoutValue(&root)...)}
+	ch := checker{faults: append(faults, withoutValue(&root)...), environment: c.Environment}
 	c.checkPrograms(&ch, file)
 	if len(ch.faults) > 0 {
 		return nil, errors.Join(ch.faults...)
@@ -172,7 +205,13 @@ func (c *Config) ParsePrograms(text []byte) (*Programs, error) {
 	for _, in := range file.Issuers {
 		programs := make(map[string]*order.Program, len(in.Programs))
 		for i := range in.Programs {
-			program := in.Programs[i].rules()
+			program, err := in.Programs[i].rules()
+			if err != nil {
+				return nil, err
+			}
+			if program.SilentAfter = c.issuer(in.IssuerID).Sending.silentAfter(); in.Programs[i].SilentAfter != nil {
+				program.SilentAfter = *in.Programs[i].SilentAfter
+			}
 			setDefault(&program.DuplicateWindow, c.issuer(in.IssuerID).DuplicateWindow)
 			setDefault(&program.DuplicateWindow, defaultDuplicateWindow)
 			programs[program.CardProductID] = program
@@ -329,6 +368,33 @@ func (p *Program) check(ch *checker, path string) {
 	if p.SLA != nil {
 		p.SLA.check(ch, path+".sla")
 	}
+	for _, status := range slices.Sorted(maps.Keys(p.StageBudgets)) {
+		if !order.HasBudget(order.Status(status)) {
+			ch.fault(path+".stageBudgets", "has a name that is no status, or one at which nothing more is waited for")
+		} else if p.StageBudgets[status] <= 0 {
+			ch.fault(path+".stageBudgets."+status, "must be more than 0s")
+		}
+	}
+	if p.SilentAfter != nil {
+		ch.silentAfter(path+".silentAfter", *p.SilentAfter)
+	}
+	ch.notNegative(path+".dispatchDelay", p.DispatchDelay)
+	if p.DispatchDelay > maxDispatchDelay {
+		ch.fault(path+".dispatchDelay", "must be at most %s", maxDispatchDelay)
+	}
+	ch.between(path+".maxOrdersPerConsumerPerDay", p.MaxOrdersPerConsumerPerDay, 0, 1_000_000)
+}
+
+// maxDispatchDelay is for how long an order can be kept back at its own request, too.
+const maxDispatchDelay = 90 * 24 * time.Hour
+
+// silentAfter checks after what silence D1 is asked about an order.
+func (c *checker) silentAfter(path string, d time.Duration) {
+	c.notNegative(path, d)
+	const least = time.Minute
+	if d > 0 && d < least && c.environment != "development" {
+		c.fault(path, "must be at least %s, or 0s for never", least)
+	}
 }
 
 // allows tells whether a list lets value pass.
@@ -375,20 +441,55 @@ func (s *SLA) check(ch *checker, path string) {
 	ch.between(days+".CREATION", s.WorkingDays.Creation, 0, most)
 	ch.between(days+".RENEWAL", s.WorkingDays.Renewal, 0, most)
 	ch.between(days+".REPLACEMENT", s.WorkingDays.Replacement, 0, most)
-	if s.CutOff != "" {
-		if _, err := time.Parse("15:04", s.CutOff); err != nil || len(s.CutOff) != len("15:04") {
-			ch.fault(path+".cutOff", "must be a time of day as HH:MM, in quotes")
-		}
+	if ch.timeOfDay(path+".cutOff", s.CutOff) || ch.timeOfDay(path+".readyBy", s.ReadyBy) {
 		ch.required(path+".timeZone", s.TimeZone)
 	}
 	// Local is another zone on every machine.
 	if _, err := time.LoadLocation(s.TimeZone); err != nil || s.TimeZone == "Local" {
 		ch.fault(path+".timeZone", "must be the name of a time zone, such as Europe/Paris")
 	}
+	ch.each(path+".weekend", s.Weekend, func(at, day string) {
+		if _, ok := weekdays[day]; !ok {
+			ch.fault(at, "must be a day of the week, as SUNDAY")
+		}
+	})
+	if len(s.Weekend) == len(weekdays) {
+		ch.fault(path+".weekend", "leaves no day to work")
+	}
+	ch.each(path+".holidays", s.Holidays, func(at, day string) {
+		if _, err := time.Parse(time.DateOnly, day); err != nil {
+			ch.fault(at, "must be a day as YYYY-MM-DD")
+		}
+	})
+	if s.Urgent != nil {
+		if s.Urgent.Within <= 0 {
+			ch.fault(path+".urgent.within", "must be more than 0s")
+		}
+		if ch.timeOfDay(path+".urgent.cutOff", s.Urgent.CutOff) {
+			ch.required(path+".timeZone", s.TimeZone)
+		}
+	}
 }
 
+// timeOfDay checks a time of day, and tells whether there is one.
+func (c *checker) timeOfDay(path, text string) bool {
+	if _, err := time.Parse("15:04", text); text != "" && (err != nil || len(text) != len("15:04")) {
+		c.fault(path, "must be a time of day as HH:MM, in quotes")
+	}
+	return text != ""
+}
+
+// weekdays are the days of the week as the file names them.
+var weekdays = func() map[string]time.Weekday {
+	days := make(map[string]time.Weekday)
+	for day := time.Sunday; day <= time.Saturday; day++ {
+		days[strings.ToUpper(day.String())] = day
+	}
+	return days
+}()
+
 // rules turns a program that was checked into what orders are checked against.
-func (p *Program) rules() *order.Program {
+func (p *Program) rules() (*order.Program, error) {
 	rules := &order.Program{
 		CardProductID:        p.CardProductID,
 		DistributionChannels: typed[order.Channel](p.DistributionChannels),
@@ -400,6 +501,16 @@ func (p *Program) rules() *order.Program {
 		AlphaCard:            p.AlphaCard,
 		EndsAt:               order.Status(p.EndsAt),
 		DuplicateWindow:      p.DuplicateWindow,
+		DispatchDelay:        p.DispatchDelay,
+	}
+	if p.MaxOrdersPerConsumerPerDay != nil {
+		rules.MaxOrdersPerConsumerPerDay = int(*p.MaxOrdersPerConsumerPerDay)
+	}
+	if p.StageBudgets != nil {
+		rules.StageBudgets = make(map[order.Status]time.Duration, len(p.StageBudgets))
+	}
+	for status, budget := range p.StageBudgets {
+		rules.StageBudgets[order.Status(status)] = budget
 	}
 	if p.PaymentApplications != nil {
 		rules.PaymentApplications = make([]order.PaymentProfile, len(p.PaymentApplications))
@@ -413,10 +524,32 @@ func (p *Program) rules() *order.Program {
 	if p.Names.Length != nil {
 		rules.Names.Length = int(*p.Names.Length)
 	}
-	if p.SLA != nil {
-		rules.SLA = order.SLA{WorkingDays: p.SLA.WorkingDays.byIssuance(), CutOff: p.SLA.CutOff, TimeZone: p.SLA.TimeZone}
+	if p.SLA == nil {
+		return rules, nil
 	}
-	return rules
+	rules.SLA = p.SLA.rules()
+	calendar, err := order.NewCalendar(rules.SLA)
+	if err != nil {
+		return nil, fmt.Errorf("sla of %s: %w", p.CardProductID, err)
+	}
+	rules.Calendar = calendar
+	return rules, nil
+}
+
+func (s *SLA) rules() order.SLA {
+	sla := order.SLA{
+		WorkingDays: s.WorkingDays.byIssuance(), CutOff: s.CutOff, TimeZone: s.TimeZone, ReadyBy: s.ReadyBy, Holidays: s.Holidays,
+	}
+	if s.Weekend != nil {
+		sla.Weekend = make([]time.Weekday, len(s.Weekend))
+	}
+	for i, day := range s.Weekend {
+		sla.Weekend[i] = weekdays[day]
+	}
+	if s.Urgent != nil {
+		sla.Urgent = order.Urgent(*s.Urgent)
+	}
+	return sla
 }
 
 func (w WorkingDays) byIssuance() map[order.Issuance]int {

@@ -35,7 +35,13 @@ const wholeProgram = `issuers:
         names: {characters: "[A-Z .'/-]", length: 20}
         endsAt: SHIPPED
         duplicateWindow: 24h
-        sla: {workingDays: {CREATION: 0, RENEWAL: 10}, cutOff: 12:00, timeZone: Europe/Paris}
+        sla:
+          {workingDays: {CREATION: 0, RENEWAL: 10}, cutOff: 12:00, timeZone: Europe/Paris, readyBy: 17:00, weekend: [FRIDAY],
+          holidays: [2026-12-25], urgent: {within: 4h, cutOff: 11:30}}
+        stageBudgets: {SUBMITTED: 24h}
+        silentAfter: 0s
+        dispatchDelay: 30m
+        maxOrdersPerConsumerPerDay: 5
       - {cardProductId: silver}
   - {issuerId: ISSUER0002, programs: []}
 `
@@ -72,14 +78,21 @@ func TestPrograms(t *testing.T) {
 		AlphaCard: true, EndsAt: order.Shipped, DuplicateWindow: 24 * time.Hour,
 		SLA: order.SLA{
 			WorkingDays: map[order.Issuance]int{order.IssuanceCreation: 0, order.IssuanceRenewal: 10},
-			CutOff:      "12:00", TimeZone: "Europe/Paris",
+			CutOff:      "12:00", TimeZone: "Europe/Paris", ReadyBy: "17:00", Weekend: []time.Weekday{time.Friday},
+			Holidays: []string{"2026-12-25"}, Urgent: order.Urgent{Within: 4 * time.Hour, CutOff: "11:30"},
 		},
+		StageBudgets: map[order.Status]time.Duration{order.Submitted: 24 * time.Hour}, DispatchDelay: 30 * time.Minute, MaxOrdersPerConsumerPerDay: 5,
 	}
+	if limits := gold.Limits(); limits.Calendar == nil || limits.Budget[order.Submitted] != 24*time.Hour || limits.DispatchDelay != 30*time.Minute ||
+		limits.SilentAfter != 0 || limits.MaxOrdersPerConsumerPerDay != 5 {
+		t.Errorf("limits %+v", limits)
+	}
+	gold.Calendar = nil
 	if !reflect.DeepEqual(gold, want) {
 		t.Errorf("got  %+v\nwant %+v", gold, want)
 	}
-	// What is left out restricts nothing, and has the issuer's window.
-	if silver := *p.Of("ISSUER0001")["silver"]; !reflect.DeepEqual(silver, order.Program{CardProductID: "silver", DuplicateWindow: 48 * time.Hour}) {
+	// What is left out restricts nothing, and has the issuer's window and patience.
+	if silver := *p.Of("ISSUER0001")["silver"]; !reflect.DeepEqual(silver, order.Program{CardProductID: "silver", DuplicateWindow: 48 * time.Hour, SilentAfter: 24 * time.Hour}) {
 		t.Errorf("got %+v", silver)
 	}
 	if none := p.Of("ISSUER0002"); none == nil || len(none) > 0 {
@@ -169,6 +182,17 @@ func TestProgramFaults(t *testing.T) {
 		"cut-off without zone":  {program("sla: {workingDays: {RENEWAL: 1}, cutOff: '12:00'}"), []string{in + "sla.timeZone: is required"}},
 		"cut-off":               {program("sla: {workingDays: {RENEWAL: 1}, cutOff: '9:00', timeZone: UTC}"), []string{in + "sla.cutOff: must be a time of day"}},
 		"late cut-off":          {program("sla: {workingDays: {RENEWAL: 1}, cutOff: '24:00', timeZone: UTC}"), []string{in + "sla.cutOff: must be a time of day"}},
+		"half a weekend":        {program("sla: {workingDays: {RENEWAL: 1}, weekend: [SAT, SUNDAY, SUNDAY]}"), []string{in + "sla.weekend[0]: must be a day", in + "sla.weekend[2]: stands"}},
+		"no working day":        {program("sla: {workingDays: {RENEWAL: 1}, weekend: [MONDAY, TUESDAY, WEDNESDAY, THURSDAY, FRIDAY, SATURDAY, SUNDAY]}"), []string{in + "sla.weekend: leaves no day"}},
+		"holiday":               {program("sla: {workingDays: {RENEWAL: 1}, holidays: [2026-02-29, 24.12.]}"), []string{in + "sla.holidays[0]: must be a day", in + "sla.holidays[1]: must"}},
+		"ready without zone":    {program("sla: {workingDays: {RENEWAL: 1}, readyBy: '17:00'}"), []string{in + "sla.timeZone: is required"}},
+		"ready":                 {program("sla: {workingDays: {RENEWAL: 1}, readyBy: 5pm, timeZone: UTC}"), []string{in + "sla.readyBy: must be a time of day"}},
+		"urgent":                {program("sla: {workingDays: {RENEWAL: 1}, urgent: {cutOff: '12:00'}}"), []string{in + "sla.urgent.within: must be more", in + "sla.timeZone: is required"}},
+		"budget of nothing":     {program("stageBudgets: {SHIPPED: 1h, SUBMITTED: 0s}"), []string{in + "stageBudgets: has a name that is no status", in + "stageBudgets.SUBMITTED: must be more"}},
+		"silence":               {program("silentAfter: -1s"), []string{in + "silentAfter: must not be negative"}},
+		"a short silence":       {program("silentAfter: 10s"), []string{in + "silentAfter: must be at least 1m"}},
+		"a long delay":          {program("dispatchDelay: 2161h"), []string{in + "dispatchDelay: must be at most 2160h"}},
+		"fewer than none":       {program("maxOrdersPerConsumerPerDay: -1"), []string{in + "maxOrdersPerConsumerPerDay: must be 0 to"}},
 		"time zone":             {program("sla: {workingDays: {RENEWAL: 1}, timeZone: Europe/hunter2}"), []string{in + "sla.timeZone: must be the name"}},
 		"time zone of whom":     {program("sla: {workingDays: {RENEWAL: 1}, timeZone: Local}"), []string{in + "sla.timeZone: must be the name"}},
 		"time zone from a path": {program("sla: {workingDays: {RENEWAL: 1}, timeZone: ../../etc/passwd}"), []string{in + "sla.timeZone: must be the name"}},

@@ -124,11 +124,14 @@ const (
 // too long is empty.
 func (m members) code(name string) string {
 	s := clean(m.str(name))
-	if len([]rune(s)) > maxCode {
+	if !IsCode(s) {
 		return ""
 	}
 	return s
 }
+
+// IsCode tells whether s may be a code of D1 or of a carrier, as this client reads them.
+func IsCode(s string) bool { return s != "" && s == clean(s) && len([]rune(s)) <= maxCode }
 
 // text is a value that is read by people: one that is too long is cut.
 func (m members) text(name string) string {

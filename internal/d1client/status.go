@@ -86,7 +86,7 @@ func (c *Client) ProductionStatus(ctx context.Context, cardID, correlationID str
 func parseOperations(body []byte) (ops []Operation, skipped int, err error) {
 	m, _ := parseObject(body)
 	var elements []json.RawMessage
-	if json.Unmarshal(m["operations"], &elements) != nil || elements == nil {
+	if json.Unmarshal(m.raw("operations"), &elements) != nil || elements == nil {
 		return nil, 0, errors.New("d1client: answer has no list of operations")
 	}
 	for _, raw := range elements {

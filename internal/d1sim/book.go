@@ -58,6 +58,7 @@ type card struct {
 	step       string // of productionPath, the last one reached: a Move may lead elsewhere
 	city       string // of the delivery address, all that is kept of it
 	hurried    bool   // accelerated
+	carried    int    // how many of Settings.CarrierStatuses its parcel has had
 }
 
 // lateNotification is a notification that Settings.Faults hold back.
@@ -103,6 +104,9 @@ func (b *book) make(issuerID, cardID string, o order, now time.Time, set Setting
 		b.byRequest[key] = c
 	}
 	b.reach(c, CardProdRequested, now, set)
+	for _, operation := range set.CardOperations {
+		b.tellOther(issuerID, Operation{Operation: operation, CardID: cardID}, now, set)
+	}
 	return c
 }
 
@@ -121,7 +125,11 @@ func (b *book) walkLine(line *[]*card, interval time.Duration, now time.Time, se
 			return moved, due
 		}
 		*line = (*line)[1:]
-		b.reach(c, c.next(set.FailAt), now, set)
+		if c.followed(set) {
+			b.carry(c, now, set)
+		} else {
+			b.reach(c, c.next(set.FailAt), now, set)
+		}
 		moved++
 	}
 	return moved, time.Time{}
@@ -165,7 +173,7 @@ func (b *book) reach(c *card, status string, now time.Time, set Settings) {
 		op.Status = OperationSuccessful
 	case status == CardShipped:
 		op.Status = OperationSuccessful
-		op.Details.Shipment = newShipment(c.hurried)
+		c.handOver()
 	}
 	if op.Status != OperationPending {
 		end := told(now, set)
@@ -173,7 +181,7 @@ func (b *book) reach(c *card, status string, now time.Time, set Settings) {
 	}
 
 	b.tellCard(c, now, set)
-	b.lineUp(c, set.StopAt)
+	b.lineUp(c, set)
 }
 
 // Move is a status that production does not lead to by itself, as one of D1's on-hold states or CARD_PROD_CANCELED, or
@@ -188,6 +196,10 @@ type Move struct {
 	OperationStatus string `json:"operationStatus,omitempty"`
 	// Reason is told in details.reason. Default none.
 	Reason string `json:"reason,omitempty"`
+	// NewParcel sends the card again: under a new tracking number.
+	NewParcel bool `json:"newParcel,omitempty"`
+	// Shipment is told in details.shipment from now on: what is given of it replaces what was told. Default as it was.
+	Shipment *Shipment `json:"shipment,omitempty"`
 }
 
 // Move puts a card into a status and queues the notification of it.
@@ -206,8 +218,11 @@ func (s *Sim) Move(m Move) error {
 	c.movedAt = now
 	c.op.Status, c.op.EndTime = m.OperationStatus, nil
 	c.op.Details.Status, c.op.Details.Reason = m.Status, m.Reason
-	if m.Status == CardShipped && c.op.Details.Shipment == nil {
-		c.op.Details.Shipment = newShipment(c.hurried)
+	if m.NewParcel || c.op.Details.Shipment == nil && (m.Status == CardShipped || m.Shipment != nil) {
+		c.handOver()
+	}
+	if m.Shipment != nil {
+		c.op.Details.Shipment = c.op.Details.Shipment.with(*m.Shipment)
 	}
 	if m.OperationStatus != OperationPending {
 		end := told(now, s.settings)
@@ -215,7 +230,7 @@ func (s *Sim) Move(m Move) error {
 	}
 	s.book.tellCard(c, now, s.settings)
 	s.book.takeOut(c)
-	s.book.lineUp(c, s.settings.StopAt)
+	s.book.lineUp(c, s.settings)
 	s.announce()
 	return nil
 }
@@ -229,10 +244,10 @@ func (b *book) takeOut(c *card) {
 }
 
 // lineUp gives a card its place: walking, stopped, or at its end and in no line.
-func (b *book) lineUp(c *card, stopAt string) {
+func (b *book) lineUp(c *card, set Settings) {
 	switch {
-	case c.op.Status != OperationPending:
-	case c.step == stopAt:
+	case c.op.Status != OperationPending && !c.followed(set):
+	case c.step == set.StopAt:
 		b.stopped = append(b.stopped, c)
 	case c.hurried:
 		b.hurrying = append(b.hurrying, c)
@@ -241,13 +256,13 @@ func (b *book) lineUp(c *card, stopAt string) {
 	}
 }
 
-// lineUpAgain follows a change of Settings.StopAt.
-func (b *book) lineUpAgain(stopAt string) {
+// lineUpAgain follows a change of the settings.
+func (b *book) lineUpAgain(set Settings) {
 	underWay := slices.Concat(b.stopped, b.walking, b.hurrying)
 	slices.SortStableFunc(underWay, func(x, y *card) int { return x.movedAt.Compare(y.movedAt) })
 	b.walking, b.hurrying, b.stopped = nil, nil, nil
 	for _, c := range underWay {
-		b.lineUp(c, stopAt)
+		b.lineUp(c, set)
 	}
 }
 

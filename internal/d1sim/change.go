@@ -178,7 +178,7 @@ func (b *book) decide(ch *change, now time.Time, set Settings) {
 	if ch.accelerates() {
 		c.hurried = true
 		b.takeOut(c)
-		b.lineUp(c, set.StopAt)
+		b.lineUp(c, set)
 	}
 	if ch.kind == ChangeCancel {
 		c.op.Status, c.op.EndTime = set.CanceledStatus, &end

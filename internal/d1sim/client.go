@@ -129,6 +129,16 @@ func (c *Client) ClearScripts(ctx context.Context) error {
 	return c.do(ctx, http.MethodDelete, "/script", nil, nil)
 }
 
+// Tell queues the notification of an operation that no order leads to, as STANDALONE_TRACKING, and returns its
+// operationId.
+func (c *Client) Tell(ctx context.Context, issuerID string, op Operation) (operationID string, err error) {
+	var answer struct {
+		OperationID string `json:"operationId"`
+	}
+	err = c.do(ctx, http.MethodPost, "/operations?"+url.Values{"issuerId": {issuerID}}.Encode(), op, &answer)
+	return answer.OperationID, err
+}
+
 // SendNotification posts a raw body to an issuer's notification endpoint and returns the status answered.
 func (c *Client) SendNotification(ctx context.Context, issuerID string, body []byte) (int, error) {
 	var answer struct {

@@ -40,8 +40,10 @@ func (s *Sim) Handler() http.Handler {
 		s.exchange(KindChange, s.inStyle(PathLowercase, s.change)))
 	r.Get(issuers+"/physicalCards/{cardId}/productionStatus",
 		s.exchange(KindStatus, s.inStyle(PathReference, s.productionStatus)))
-	r.Get(issuers+"/physicalcards/{cardId}/productionStatus",
-		s.exchange(KindStatus, s.inStyle(PathLowercase, s.productionStatus)))
+	for _, name := range []string{"productionStatus", "productionstatus"} { // which of them, nobody knows
+		r.Get(issuers+"/physicalcards/{cardId}/"+name,
+			s.exchange(KindStatus, s.inStyle(PathLowercase, s.productionStatus)))
+	}
 
 	r.NotFound(s.exchange(KindOther, noSuchPath))
 	r.MethodNotAllowed(s.exchange(KindOther, func(*inquiry) answer { return answer{status: http.StatusMethodNotAllowed} }))

@@ -35,6 +35,7 @@ func (s *Sim) ManagementHandler() http.Handler {
 	r.Delete("/script", func(w http.ResponseWriter, _ *http.Request) { s.ClearScripts(); w.WriteHeader(http.StatusNoContent) })
 	r.Get("/notifications", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.Notifications()) })
 	r.Post("/notifications", s.serveSendNotification)
+	r.Post("/operations", s.serveTell)
 	r.Get("/faults", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, s.FaultCounts()) })
 	r.Delete("/tokens", func(w http.ResponseWriter, _ *http.Request) { s.RevokeTokens(); w.WriteHeader(http.StatusNoContent) })
 	r.Post("/reset", func(w http.ResponseWriter, _ *http.Request) { s.Reset(); w.WriteHeader(http.StatusNoContent) })
@@ -103,6 +104,24 @@ func serveCommand[T any](w http.ResponseWriter, r *http.Request, do func(T) erro
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// serveTell tells the operation in the body, of the issuer named by issuerId.
+func (s *Sim) serveTell(w http.ResponseWriter, r *http.Request) {
+	body, ok := readBody(w, r)
+	if !ok {
+		return
+	}
+	var op Operation
+	id, err := "", decodeStrict(body, &op)
+	if err == nil {
+		id, err = s.Tell(r.URL.Query().Get("issuerId"), op)
+	}
+	if err != nil {
+		replyError(w, http.StatusBadRequest, err)
+		return
+	}
+	reply(w, http.StatusCreated, map[string]string{"operationId": id})
 }
 
 // serveSendNotification sends the request's body, whatever it is, to the issuer named by issuerId.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -150,7 +151,7 @@ func TestSettingsArePatched(t *testing.T) {
 		MaxPerCall: 10, RetryBackoff: d1sim.Duration(100 * time.Millisecond), TokenLifetime: d1sim.Duration(15 * time.Minute),
 		ChangeUntil: d1sim.ChangeUntil{Cancel: "CARD_PROD_ONGOING", Accelerate: "CARD_PROD_DONE", Redirect: "CARD_PROD_DONE"},
 		LateChange:  "notified", ChangeTold: "all", RepeatedChange: "again", CanceledStatus: "SUCCESSFUL"}
-	if set != want {
+	if !reflect.DeepEqual(set, want) {
 		t.Errorf("defaults %+v", set)
 	}
 
@@ -171,6 +172,7 @@ func TestSettingsArePatched(t *testing.T) {
 		{"unknownCard": "x"}, {"maxPerCall": -1}, {"stopAt": "x"}, {"failAt": map[string]any{"status": "CARD_SHIPPED"}},
 		{"faults": map[string]any{"lostBefore": 0.6, "lostAfter": 0.6}}, {"faults": map[string]any{"tokenErrors": -0.1}},
 		{"faults": map[string]any{"lostNotifications": 1.1}}, {"faults": map[string]any{"lateBy": "-1s"}}, {"faults": map[string]any{"x": 1}},
+		{"carrierStatuses": []string{"IN_TRANSIT", ""}}, {"cardOperations": []string{""}},
 		{"changeUntil": map[string]any{"cancel": "x"}}, {"changeUntil": map[string]any{"deliver": "never"}}, {"lateChange": "x"},
 		{"changeTold": "x"}, {"changeDelay": "-1s"}, {"repeatedChange": "conflict"}, {"canceledStatus": "PENDING"},
 		{"tokenLifetime": "1ms"}, {"answerDelay": "-1s"}, {"failAt": map[string]any{"status": "DATA_EXCEPTION", "operationStatus": "x"}},
@@ -179,7 +181,7 @@ func TestSettingsArePatched(t *testing.T) {
 			t.Errorf("%v: accepted", patch)
 		}
 	}
-	if b.sim.Settings() != before {
+	if !reflect.DeepEqual(b.sim.Settings(), before) {
 		t.Errorf("refused patches changed %+v to %+v", before, b.sim.Settings())
 	}
 }

@@ -3,6 +3,7 @@ package d1sim
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -61,9 +62,11 @@ type Delivered struct {
 	OperationStatus string `json:"operationStatus"`           // PENDING, SUCCESSFUL, FAILED
 }
 
-func notificationClient() *http.Client {
+func notificationClient(towardsIssuers *tls.Config) *http.Client {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = towardsIssuers
 	return &http.Client{
-		Transport:     http.DefaultTransport.(*http.Transport).Clone(),
+		Transport:     transport,
 		Timeout:       notificationTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}

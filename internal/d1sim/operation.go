@@ -20,12 +20,14 @@ const (
 	CardProdDone      = "CARD_PROD_DONE"
 	CardShipped       = "CARD_SHIPPED"
 	CardProdCanceled  = "CARD_PROD_CANCELED"
+	CardReturned      = "CARD_RETURNED"
 )
 
-// Operation is what notifications and productionStatus tell of one order, or of one change of an order.
+// Operation is what notifications and productionStatus tell of one order, or of one change of an order, and notifications
+// of anything else.
 type Operation struct {
 	OperationID     string     `json:"operationId"`
-	Operation       string     `json:"operation"` // PRODUCE or UPDATE_ORDER
+	Operation       string     `json:"operation"` // PRODUCE, UPDATE_ORDER or any other
 	Status          string     `json:"status"`
 	StartTime       time.Time  `json:"startTime"` // of the operation: the same in all its notifications
 	EndTime         *time.Time `json:"endTime,omitempty"`
@@ -43,14 +45,15 @@ type Details struct {
 	DueDate         string    `json:"dueDate,omitempty"` // a date, YYYY-MM-DD
 	ProductionSite  string    `json:"productionSite,omitempty"`
 	IssuerRequestID string    `json:"issuerRequestId,omitempty"`
-	Shipment        *Shipment `json:"shipment,omitempty"` // never changed once set: copies share it
+	TrackingType    string    `json:"trackingType,omitempty"` // of STANDALONE_TRACKING
+	Shipment        *Shipment `json:"shipment,omitempty"`     // never changed once set: copies share it
 }
 
 // Shipment is what the carrier reports.
 type Shipment struct {
-	Carrier        string `json:"carrier"`
-	TrackingNumber string `json:"trackingNumber"`
-	Status         string `json:"status"`
+	Carrier        string `json:"carrier,omitempty"`
+	TrackingNumber string `json:"trackingNumber,omitempty"`
+	Status         string `json:"status,omitempty"` // the carrier's code
 	Message        string `json:"message,omitempty"`
 	TrackingURL    string `json:"trackingUrl,omitempty"`
 }

@@ -76,6 +76,14 @@ type Settings struct {
 	// FailAt lets production run into an exception. Default none.
 	FailAt *FailAt `json:"failAt" yaml:"failAt"`
 
+	// CarrierStatuses are the codes that the carrier reports of a shipped card, one each StepInterval: an order of the
+	// card's stays SUCCESSFUL and CARD_SHIPPED meanwhile. Default none. Cards shipped before are not followed any more.
+	CarrierStatuses []string `json:"carrierStatuses" yaml:"carrierStatuses"`
+
+	// CardOperations are other operations that every card of an order has had, as CREATE and ACTIVATE: each is told as
+	// the order is accepted. Default none.
+	CardOperations []string `json:"cardOperations" yaml:"cardOperations"`
+
 	// Repeat is what an issuerRequestId sent again gets: "same", "second-card" or "conflict". Default "same".
 	Repeat string `json:"repeat" yaml:"repeat"`
 
@@ -219,6 +227,7 @@ func (s Settings) patched(patch []byte) (Settings, error) {
 
 // clone copies what the settings point to, so that a patch can't reach into settings in use.
 func (s Settings) clone() Settings {
+	s.CarrierStatuses, s.CardOperations = slices.Clone(s.CarrierStatuses), slices.Clone(s.CardOperations)
 	if s.FailAt != nil {
 		failAt := *s.FailAt
 		s.FailAt = &failAt
@@ -293,6 +302,9 @@ func (s Settings) faults() error {
 	atLeast("tokenLifetime", s.TokenLifetime, Duration(time.Second))
 	if s.Faults != nil {
 		faults = append(faults, s.Faults.wrong())
+	}
+	if slices.Contains(s.CarrierStatuses, "") || slices.Contains(s.CardOperations, "") {
+		faults = append(faults, errors.New("carrierStatuses and cardOperations: must not be empty"))
 	}
 	if s.MaxPerCall < 1 {
 		faults = append(faults, errors.New("maxPerCall: must be at least 1"))

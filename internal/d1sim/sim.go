@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -45,8 +46,12 @@ type Config struct {
 	// Audience is what `aud` of a token assertion must be when present. Default DefaultAudience.
 	Audience string
 
-	// HTTPClient calls the issuers' token and notification endpoints. Default: a client of its own that gives up after
-	// 10 s and follows no redirect.
+	// TLS is the client's side of TLS towards the issuers' token and notification endpoints. Default: the system's
+	// authorities, and no client certificate.
+	TLS *tls.Config
+
+	// HTTPClient calls these endpoints. Default: a client of its own that gives up after 10 s and follows no redirect;
+	// TLS is not looked at with another one.
 	HTTPClient *http.Client
 
 	// Logger gets one line for each request and each notification call: ids, never content. Default none.
@@ -117,7 +122,7 @@ func New(cfg Config) (*Sim, error) {
 		usedJTIs:  make(map[usedJTI]time.Time),
 	}
 	defaultTo(&s.log, slog.New(slog.DiscardHandler))
-	defaultTo(&s.http, notificationClient())
+	defaultTo(&s.http, notificationClient(cfg.TLS))
 	defaultTo(&s.audience, DefaultAudience)
 	defaultTo(&s.keyID, "d1sim-encryption")
 	if s.key == nil {
@@ -227,7 +232,7 @@ func (s *Sim) changeSettings(change func(Settings) (Settings, error)) (Settings,
 		return Settings{}, err
 	}
 	s.settings = next
-	s.book.lineUpAgain(next.StopAt)
+	s.book.lineUpAgain(next)
 	s.announce()
 	return next.clone(), nil
 }

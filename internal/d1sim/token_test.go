@@ -153,6 +153,11 @@ func TestPathStyles(t *testing.T) {
 			t.Errorf("%s: got %d %s, want %d", path, got.status, got.body, want)
 		}
 	}
+	for _, name := range []string{"productionStatus", "productionstatus"} {
+		if got := b.send("GET", issuers+lowercaseID+"/physicalcards/card-1/"+name, "", b.header()); got.status != 200 {
+			t.Errorf("%s in lowercase: %d", name, got.status)
+		}
+	}
 	if got := len(b.sim.History(d1sim.Filter{Kind: d1sim.KindOther})); got != 2 {
 		t.Errorf("%d requests of no known path in the history, want 2", got)
 	}

@@ -38,6 +38,9 @@ type Config struct {
 	DatabaseURL string
 	// Simulator is how the simulator behaves.
 	Simulator d1sim.Settings
+	// MutualTLS lets the simulator come with a client certificate, as D1 does; without
+	// it, with a token alone.
+	MutualTLS bool
 	// Adjust may change the configuration before the service starts.
 	Adjust func(*config.Config)
 	// Log gets the service's log, SimulatorLog the simulator's; nil means none.
@@ -46,13 +49,14 @@ type Config struct {
 
 // Environment is a running local environment.
 type Environment struct {
-	Keys       Keys
-	Service    *app.Service
-	Simulator  *d1sim.Sim
-	D1URL      string // root of the simulator's D1 side
-	Management *d1sim.Client
-	Ready      Ready
-	DataDir    string // of the PostgreSQL; "" when none was started
+	Keys         Keys
+	Certificates Keys // with mutual TLS
+	Service      *app.Service
+	Simulator    *d1sim.Sim
+	D1URL        string // root of the simulator's D1 side
+	Management   *d1sim.Client
+	Ready        Ready
+	DataDir      string // of the PostgreSQL; "" when none was started
 
 	cfg     Config
 	service *config.Config
@@ -103,6 +107,11 @@ func Start(ctx context.Context, cfg Config) (_ *Environment, err error) {
 	}
 	if e.Keys, err = MakeKeys(filepath.Join(dir, "keys")); err != nil {
 		return nil, err
+	}
+	if cfg.MutualTLS {
+		if err := e.makeCertificates(filepath.Join(dir, "certificates")); err != nil {
+			return nil, err
+		}
 	}
 	if e.Ready.DatabaseURL, err = e.startDatabase(ctx); err != nil {
 		return nil, err
@@ -163,11 +172,16 @@ func (e *Environment) startSimulator(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	towardsService, err := e.D1TLS()
+	if err != nil {
+		return err
+	}
 	e.Simulator, err = d1sim.New(d1sim.Config{
 		Issuers: []d1sim.Issuer{{
 			ID: IssuerID, SigningKeys: map[string]*ecdsa.PublicKey{signingKeyID: &signing.PublicKey},
 		}},
 		Settings: e.cfg.Simulator, EncryptionKey: encryption, Logger: e.cfg.SimulatorLog,
+		TLS: towardsService,
 	})
 	if err != nil {
 		return fmt.Errorf("making the simulator: %w", err)
@@ -271,6 +285,7 @@ func (e *Environment) serviceConfig() (*config.Config, error) {
 			Notifications: config.Notifications{ClientID: d1ClientID, ClientSecret: values[FileD1ClientSecret]},
 		}},
 	}
+	e.wayIn(cfg)
 	if e.cfg.Adjust != nil {
 		e.cfg.Adjust(cfg)
 	}

@@ -3,6 +3,7 @@ package order
 import (
 	"bytes"
 	"slices"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -12,6 +13,18 @@ const (
 	maxMetadata = 20
 	maxList     = 20
 )
+
+// MaxWait is for how long an order can be kept back by its notBefore.
+const MaxWait = 90 * 24 * time.Hour
+
+// CheckNotBefore tells whether a notBefore is within what can be waited for; one that has
+// passed is as none.
+func (r *Request) CheckNotBefore(now time.Time, faults Faults) Faults {
+	if r == nil || !r.NotBefore.After(now.Add(MaxWait)) {
+		return faults
+	}
+	return append(faults, Fault{Pointer: "/notBefore", Code: CodeInvalidValue, Detail: "must be within 90 days"})
+}
 
 // Decode reads an order as core banking sends it. It returns every fault there
 // is, not the first. With faults the request is what could be read of it, nil
@@ -50,6 +63,10 @@ func (d *document) order(root *object, row bool) (*Request, Faults) {
 		Metadata:        root.strings("metadata", maxMetadata, memberName, metadataValue),
 		Urgent:          root.flag("urgent"),
 		ReplacesOrderID: root.text("replacesOrderId", canonicalUUID),
+		Hold:            root.flag("hold"),
+	}
+	if text := root.text("notBefore", instant); text != "" {
+		r.NotBefore, _ = time.Parse(time.RFC3339, text) // it was checked
 	}
 	if o, ok := root.object("duplicateOverride"); ok {
 		r.DuplicateOverride = o.need("reason", overrideReason)

@@ -290,7 +290,16 @@ func TestRules(t *testing.T) {
 		{"thales", "/orderId", "x", []string{"/orderId unknown-member"}},
 		{"thales", "/idempotencyKey", "x", []string{"/idempotencyKey unknown-member"}},
 		{"thales", "/state", "a b", []string{"/state invalid-format"}},
-		{"thales", "/hold", true, []string{"/hold unknown-member"}},
+		{"thales", "/holds", true, []string{"/holds unknown-member"}},
+		{"thales", "/hold", true, nil},
+		{"thales", "/hold", "true", []string{"/hold wrong-type"}},
+		{"thales", "/notBefore", "2026-03-09T06:00:00Z", nil},
+		{"thales", "/notBefore", "2026-03-09T06:00:00.25+01:00", nil},
+		{"thales", "/notBefore", "2026-03-09", []string{"/notBefore invalid-format"}},
+		{"thales", "/notBefore", "2026-02-30T06:00:00Z", []string{"/notBefore invalid-format"}},
+		{"thales", "/notBefore", "2026-03-09T06:00:00", []string{"/notBefore invalid-format"}},
+		{"thales", "/notBefore", "2026-03-09 06:00:00Z", []string{"/notBefore invalid-format"}},
+		{"thales", "/notBefore", 1773036000, []string{"/notBefore wrong-type"}},
 
 		// Closed lists, patterns, lengths.
 		{"thales", "/services/issuance", "creation", []string{"/services/issuance invalid-value"}},

@@ -23,6 +23,7 @@ type State struct {
 	Since        time.Time   // since when it has its status
 	DueAt        time.Time   // by when it should have arrived; zero when nothing is known
 	Late         bool        // it should have arrived, or left its status, by now
+	LateIn       []Status    // where it has been late: no budget makes it late there again
 	Acknowledged []Attention // those that a person has dealt with: they are not raised again
 	Parcels      []string    // what is known of the parcels: see parcel.go
 
@@ -105,13 +106,14 @@ func Advance(s State, clock Clock, evidence ...Evidence) (State, bool) {
 	return next, true
 }
 
+// equal compares all but what follows from the rest and the time: Since, DueAt, LateIn.
 func (s State) equal(t State) bool {
 	return slices.Equal(s.Attention, t.Attention) &&
 		s.Version == t.Version && s.Status == t.Status && s.Rank == t.Rank &&
 		s.StepRank == t.StepRank && s.TopRank == t.TopRank && s.EndRank == t.EndRank &&
 		s.OperationID == t.OperationID && s.EndsAt == t.EndsAt &&
 		s.DueDate == t.DueDate && s.ProductionSite == t.ProductionSite &&
-		s.Hold == t.Hold && s.DueAt.Equal(t.DueAt) && s.Late == t.Late &&
+		s.Hold == t.Hold && s.Late == t.Late &&
 		slices.Equal(s.Acknowledged, t.Acknowledged) && slices.Equal(s.Parcels, t.Parcels)
 }
 

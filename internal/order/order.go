@@ -6,6 +6,7 @@ package order
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 )
 
 // Channel is where a card is made (D1: distributionChannel).
@@ -46,8 +47,10 @@ type Request struct {
 	// Ours, never sent to D1.
 	Metadata          map[string]string
 	Urgent            bool
-	DuplicateOverride string // the reason given, empty when there is none
-	ReplacesOrderID   string // a UUID: the order of this service that this one stands in for
+	DuplicateOverride string    // the reason given, empty when there is none
+	ReplacesOrderID   string    // a UUID: the order of this service that this one stands in for
+	Hold              bool      // to be kept back until somebody releases it
+	NotBefore         time.Time // not to be sent earlier; zero: at once
 
 	// EndsAt is the status at which the order has arrived.
 	EndsAt Status

@@ -43,6 +43,27 @@ type Program struct {
 	// the same card is refused; 0 means the issuer's.
 	DuplicateWindow time.Duration
 	SLA             SLA
+	Calendar        *Calendar // of the SLA, nil where none was agreed
+	// StageBudgets are for how long an order may be in a status; one that is in it for
+	// longer is late.
+	StageBudgets map[Status]time.Duration
+	// SilentAfter is how long nothing may be heard of an order before D1 is asked; 0
+	// never asks.
+	SilentAfter time.Duration
+	// DispatchDelay is for how long orders that are not urgent are kept back, so that
+	// they can be cancelled for certain.
+	DispatchDelay time.Duration
+	// MaxOrdersPerConsumerPerDay is how many orders of a consumer are sent in 24 hours
+	// before further ones are held; 0 means any number.
+	MaxOrdersPerConsumerPerDay int
+}
+
+// Limits are the times that the orders of the program are held to.
+func (p *Program) Limits() *Limits {
+	return &Limits{
+		Calendar: p.Calendar, Budget: p.StageBudgets, SilentAfter: p.SilentAfter,
+		DispatchDelay: p.DispatchDelay, MaxOrdersPerConsumerPerDay: p.MaxOrdersPerConsumerPerDay,
+	}
 }
 
 // PaymentProfile is a personalization config with the key indexes that may go
@@ -61,6 +82,27 @@ type SLA struct {
 	WorkingDays map[Issuance]int
 	CutOff      string // HH:MM in TimeZone, "" when none was agreed
 	TimeZone    string // IANA name
+	// ReadyBy is the time of day, HH:MM, by which the last working day's cards are ready;
+	// "" means the end of the day.
+	ReadyBy  string
+	Weekend  []time.Weekday // nil means Saturday and Sunday
+	Holidays []string       // YYYY-MM-DD: days without work besides
+	Urgent   Urgent
+}
+
+// WeekendDays are the days of the week without work.
+func (s *SLA) WeekendDays() []time.Weekday {
+	if s.Weekend == nil {
+		return []time.Weekday{time.Saturday, time.Sunday}
+	}
+	return s.Weekend
+}
+
+// Urgent is how long the bureau may take for an urgent order that it has before the
+// cut-off of a working day; a later one is as any other.
+type Urgent struct {
+	Within time.Duration // 0 when nothing was agreed
+	CutOff string        // HH:MM, "" when none was agreed
 }
 
 // noChoice are D1's defaults of services that were left out.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -96,6 +97,7 @@ var (
 	metadataValue   = text(256)
 	overrideReason  = text(256)
 	canonicalUUID   = textRule{check: checkUUID}
+	instant         = textRule{check: checkInstant}
 	idempotencyKey  = textRule{check: checkIdempotencyKey}
 	encryptedData   = textRule{check: checkCompactJWE}
 	memberName      = textRule{check: checkMemberName, free: true}
@@ -126,6 +128,15 @@ func checkUUID(s string) (string, string) {
 	}
 	if !ok {
 		return CodeInvalidFormat, "must be a UUID in small letters"
+	}
+	return "", ""
+}
+
+// checkInstant takes a time as RFC 3339 writes it.
+func checkInstant(s string) (string, string) {
+	var t time.Time
+	if t.UnmarshalText([]byte(s)) != nil {
+		return CodeInvalidFormat, "must be a time such as 2026-01-31T08:00:00Z"
 	}
 	return "", ""
 }

@@ -41,6 +41,6 @@ func (s State) sameWord(t State) bool {
 func (s State) OnlyTime(before State) bool {
 	byTime := func(a Attention) bool { return a == AttentionSilent }
 	timeless := func(list []Attention) []Attention { return slices.DeleteFunc(slices.Clone(list), byTime) }
-	return (s.Late != before.Late || !s.DueAt.Equal(before.DueAt) || slices.Contains(s.Attention, AttentionSilent) && !slices.Contains(before.Attention, AttentionSilent)) &&
+	return (s.Late != before.Late || slices.Contains(s.Attention, AttentionSilent) && !slices.Contains(before.Attention, AttentionSilent)) &&
 		s.sameWord(before) && slices.Equal(timeless(s.Attention), timeless(before.Attention))
 }

@@ -2,6 +2,8 @@ package order
 
 import "time"
 
+//go:generate go test -run TestDrawing . -update
+
 // ClockSkew is by how much D1's clock may be behind the database's when the start
 // of an operation is compared with our first send.
 const ClockSkew = 2 * time.Minute
@@ -92,6 +94,12 @@ var places = map[string]place{
 	"CARD_PROD_DONE":      produced,
 	"CARD_SHIPPED":        shipped,
 	"CARD_RETURNED":       returned,
+}
+
+// BuiltIn tells whether a details.status of D1 has its meaning here without a setting.
+func BuiltIn(detailsStatus string) bool {
+	_, known := places[detailsStatus]
+	return known
 }
 
 // stepAt returns the step of production with the given rank.

@@ -102,6 +102,8 @@ func (f *Fleet) Run(ctx context.Context) {
 	for _, l := range f.lanes {
 		lanes.Go(func() { l.run(ctx) })
 	}
+	var watching sync.WaitGroup
+	watching.Go(func() { f.watch(ctx) })
 	for ctx.Err() == nil {
 		f.beat(ctx)
 		next := time.NewTimer(f.cfg.Beat + jitter(f.cfg.Beat/2))
@@ -112,6 +114,7 @@ func (f *Fleet) Run(ctx context.Context) {
 		}
 		next.Stop()
 	}
+	watching.Wait()
 	ended := context.WithoutCancel(ctx) // a new name: a lane that has not begun yet looks at ctx
 	f.linger(ended, &lanes)
 	short, cancel := context.WithTimeout(ended, beatTimeout)
@@ -216,31 +219,94 @@ func (f *Fleet) tryBeat(ctx context.Context) error {
 		}
 		l.allot(ctx, now, a)
 	}
-	return f.check(ctx)
-}
-
-// check has D1 asked about the orders whose time has come.
-func (f *Fleet) check(ctx context.Context) error {
-	for _, l := range f.lanes {
-		if !l.takesQuestions() {
-			continue
-		}
-		n, err := f.store.Check(ctx, l.cfg.IssuerID, l.cfg.Concurrency)
-		if err != nil {
-			return err
-		}
-		if n > 0 {
-			l.wake()
-		}
-	}
 	return nil
 }
 
-// takesQuestions tells whether it is any use to have D1 asked.
-func (l *lane) takesQuestions() bool {
+// watch looks at the orders whose time has come, after each beat, and whatever D1 does:
+// late is late. It is apart from the beat, which must not wait for it.
+func (f *Fleet) watch(ctx context.Context) {
+	adopted := make(map[string]*adoption, len(f.lanes))
+	for name := range f.lanes {
+		adopted[name] = &adoption{}
+	}
+	failing := false
+	for ctx.Err() == nil {
+		var all store.Checked
+		var err error
+		for name, l := range f.lanes {
+			if err = f.look(ctx, l, adopted[name], &all); err != nil {
+				break
+			}
+		}
+		switch {
+		case err != nil && ctx.Err() == nil && !failing:
+			f.cfg.Log.Error("looking for orders that are late, silent or to be sent now fails", "error", err)
+		case err == nil && failing:
+			f.cfg.Log.Info("looking for orders that are late, silent or to be sent now works again")
+		}
+		failing = err != nil
+		if all.More {
+			continue
+		}
+		pause := f.cfg.Beat
+		if all.Asked > 0 {
+			pause /= 10 // there may be many more; few are asked about at a time
+		}
+		next := time.NewTimer(pause + jitter(pause/2))
+		select {
+		case <-next.C:
+		case <-ctx.Done():
+		}
+		next.Stop()
+	}
+}
+
+// look looks at orders of one lane, and adds what it did to all.
+func (f *Fleet) look(ctx context.Context, l *lane, a *adoption, all *store.Checked) error {
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	checked, err := f.store.Check(ctx, l.cfg.IssuerID, l.questions())
+	if err != nil {
+		return err
+	}
+	if checked.Asked > 0 {
+		l.wake()
+	}
+	all.Asked += checked.Asked
+	all.More = all.More || checked.More
+	return a.goOn(ctx, f.store, l.cfg.IssuerID)
+}
+
+// adoption goes through the open orders of an issuer, looking for those that nobody looks
+// at. It begins anew now and then: a replica of an earlier release may store such orders,
+// and a program that had no limits may get some.
+type adoption struct {
+	after uuid.UUID
+	again time.Time
+}
+
+const adoptEvery = time.Hour
+
+func (a *adoption) goOn(ctx context.Context, st *store.Store, issuer string) (err error) {
+	if time.Now().Before(a.again) {
+		return nil
+	}
+	if a.after, err = st.Adopt(ctx, issuer, a.after); err == nil && a.after == uuid.Nil {
+		a.again = time.Now().Add(adoptEvery)
+	}
+	return err
+}
+
+// questions is how many questions about orders that nothing is heard of all replicas
+// together may have open or waiting: a part of what the lane can do, so that orders come
+// first, and those questions that a sending waits for; and none while it is no use.
+func (l *lane) questions() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return !l.paused && !l.stopped && l.slots.share > 0 && l.asking.state == breakerClosed
+	if l.paused || l.stopped || l.slots.share == 0 || l.asking.state != breakerClosed {
+		return 0
+	}
+	return max(1, l.cfg.Concurrency/4)
 }
 
 // health is what this process says of its lanes.

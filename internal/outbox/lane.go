@@ -535,7 +535,11 @@ func (l *lane) tell(j *job, c store.Completion) {
 	if c.Attempt.Reason == string(d1client.ReasonAccepted) {
 		level = slog.LevelDebug
 	}
-	l.log.LogAttrs(context.Background(), level, "attempt",
+	log := l.log
+	if j.Change != nil {
+		log = log.With("changeId", j.Change.ID)
+	}
+	log.LogAttrs(context.Background(), level, "attempt",
 		slog.String("orderId", j.OrderID.String()), slog.String("issuerRequestId", j.IssuerRequestID),
 		slog.String("attemptId", c.Attempt.ID.String()), slog.String("kind", string(c.Attempt.Kind)),
 		slog.String("outcome", c.Attempt.Outcome), slog.String("reason", c.Attempt.Reason),

@@ -164,9 +164,12 @@ type entry struct {
 	keyID    *string // of the card data
 	hash     []byte
 	batchID  *uuid.UUID
+	class    Class
 	// recreates: it stands in for the very order whose CREATION would bar this one.
 	recreates bool
-	class     Class
+	hold      bool           // it is to be kept back
+	delay     time.Duration  // for which it is kept back at least
+	look      *time.Duration // after which it is first looked at; nil for never
 
 	verdict verdict
 	other   uuid.UUID
@@ -210,7 +213,7 @@ func (s *Store) newEntry(a Acceptance) (*entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &entry{Acceptance: a, keyID: &keyID, hash: s.cfg.HashKeys.content(comparisonVersion, a.Request.Canonical)}
+	e := &entry{Acceptance: a, keyID: &keyID, hash: s.cfg.HashKeys.content(comparisonVersion, a.Request.Canonical), hold: a.Request.Hold}
 	if e.sealed, err = s.cfg.Seal.sealPayload(a.IssuerID, id, production, encryptedData); err != nil {
 		return nil, err
 	}
@@ -229,6 +232,7 @@ func (s *Store) newEntry(a Acceptance) (*entry, error) {
 		ReplacesOrderID: e.replaces,
 		State:           order.NewState(a.Request.EndsAt),
 	}
+	s.planLook(e)
 	terms, err := json.Marshal(e.order.Terms)
 	if err != nil {
 		return nil, fmt.Errorf("writing the terms of an order: %w", err)
@@ -242,6 +246,43 @@ func (s *Store) newEntry(a Acceptance) (*entry, error) {
 		e.metadata = optional(string(metadata))
 	}
 	return e, nil
+}
+
+// planLook finds out for how long a new order is kept back, and when it is first looked
+// at. That is by this process's clock, which may be off a little: the look decides, by
+// the database's.
+func (s *Store) planLook(e *entry) {
+	const off = time.Minute
+	now := time.Now()
+	limits := s.limits(e.IssuerID, e.order.CardProductID)
+	if limits != nil && !e.order.Urgent {
+		e.delay = limits.DispatchDelay
+	}
+	state := e.order.State
+	state.Since = now
+	clock := order.Clock{
+		Now: now, Limits: limits, Issuance: e.order.Terms.Services.Issuance, Urgent: e.order.Urgent, Accepted: now.Add(-off),
+	}
+	if look := order.NextLook(state, clock, 0); !look.IsZero() {
+		after := max(0, look.Sub(now))
+		e.look = &after
+	}
+}
+
+// isAccepted takes note of what the database made of a new order.
+func (s *Store) isAccepted(e *entry, createdAt time.Time, notBefore *time.Time) {
+	o := e.order
+	e.verdict = verdictAccepted
+	o.CreatedAt, o.UpdatedAt, o.NotBefore = createdAt, createdAt, notBefore
+	o.State = order.NewState(e.Request.EndsAt)
+	switch {
+	case e.hold:
+		o.State = order.NewHeldState(e.Request.EndsAt, order.HeldByRequest)
+	case notBefore != nil:
+		o.State = order.NewHeldState(e.Request.EndsAt, order.HeldBySchedule)
+	}
+	o.State.Since = createdAt
+	s.showDue(o)
 }
 
 // maxRounds bounds how often undecided entries are tried: something has to come and
@@ -267,7 +308,7 @@ func (s *Store) insert(ctx context.Context, tx pgx.Tx, entries []*entry) error {
 			return errors.New("orders are neither new nor there")
 		}
 		if fresh := distinct(faultless(open)); len(fresh) > 0 {
-			if err := insertDistinct(ctx, tx, fresh); err != nil {
+			if err := s.insertDistinct(ctx, tx, fresh); err != nil {
 				return err
 			}
 		}

@@ -13,38 +13,6 @@ import (
 	"cardorder/internal/order"
 )
 
-// Check gives orders whose next check is due a question to D1: at most limit of an
-// issuer. It returns how many. An order that needs none any more is not checked again.
-func (s *Store) Check(ctx context.Context, issuer string, limit int) (int, error) {
-	var n int
-	err := s.pool.QueryRow(ctx, `
-		WITH due AS (
-			SELECT s.issuer_id, s.order_id, s.operation_id IS NULL AND s.ended_at IS NULL AS needed FROM order_state s
-			WHERE s.issuer_id = $1 AND s.next_check_at <= now()
-			ORDER BY s.next_check_at LIMIT $2
-			FOR UPDATE SKIP LOCKED
-		), moved AS (
-			UPDATE order_state s SET checks = least(s.checks + 1, 100),
-				next_check_at = CASE WHEN needed THEN now() + least(interval '10 s' * (2 ^ least(s.checks, 20)), interval '1 h') * (0.9 + 0.2 * random()) END
-			FROM due WHERE s.issuer_id = due.issuer_id AND s.order_id = due.order_id
-			RETURNING s.issuer_id, s.order_id, needed
-		), asked AS (
-			INSERT INTO outbox (lane, kind, class, issuer_id, order_id, card_id, first_sent_at)
-			SELECT $3, $4, $5, o.issuer_id, o.id, o.card_id, coalesce(s.first_sent_at, o.created_at)
-			FROM moved JOIN orders o ON o.issuer_id = moved.issuer_id AND o.id = moved.order_id
-				JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
-			WHERE moved.needed
-			ON CONFLICT (issuer_id, order_id, kind) DO NOTHING
-			RETURNING 1
-		)
-		SELECT count(*) FROM asked`,
-		issuer, limit, LaneOf(issuer), KindAsk, ClassQuestion).Scan(&n)
-	if err != nil {
-		return 0, fmt.Errorf("asking about orders that are due: %w", err)
-	}
-	return n, nil
-}
-
 // Action is what somebody wants done with an order.
 type Action struct {
 	IssuerID string

@@ -43,50 +43,6 @@ func (f *fixture) reject(id uuid.UUID) {
 	f.complete(store.Completion{Message: m[i], Attempt: attempt("refused"), Evidence: []order.Evidence{order.Refusal{}}})
 }
 
-func TestCheck(t *testing.T) {
-	t.Parallel()
-	f := open(t)
-	for i, c := range []string{"a", "b", "c", "d"} {
-		id := f.accept("card-"+c, "r-"+c).ID
-		m := f.claim(1, time.Minute)
-		operation := ""
-		if i == 3 {
-			operation = "operation"
-		}
-		done := taken(m[0], operation)
-		if operation == "" {
-			done.Seen = nil
-		}
-		f.complete(done)
-		f.exec(`UPDATE order_state SET next_check_at = now() - $2 * interval '1 min' WHERE order_id = $1`, id, i)
-	}
-	check := func(limit, want int) {
-		t.Helper()
-		if n, err := f.Check(t.Context(), issuer, limit); err != nil || n != want {
-			t.Errorf("%d questions, %v; want %d", n, err, want)
-		}
-	}
-	check(2, 1) // the longest due first; D1's operation is known, so it needs no question
-	check(10, 2)
-	check(10, 0)
-	if n := value[int](f, `SELECT count(*) FROM order_state WHERE checks = 1 AND next_check_at > now() AND operation_id IS NULL`); n != 3 {
-		t.Errorf("%d orders are checked again, want 3", n)
-	}
-	if n := value[int](f, `SELECT count(*) FROM order_state WHERE next_check_at IS NULL AND operation_id IS NOT NULL`); n != 1 {
-		t.Error("an order that needs no check is checked again")
-	}
-	if n := value[int](f, `SELECT count(*) FROM outbox m JOIN order_state s USING (order_id)
-		WHERE kind = 'ask' AND class = 2 AND lane = $1 AND m.first_sent_at = s.first_sent_at AND maybe_sent_at IS NULL`, lane); n != 3 {
-		t.Errorf("%d questions, want 3", n)
-	}
-	// An order that is being asked about gets no second question.
-	f.exec(`UPDATE order_state SET next_check_at = now() WHERE next_check_at IS NOT NULL`)
-	check(10, 0)
-	if delay := value[float64](f, `SELECT min(extract(epoch FROM next_check_at - now())) FROM order_state`); delay < 15 {
-		t.Errorf("the second check comes after %v s, want about 20", delay)
-	}
-}
-
 func TestRefresh(t *testing.T) {
 	t.Parallel()
 	f := open(t)

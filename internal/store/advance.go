@@ -25,13 +25,18 @@ type lockedOrder struct {
 	cardID        string
 	cardProductID string
 	issuance      order.Issuance
+	urgent        bool
+	createdAt     time.Time   // when it was accepted
+	notBefore     *time.Time  // when it may be sent
+	heardAt       *time.Time  // when D1 last told something new of it
+	checks        int         // how often D1 was asked in vain since then
 	operations    []string    // every PRODUCE operation seen for it
 	submit        int64       // the message that brings it to D1, when this transaction has locked it
-	checks        int         // how often D1 was asked since it last said something new
-	heardAt       *time.Time  // when that was
 	doubted       bool        // it did not change since the database's history did: D1 may have it
 	halt          BatchAction // hold or cancel, when one came while D1 may have had it
 	admitted      bool        // a person released it in spite of the program's rule
+	looked        bool        // its time had come: it gets another one, earlier or later
+	asked         bool        // D1 is to be asked about it because of that
 	changes       []change    // made in this transaction, to be logged after it
 }
 
@@ -49,6 +54,9 @@ func (s *Store) logChanges(ctx context.Context, locked map[orderKey]*lockedOrder
 			if c.cause.Kind == CauseReconciliation {
 				level = slog.LevelWarn // D1's word of it was lost
 				s.cfg.OnDrift(o.issuer, differenceOf(c.before, c.after))
+			}
+			if c.after.Late && !c.before.Late {
+				s.cfg.OnLate(o.issuer, c.after.Status)
 			}
 			for _, a := range c.after.Attention {
 				if !slices.Contains(c.before.Attention, a) {
@@ -94,47 +102,79 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operatio
 	return locked, owners, nil
 }
 
+// keySet is a set of orders in a statement: what stands behind its FROM, with two
+// columns, and the arguments of that.
+type keySet struct {
+	sql  string
+	args []any
+}
+
+func keysGiven(keys []orderKey) keySet {
+	issuers, ids := columns(distinctKeys(keys))
+	return keySet{`unnest($1::text[], $2::uuid[])`, []any{issuers, ids}}
+}
+
 // queueLocks queues the locking of orders and the storing of operations; locked is filled
 // when the batch is run. Statements of one round trip have each a snapshot of their own:
 // what is read after a lock includes what others wrote before it.
 func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orderKey]*lockedOrder) {
-	issuers, ids := columns(distinctKeys(keys))
+	keysGiven(keys).queueLocks(b, locked)
+	queueOperations(b, seen)
+}
+
+func (k keySet) queueLocks(b *pgx.Batch, locked map[orderKey]*lockedOrder) {
 	b.Queue(`
-		SELECT s.issuer_id, s.order_id, s.first_sent_at, clock_timestamp(), o.card_id, o.card_product_id, coalesce(o.terms #>> '{services,issuance}', ''),
-			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false), s.checks, s.heard_at, `+stateColumns+`
-		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
+		SELECT `+lockColumns+`
+		FROM `+k.sql+` AS t(issuer_id, order_id)
 			JOIN order_state s ON s.issuer_id = t.issuer_id AND s.order_id = t.order_id
 			JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
 		ORDER BY s.issuer_id, s.order_id
 		FOR UPDATE OF s`,
-		issuers, ids).Query(func(rows pgx.Rows) error {
+		k.args...).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
-			o := &lockedOrder{}
-			var id pgtype.UUID
-			fields := []any{&o.issuer, &id, &o.firstSentAt, &o.now, &o.cardID, &o.cardProductID, &o.issuance, &o.doubted, &o.checks, &o.heardAt}
-			if err := rows.Scan(append(fields, stateFields(&o.state)...)...); err != nil {
-				return err
+			o, err := scanLocked(rows)
+			if err == nil {
+				locked[o.orderKey] = o
 			}
-			o.id, o.stored = id.Bytes, o.state
-			locked[o.orderKey] = o
-			return nil
+			return err
 		})
 	})
-	queueOperations(b, seen)
+}
+
+// lockColumns are what makes a lockedOrder, of order_state s and orders o.
+const lockColumns = `s.issuer_id, s.order_id, s.first_sent_at, clock_timestamp(), o.card_id, o.card_product_id,
+			coalesce(o.terms #>> '{services,issuance}', ''), o.urgent, o.created_at, o.not_before, s.heard_at, s.checks,
+			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false), ` + stateColumns
+
+func scanLocked(rows pgx.Rows) (*lockedOrder, error) {
+	o := &lockedOrder{}
+	var id pgtype.UUID
+	fields := []any{
+		&o.issuer, &id, &o.firstSentAt, &o.now, &o.cardID, &o.cardProductID,
+		&o.issuance, &o.urgent, &o.createdAt, &o.notBefore, &o.heardAt, &o.checks, &o.doubted,
+	}
+	if err := rows.Scan(append(fields, stateFields(&o.state)...)...); err != nil {
+		return nil, err
+	}
+	o.id, o.stored = id.Bytes, o.state
+	return o, nil
 }
 
 // queueKnownOperations queues the reading of every PRODUCE operation seen for orders.
 // The range and the order leave one index to read them by, whatever the statistics say.
 func queueKnownOperations(b *pgx.Batch, keys []orderKey, locked map[orderKey]*lockedOrder, owners map[string]orderKey) {
-	issuers, ids := columns(distinctKeys(keys))
+	keysGiven(keys).queueKnownOperations(b, locked, owners)
+}
+
+func (k keySet) queueKnownOperations(b *pgx.Batch, locked map[orderKey]*lockedOrder, owners map[string]orderKey) {
 	exec(b, sortOff)
 	b.Queue(`
 		SELECT t.issuer_id, t.order_id, p.operation_id
-		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id) CROSS JOIN LATERAL (
+		FROM `+k.sql+` AS t(issuer_id, order_id) CROSS JOIN LATERAL (
 			SELECT p.operation_id FROM operations p
 			WHERE p.issuer_id = t.issuer_id AND p.order_id BETWEEN t.order_id AND t.order_id AND p.operation = 'PRODUCE'
 			ORDER BY p.order_id LIMIT 100) p`,
-		issuers, ids).Query(func(rows pgx.Rows) error {
+		k.args...).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var issuer, id string
 			var orderID pgtype.UUID
@@ -155,12 +195,15 @@ func queueKnownOperations(b *pgx.Batch, keys []orderKey, locked map[orderKey]*lo
 // queueHalts queues the reading of holds and cancels that came too late: they are
 // written while the order is locked.
 func queueHalts(b *pgx.Batch, keys []orderKey, locked map[orderKey]*lockedOrder) {
-	issuers, ids := columns(keys)
+	keysGiven(keys).queueHalts(b, locked)
+}
+
+func (k keySet) queueHalts(b *pgx.Batch, locked map[orderKey]*lockedOrder) {
 	b.Queue(`
 		SELECT m.issuer_id, m.order_id, m.halt
-		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
+		FROM `+k.sql+` AS t(issuer_id, order_id)
 			JOIN outbox m ON m.issuer_id = t.issuer_id AND m.order_id = t.order_id AND m.kind = 'submit' AND m.halt IS NOT NULL`,
-		issuers, ids).Query(func(rows pgx.Rows) error {
+		k.args...).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var key orderKey
 			var halt BatchAction
@@ -235,7 +278,7 @@ type event struct {
 func (a *advances) advance(o *lockedOrder, cause Cause, evidence ...order.Evidence) {
 	before := o.state
 	evidence = append(evidence, order.Operations{IDs: o.operations})
-	clock := order.Clock{Now: o.now, Limits: a.store.limits(o)}
+	clock := a.store.clock(o)
 	next, changed := order.Advance(before, clock, evidence...)
 	if o.halt != "" && before.ToBeSent() && !next.Waiting() && next.Rank > 0 {
 		// D1 has the order that somebody wanted held or cancelled.
@@ -248,30 +291,12 @@ func (a *advances) advance(o *lockedOrder, cause Cause, evidence ...order.Eviden
 		cause = Cause{Kind: CauseTime} // D1 had nothing to say that was not known
 	}
 	o.state = next
+	if next.Rank > 0 && cause.fromD1() {
+		o.heardAt, o.checks = &o.now, 0
+	}
 	o.changes = append(o.changes, change{before, next, cause})
 	a.touch(o)
 	a.events = append(a.events, event{o.orderKey, cmp.Or(cause.Action, eventType(before, next)), next, before.Status, cause})
-}
-
-// limits are the times that an order is held to, nil for none.
-func (s *Store) limits(o *lockedOrder) *order.Limits {
-	if s.cfg.Limits == nil {
-		return nil
-	}
-	return s.cfg.Limits(o.issuer, o.cardProductID)
-}
-
-// advanceOne advances one order and writes what follows.
-func (s *Store) advanceOne(ctx context.Context, tx pgx.Tx, o *lockedOrder, cause Cause, evidence ...order.Evidence) error {
-	w := advances{store: s}
-	w.advance(o, cause, evidence...)
-	var b pgx.Batch
-	w.queue(&b)
-	if err := send(ctx, tx, &b); err != nil {
-		return err
-	}
-	o.stored = o.state
-	return nil
 }
 
 func (a *advances) touch(o *lockedOrder) {
@@ -286,6 +311,8 @@ func eventType(before, after order.State) EventType {
 		return EventStatusChanged
 	case !slices.Equal(before.Attention, after.Attention):
 		return EventAttentionChanged
+	case before.Late != after.Late:
+		return EventLateChanged
 	}
 	return EventDetailsChanged
 }
@@ -297,7 +324,7 @@ func (a *advances) queue(b *pgx.Batch) {
 		return
 	}
 	var sent, unsent []*lockedOrder
-	var released, held guardRows
+	var released, held, regained guardRows
 	for _, o := range a.orders {
 		before, next := o.stored, o.state
 		switch was, is := before.ToBeSent(), next.ToBeSent(); {
@@ -313,6 +340,9 @@ func (a *advances) queue(b *pgx.Batch) {
 				window := a.store.duplicateWindow(o.issuer, o.cardProductID)
 				until = &window
 			}
+			if before.Ended() {
+				regained.add(o, nil) // its card was given up when it first ended
+			}
 			released.add(o, until)
 		case !ended && before.Ended():
 			held.add(o, nil)
@@ -322,13 +352,10 @@ func (a *advances) queue(b *pgx.Batch) {
 	a.queueEvents(b)
 	queueRetired(b, sent)
 	queueSubmits(b, unsent)
+	queueHeldGuards(b, regained)
 	queueReleasedGuards(b, released)
 	queueHeldGuards(b, held)
 }
-
-// firstCheck is how soon D1 is asked about an order that it took without naming an
-// operation; later checks come ever more rarely.
-const firstCheck = 10 * time.Second
 
 func (a *advances) queueStates(b *pgx.Batch) {
 	n := len(a.orders)
@@ -336,9 +363,11 @@ func (a *advances) queueStates(b *pgx.Batch) {
 	statuses, attention, operations := make(texts, n), make(texts, n), make(texts, n)
 	ranks, steps, tops, ends := make([]int, n), make([]int, n), make([]int, n), make([]int, n)
 	due, dueRanks, sites, siteRanks := make(texts, n), make([]int, n), make(texts, n), make([]int, n)
-	ended, nameless, firsts := make([]int, n), make([]int, n), make([]pgtype.Timestamptz, n)
+	ended, firsts := make([]int, n), make([]pgtype.Timestamptz, n)
 	holds, sinces, dues, lates := make(texts, n), make([]time.Time, n), make([]pgtype.Timestamptz, n), make([]bool, n)
 	acknowledged, parcels := make(texts, n), make([]*string, n)
+	lateIn, heards, checks := make(texts, n), make([]pgtype.Timestamptz, n), make([]int, n)
+	looks, looked := make([]pgtype.Timestamptz, n), make([]bool, n)
 	for i, o := range a.orders {
 		before, s := o.stored, o.state
 		issuers[i], ids[i], versions[i] = o.issuer, pgID(&o.id), s.Version
@@ -347,15 +376,16 @@ func (a *advances) queueStates(b *pgx.Batch) {
 		due[i], dueRanks[i] = s.DueDate.Value, s.DueDate.Rank
 		sites[i], siteRanks[i] = s.ProductionSite.Value, s.ProductionSite.Rank
 		ended[i] = becomes(before.Ended(), s.Ended())
-		nameless[i] = becomes(isNameless(before), isNameless(s))
 		holds[i], sinces[i], dues[i], lates[i] = string(s.Hold), s.Since, timeOrNull(s.DueAt), s.Late
 		acknowledged[i], parcels[i] = codeArray(s.Acknowledged), nil
 		if !slices.Equal(before.Parcels, s.Parcels) {
 			parcels[i] = textArray(s.Parcels)
 		}
-		if o.firstSentAt != nil {
-			firsts[i] = pgtype.Timestamptz{Time: *o.firstSentAt, Valid: true}
+		if len(s.LateIn) > 0 {
+			lateIn[i] = codeArray(s.LateIn)
 		}
+		firsts[i], heards[i], checks[i] = timeOrNull(timeOf(o.firstSentAt)), timeOrNull(timeOf(o.heardAt)), o.checks
+		looks[i], looked[i] = a.store.nextLook(o), o.looked
 	}
 	exec(b, `
 		UPDATE order_state s SET version = t.version, status = t.status, rank = t.rank, step_rank = t.step_rank,
@@ -363,24 +393,21 @@ func (a *advances) queueStates(b *pgx.Batch) {
 			due_date = nullif(t.due_date, ''), due_date_rank = t.due_date_rank,
 			production_site = nullif(t.production_site, ''), production_site_rank = t.production_site_rank, updated_at = now(),
 			ended_at = CASE t.ended WHEN 0 THEN s.ended_at WHEN 1 THEN now() END,
-			next_check_at = CASE t.nameless WHEN 0 THEN s.next_check_at WHEN 1 THEN now() + $18::interval END,
-			checks = CASE t.nameless WHEN 0 THEN s.checks ELSE 0 END,
+			next_check_at = CASE WHEN t.looked OR t.look IS NULL THEN t.look ELSE least(s.next_check_at, t.look) END,
+			checks = t.checks, heard_at = t.heard, late_in = nullif(t.late_in, '')::text[],
 			first_sent_at = t.first_sent_at, hold = nullif(t.hold, ''), status_since = t.since, due_at = t.due, late = t.late,
 			acknowledged = t.acknowledged::text[], parcels = coalesce(t.parcels::text[], s.parcels)
 		FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::text[], $5::smallint[], $6::smallint[], $7::smallint[], $8::smallint[],
-			$9::text[], $10::text[], $11::text[], $12::smallint[], $13::text[], $14::smallint[], $15::smallint[], $16::smallint[], $17::timestamptz[],
-			$19::text[], $20::timestamptz[], $21::timestamptz[], $22::boolean[], $23::text[], $24::text[])
+			$9::text[], $10::text[], $11::text[], $12::smallint[], $13::text[], $14::smallint[], $15::smallint[], $16::timestamptz[],
+			$17::text[], $18::timestamptz[], $19::timestamptz[], $20::boolean[], $21::text[], $22::text[],
+			$23::text[], $24::timestamptz[], $25::smallint[], $26::timestamptz[], $27::boolean[])
 			AS t(issuer_id, order_id, version, status, rank, step_rank, top_rank, end_rank,
-				operation_id, attention, due_date, due_date_rank, production_site, production_site_rank, ended, nameless, first_sent_at,
-				hold, since, due, late, acknowledged, parcels)
+				operation_id, attention, due_date, due_date_rank, production_site, production_site_rank, ended, first_sent_at,
+				hold, since, due, late, acknowledged, parcels, late_in, heard, checks, look, looked)
 		WHERE s.issuer_id = t.issuer_id AND s.order_id = t.order_id`,
 		issuers, ids, versions, statuses, ranks, steps, tops, ends, operations, attention, due, dueRanks, sites, siteRanks,
-		ended, nameless, firsts, firstCheck, holds, sinces, dues, lates, acknowledged, parcels)
+		ended, firsts, holds, sinces, dues, lates, acknowledged, parcels, lateIn, heards, checks, looks, looked)
 }
-
-// isNameless tells whether D1 took an order under an operation that nobody knows: it is
-// asked about.
-func isNameless(s order.State) bool { return s.OperationID == "" && s.Rank > 0 && !s.Ended() }
 
 // becomes is 0 when nothing changes, 1 when something becomes true, 2 when it ends.
 func becomes(before, after bool) int {
@@ -401,17 +428,20 @@ func (a *advances) queueEvents(b *pgx.Batch) {
 	issuers, ids, seqs, kinds := make(texts, n), make(uuids, n), make([]int, n), make(texts, n)
 	statuses, previous, attention := make(texts, n), make(texts, n), make(texts, n)
 	causes, causeIDs, actors, details := make(texts, n), make(texts, n), make(texts, n), make(texts, n)
+	lates := make([]bool, n)
 	for i, e := range a.events {
 		issuers[i], ids[i], seqs[i], kinds[i] = e.key.issuer, pgID(&e.key.id), e.state.Version, string(e.kind)
 		statuses[i], previous[i], attention[i] = string(e.state.Status), string(e.previous), codeArray(e.state.Attention)
 		causes[i], causeIDs[i], actors[i], details[i] = string(e.cause.Kind), e.cause.ID, e.cause.Actor, string(e.cause.Detail)
+		lates[i] = e.state.Late
 	}
 	exec(b, `
-		INSERT INTO order_events (issuer_id, order_id, seq, type, status, previous_status, attention, cause, cause_id, actor, detail)
-		SELECT i, o, s, k, st, nullif(p, ''), a::text[], c, nullif(ci, ''), nullif(ac, ''), nullif(d, '')::jsonb
-		FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[])
-			AS t(i, o, s, k, st, p, a, c, ci, ac, d)`,
-		issuers, ids, seqs, kinds, statuses, previous, attention, causes, causeIDs, actors, details)
+		INSERT INTO order_events (issuer_id, order_id, seq, type, status, previous_status, attention, cause, cause_id, actor, detail, late)
+		SELECT i, o, s, k, st, nullif(p, ''), a::text[], c, nullif(ci, ''), nullif(ac, ''), nullif(d, '')::jsonb, l
+		FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[],
+				$12::boolean[])
+			AS t(i, o, s, k, st, p, a, c, ci, ac, d, l)`,
+		issuers, ids, seqs, kinds, statuses, previous, attention, causes, causeIDs, actors, details, lates)
 }
 
 // queueRetired ends the submit messages of orders that need no sending any more.
@@ -528,9 +558,9 @@ func queueHeldGuards(b *pgx.Batch, g guardRows) {
 		g.issuers, g.cards, g.ids)
 }
 
-// codeArray writes attentions as an array of Postgres: they are codes of ours and need
-// no quoting.
-func codeArray(codes []order.Attention) string {
+// codeArray writes codes of ours, as attentions, as an array of Postgres: they need no
+// quoting.
+func codeArray[T ~string](codes []T) string {
 	if len(codes) == 0 {
 		return "{}"
 	}
@@ -565,18 +595,61 @@ type ShipmentUpdate struct {
 
 func (u ShipmentUpdate) empty() bool { return u == ShipmentUpdate{} }
 
-// queueShipment queues one shipment row per tracking number. What D1 leaves
-// out of a later update stays as it was.
-func queueShipment(b *pgx.Batch, key orderKey, u ShipmentUpdate) {
-	if u.empty() {
+// shipmentKey names a shipment. The tracking number is empty while the carrier has given
+// none.
+type shipmentKey struct {
+	orderKey
+	trackingNumber string
+}
+
+// with returns what is known of a shipment after an update: what D1 leaves out of a later
+// one stays as it was.
+func (u ShipmentUpdate) with(later ShipmentUpdate) ShipmentUpdate {
+	return ShipmentUpdate{
+		TrackingNumber: later.TrackingNumber, Carrier: cmp.Or(later.Carrier, u.Carrier),
+		Status: cmp.Or(later.Status, u.Status), TrackingURL: cmp.Or(later.TrackingURL, u.TrackingURL),
+	}
+}
+
+// queueKnownShipments queues the reading of what is known of the shipments of orders.
+func queueKnownShipments(b *pgx.Batch, orders keySet, known map[shipmentKey]ShipmentUpdate) {
+	b.Queue(`
+		SELECT h.issuer_id, h.order_id, h.tracking_number, coalesce(h.carrier, ''), coalesce(h.status, ''), coalesce(h.tracking_url, '')
+		FROM `+orders.sql+` AS t(issuer_id, order_id)
+			JOIN shipments h ON h.issuer_id = t.issuer_id AND h.order_id = t.order_id`, orders.args...).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			var key shipmentKey
+			var id pgtype.UUID
+			var u ShipmentUpdate
+			if err := rows.Scan(&key.issuer, &id, &u.TrackingNumber, &u.Carrier, &u.Status, &u.TrackingURL); err != nil {
+				return err
+			}
+			key.id, key.trackingNumber = id.Bytes, u.TrackingNumber
+			known[key] = u
+			return nil
+		})
+	})
+}
+
+// queueShipments queues one row for each shipment.
+func queueShipments(b *pgx.Batch, list map[shipmentKey]ShipmentUpdate) {
+	n := len(list)
+	if n == 0 {
 		return
+	}
+	issuers, ids, numbers := make(texts, 0, n), make(uuids, 0, n), make(texts, 0, n)
+	carriers, statuses, urls := make(texts, 0, n), make(texts, 0, n), make(texts, 0, n)
+	for key, u := range list {
+		issuers, ids, numbers = append(issuers, key.issuer), append(ids, pgID(&key.id)), append(numbers, key.trackingNumber)
+		carriers, statuses, urls = append(carriers, u.Carrier), append(statuses, u.Status), append(urls, u.TrackingURL)
 	}
 	exec(b, `
 		INSERT INTO shipments AS s (issuer_id, order_id, tracking_number, carrier, status, tracking_url)
-		VALUES ($1, $2, $3, $4, $5, $6)
+		SELECT i, o, n, nullif(c, ''), nullif(st, ''), nullif(u, '')
+		FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[]) AS t(i, o, n, c, st, u)
 		ON CONFLICT (issuer_id, order_id, tracking_number) DO UPDATE SET
 			carrier = coalesce(EXCLUDED.carrier, s.carrier), status = coalesce(EXCLUDED.status, s.status),
 			tracking_url = coalesce(EXCLUDED.tracking_url, s.tracking_url),
 			updated_at = now()`,
-		key.issuer, key.id, u.TrackingNumber, optional(u.Carrier), optional(u.Status), optional(u.TrackingURL))
+		issuers, ids, numbers, carriers, statuses, urls)
 }

@@ -162,13 +162,10 @@ const (
 	BatchCancel  BatchAction = "cancel"
 )
 
-// evidence is how the action advances an order.
+// evidence is how an action that halts advances an order.
 func (a BatchAction) evidence() order.Evidence {
-	switch a {
-	case BatchHold:
+	if a == BatchHold {
 		return order.Hold{Reason: order.HeldByPerson}
-	case BatchRelease:
-		return order.Release{}
 	}
 	return order.Cancel{}
 }
@@ -176,15 +173,17 @@ func (a BatchAction) evidence() order.Evidence {
 // halts tells whether the action is to keep orders from being sent.
 func (a BatchAction) halts() bool { return a != BatchRelease }
 
-// from lists the statuses of the orders that the action changes.
-func (a BatchAction) from() []order.Status {
+// changes tells whether the action changes orders with a status, and a hold. A schedule
+// is no hold of the batch: it ends by itself, and a release that is repeated does not end
+// it; but an order that is to be held is not to be sent when its time comes.
+func (a BatchAction) changes(s order.Status, hold order.HoldReason) bool {
 	switch a {
 	case BatchHold:
-		return []order.Status{order.Accepted}
+		return s == order.Accepted || s == order.Held && hold == order.HeldBySchedule
 	case BatchRelease:
-		return []order.Status{order.Held}
+		return s == order.Held && hold != order.HeldBySchedule
 	}
-	return []order.Status{order.Accepted, order.Held}
+	return s == order.Accepted || s == order.Held
 }
 
 // tooLate tells whether the action should have changed an order with this status,
@@ -256,10 +255,11 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 	type candidate struct {
 		ID     uuid.UUID
 		Status order.Status
+		Hold   order.HoldReason
 		Halted bool
 	}
 	rows, err := tx.Query(ctx, `
-		SELECT o.id, s.status, EXISTS (SELECT FROM outbox m
+		SELECT o.id, s.status, coalesce(s.hold, ''), EXISTS (SELECT FROM outbox m
 			WHERE m.issuer_id = o.issuer_id AND m.order_id = o.id AND m.kind = 'submit' AND m.halt = 'hold')
 		FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
 		WHERE o.issuer_id = $1 AND o.batch_id = $2 AND o.id > $3 ORDER BY o.id LIMIT $4`, issuer, batch, after, actChunk)
@@ -273,7 +273,7 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 	var keys []orderKey
 	for _, c := range candidates {
 		switch {
-		case slices.Contains(action.from(), c.Status), action.halts() && c.Status == order.OutcomeUnknown, action == BatchRelease && c.Halted:
+		case action.changes(c.Status, c.Hold), action.halts() && c.Status == order.OutcomeUnknown, action == BatchRelease && c.Halted:
 			keys = append(keys, orderKey{issuer, c.ID})
 		case action.tooLate(c.Status):
 			counts.TooLate++
@@ -294,10 +294,14 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 	for _, o := range locked {
 		m, waits := messages[o.id]
 		certain := len(o.operations) == 0 && (o.state.Status == order.Held || waits && !m.maybe) // D1 does not have it
-		due := slices.Contains(action.from(), o.state.Status)
+		due := action.changes(o.state.Status, o.state.Hold)
 		switch {
 		case due && (certain || action == BatchRelease):
-			w.advance(o, Cause{Kind: CauseRequest, ID: batch.String(), Actor: actor}, action.evidence())
+			evidence := action.evidence()
+			if action == BatchRelease { // of those that are to wait still, the schedule takes over
+				evidence = order.Release{Early: s.clock(o).Early()}
+			}
+			w.advance(o, Cause{Kind: CauseRequest, ID: batch.String(), Actor: actor}, evidence)
 			counts.Changed++
 		case due, action.tooLate(o.state.Status):
 			if waits && action.halts() {
@@ -648,10 +652,7 @@ func (s *Store) storeChunk(ctx context.Context, w *BatchWriter, rows []batchRow,
 			return ErrBatchCancelled
 		}
 		for _, e := range entries {
-			e.order.State = order.NewState(e.Request.EndsAt)
-			if held {
-				e.order.State = order.NewHeldState(e.Request.EndsAt, order.HeldByRequest)
-			}
+			e.hold = held || e.Request.Hold
 		}
 		if err := s.insertEach(ctx, tx, entries); err != nil {
 			return err

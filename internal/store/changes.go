@@ -19,3 +19,6 @@ type ChangeAnswer struct {
 	OperationID string // of the change, "" when D1 named none
 	Reason      string // why it was refused, of a closed set
 }
+
+// changeReported is told what D1 says of a change of a locked order (UPDATE_ORDER).
+func (a *advances) changeReported(*lockedOrder, *arrival) {}

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,58 +34,23 @@ const silentChecks = 3
 // silent tells whether D1 has been asked about an order often enough, and has said nothing
 // new for long enough.
 func (s *Store) silent(o *lockedOrder) bool {
-	limits := s.limits(o)
+	limits := s.limits(o.issuer, o.cardProductID)
 	return o.checks >= silentChecks && limits != nil && limits.SilentAfter > 0 &&
 		(o.heardAt == nil || o.now.Sub(*o.heardAt) >= limits.SilentAfter)
 }
 
-// parcelKey names a row of shipments.
-type parcelKey struct {
-	orderKey
-	trackingNumber string
-}
-
-// queueKnownParcels queues the reading of what is known of the parcels of orders.
-func queueKnownParcels(b *pgx.Batch, keys []orderKey, known map[parcelKey]ShipmentUpdate) {
-	if len(keys) == 0 {
-		return
-	}
-	issuers, ids := columns(distinctKeys(keys))
-	b.Queue(`
-		SELECT p.issuer_id, p.order_id, p.tracking_number, coalesce(p.carrier, ''), coalesce(p.status, ''), coalesce(p.tracking_url, '')
-		FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
-			JOIN shipments p ON p.issuer_id = t.issuer_id AND p.order_id = t.order_id`, issuers, ids).Query(func(rows pgx.Rows) error {
-		return each(rows, func() error {
-			var key parcelKey
-			var id pgtype.UUID
-			var u ShipmentUpdate
-			if err := rows.Scan(&key.issuer, &id, &u.TrackingNumber, &u.Carrier, &u.Status, &u.TrackingURL); err != nil {
-				return err
-			}
-			key.id, key.trackingNumber = id.Bytes, u.TrackingNumber
-			known[key] = u
-			return nil
-		})
-	})
-}
-
-// newsOfParcels returns what D1 showed of the parcels of an order and was not known. An
-// operation of another order proves nothing.
-func (c *completing) newsOfParcels(key orderKey, done *Completion) (news []ShipmentUpdate) {
+// ships tells whether D1 showed something new of the shipments of an order, which is then
+// written. An operation of another order proves nothing.
+func (c *completing) ships(key orderKey, done *Completion) (news bool) {
 	if slices.ContainsFunc(done.Seen, func(id string) bool { return c.owners[id] != key }) {
-		return nil
+		return false
 	}
 	for _, u := range done.Shipments {
-		known, is := c.parcels[parcelKey{key, u.TrackingNumber}]
-		merged := ShipmentUpdate{
-			TrackingNumber: u.TrackingNumber, Carrier: cmp.Or(u.Carrier, known.Carrier),
-			Status: cmp.Or(u.Status, known.Status), TrackingURL: cmp.Or(u.TrackingURL, known.TrackingURL),
+		key := shipmentKey{key, u.TrackingNumber}
+		known, there := c.shipments[key]
+		if next := known.with(u); !there || next != known {
+			c.shipments[key], c.shipped[key], news = next, next, true
 		}
-		if is && merged == known {
-			continue
-		}
-		c.parcels[parcelKey{key, u.TrackingNumber}] = merged
-		news = append(news, u)
 	}
 	return news
 }

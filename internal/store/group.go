@@ -12,7 +12,7 @@ import (
 
 // Concurrent orders share transactions, for a commit that waits for the disk costs
 // more than an order. They never share a fate: an order that cannot be stored takes
-// no other with it.
+// no other with it. So do small calls with notifications.
 const (
 	// committers is how many groups are stored at once. A lone order finds one idle
 	// and does not wait for company; while all are busy, orders gather.
@@ -29,71 +29,89 @@ var beginGroup = pgx.TxOptions{BeginQuery: "BEGIN; SET LOCAL lock_timeout = '250
 
 var errClosed = errors.New("the store is closed")
 
-// groups hands orders to committers.
-type groups struct {
-	entries chan *entry // unbuffered: an order whose caller gives up is not in it
+// groups hands what callers want stored to committers, which store what waits at one
+// moment together.
+type groups[T any] struct {
+	entries chan T // unbuffered: what its caller gives up is not in it
+	size    func(T) int
+	commit  func([]T)
 	ctx     context.Context
 	stop    context.CancelFunc
 	running sync.WaitGroup
-	waiters chan struct{} // orders that wait long for a lock, each with a connection
 }
 
-func (s *Store) startCommitters() {
-	s.groups.entries = make(chan *entry)
-	s.groups.waiters = make(chan struct{}, max(1, s.pool.Config().MaxConns/4))
-	s.groups.ctx, s.groups.stop = context.WithCancel(context.Background())
+// start starts the committers; size says how much of a group's room an entry takes.
+func (g *groups[T]) start(size func(T) int, commit func([]T)) {
+	g.entries, g.size, g.commit = make(chan T), size, commit
+	g.ctx, g.stop = context.WithCancel(context.Background())
 	for range committers {
-		s.groups.running.Go(s.commitGroups)
+		g.running.Go(g.work)
 	}
 }
 
-func (s *Store) stopCommitters() {
-	s.groups.stop()
-	s.groups.running.Wait()
+func (g *groups[T]) end() {
+	g.stop()
+	g.running.Wait()
 }
 
-// commit has a committer store an entry, with whatever else comes at this moment, and
+// enter has a committer store an entry, with whatever else comes at this moment, and
 // waits for its verdict.
-func (s *Store) commit(ctx context.Context, e *entry) error {
-	e.done = make(chan error, 1)
+func (g *groups[T]) enter(ctx context.Context, e T, done <-chan error) error {
 	select {
-	case s.groups.entries <- e:
+	case g.entries <- e:
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-s.groups.ctx.Done():
+	case <-g.ctx.Done():
 		return errClosed
 	}
 	select {
-	case err := <-e.done:
+	case err := <-done:
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-func (s *Store) commitGroups() {
+func (g *groups[T]) work() {
 	for {
 		select {
-		case first := <-s.groups.entries:
-			s.commitGroup(s.gather(first))
-		case <-s.groups.ctx.Done():
+		case first := <-g.entries:
+			g.commit(g.gather(first))
+		case <-g.ctx.Done():
 			return
 		}
 	}
 }
 
-// gather takes all orders that wait at this moment.
-func (s *Store) gather(first *entry) []*entry {
-	group := []*entry{first}
-	for len(group) < maxGroup {
+// gather takes all that waits at this moment.
+func (g *groups[T]) gather(first T) []T {
+	group := []T{first}
+	for n := g.size(first); n < maxGroup; {
 		select {
-		case e := <-s.groups.entries:
-			group = append(group, e)
+		case e := <-g.entries:
+			group, n = append(group, e), n+g.size(e)
 		default:
 			return group
 		}
 	}
 	return group
+}
+
+func (s *Store) startCommitters() {
+	s.waiters = make(chan struct{}, max(1, s.pool.Config().MaxConns/4))
+	s.groups.start(func(*entry) int { return 1 }, s.commitGroup)
+	s.calls.start(func(c *call) int { return len(c.list) }, s.receiveGroup)
+}
+
+func (s *Store) stopCommitters() {
+	s.groups.end()
+	s.calls.end()
+}
+
+// commit has a committer store an entry.
+func (s *Store) commit(ctx context.Context, e *entry) error {
+	e.done = make(chan error, 1)
+	return s.groups.enter(ctx, e, e.done)
 }
 
 // commitGroup stores a group and tells each of its callers. The group's context is
@@ -123,8 +141,8 @@ func (s *Store) storeAlone(e *entry) error {
 	patience := time.NewTimer(groupTimeout)
 	defer patience.Stop()
 	select {
-	case s.groups.waiters <- struct{}{}:
-		defer func() { <-s.groups.waiters }()
+	case s.waiters <- struct{}{}:
+		defer func() { <-s.waiters }()
 		return s.store([]*entry{e}, pgx.TxOptions{})
 	case <-patience.C:
 		return err
@@ -151,8 +169,8 @@ func (s *Store) store(entries []*entry, options pgx.TxOptions) error {
 func (s *Store) contained(f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.cfg.Log.Error("panic while storing orders", "panic", p, "stack", string(debug.Stack()))
-			err = errors.New("storing orders: panic")
+			s.cfg.Log.Error("panic while storing", "panic", p, "stack", string(debug.Stack()))
+			err = errors.New("storing: panic")
 		}
 	}()
 	return f()

@@ -112,9 +112,8 @@ func (s *Store) ReleaseOrder(ctx context.Context, h Hold) (*Order, error) {
 		default:
 			return ErrNotHeld
 		}
-		var early, override bool
-		err := tx.QueryRow(ctx, `SELECT coalesce(not_before > clock_timestamp(), false), duplicate_override IS NOT NULL
-			FROM orders WHERE issuer_id = $1 AND id = $2`, o.issuer, o.id).Scan(&early, &override)
+		var override bool
+		err := tx.QueryRow(ctx, `SELECT duplicate_override IS NOT NULL FROM orders WHERE issuer_id = $1 AND id = $2`, o.issuer, o.id).Scan(&override)
 		if err != nil {
 			return fmt.Errorf("reading an order: %w", err)
 		}
@@ -122,7 +121,7 @@ func (s *Store) ReleaseOrder(ctx context.Context, h Hold) (*Order, error) {
 			return err
 		}
 		o.admitted = o.state.Hold == order.HeldByRule
-		w.advance(o, cause, order.Release{Early: early})
+		w.advance(o, cause, order.Release{Early: s.clock(o).Early()})
 		return nil
 	})
 	if err != nil {

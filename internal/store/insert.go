@@ -33,10 +33,14 @@ const insertOrders = `
 	WITH input AS MATERIALIZED (
 		SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
 			$8::text[], $9::text[], $10::text[], $11::boolean[], $12::text[], $13::text[], $14::bytea[],
-			$15::text[], $16::text[], $17::bytea[], $18::bytea[], $19::uuid[], $20::uuid[], $21::text[], $22::smallint[], $23::boolean[], $24::text[], $33::text[])
+			$15::text[], $16::text[], $17::bytea[], $18::bytea[], $19::uuid[], $20::uuid[], $21::boolean[], $22::smallint[], $23::boolean[], $24::text[],
+			$32::timestamptz[], $33::interval[], $34::interval[], $37::text[])
 		AS t(issuer_id, id, issuer_request_id, card_id, consumer_id, card_product_id, distribution_channel,
 			group_id, terms, metadata, urgent, duplicate_override, warnings, content_hash,
-			created_by, key, production, encrypted_data, replaces_order_id, batch_id, status, class, renews, ends_at, key_id)
+			created_by, key, production, encrypted_data, replaces_order_id, batch_id, hold, class, renews, ends_at,
+			asked_not_before, delay, look, key_id),
+		LATERAL (SELECT nullif(greatest(asked_not_before, now() + delay, now()), now()) AS not_before) n,
+		LATERAL (SELECT CASE WHEN hold THEN 'request' WHEN not_before IS NOT NULL THEN 'schedule' END AS hold_reason) h
 	), keys AS (
 		INSERT INTO idempotency_keys (issuer_id, key, order_id)
 		SELECT issuer_id, key, id FROM input WHERE key IS NOT NULL ORDER BY issuer_id, key
@@ -44,15 +48,15 @@ const insertOrders = `
 	), new AS (
 		INSERT INTO orders (issuer_id, id, issuer_request_id, card_id, consumer_id, card_product_id,
 			distribution_channel, group_id, terms, metadata, urgent, duplicate_override, warnings,
-			content_hash, content_hash_version, created_by, replaces_order_id, batch_id)
+			content_hash, content_hash_version, created_by, replaces_order_id, batch_id, not_before)
 		SELECT issuer_id, id, issuer_request_id, card_id, consumer_id, card_product_id,
 			distribution_channel, group_id, terms::jsonb, metadata::jsonb, urgent, duplicate_override,
 			CASE WHEN renews AND NOT EXISTS (SELECT FROM orders o WHERE o.issuer_id = i.issuer_id AND o.card_id = i.card_id)
 				THEN warnings::text[] || $25::text ELSE warnings::text[] END,
-			content_hash, $26, created_by, replaces_order_id, batch_id
+			content_hash, $26, created_by, replaces_order_id, batch_id, not_before
 		FROM input i WHERE key IS NULL OR id IN (SELECT order_id FROM keys)
 		ORDER BY issuer_id, issuer_request_id
-		ON CONFLICT DO NOTHING RETURNING id, created_at, warnings
+		ON CONFLICT DO NOTHING RETURNING id, created_at, warnings, not_before
 	), guard AS (
 		INSERT INTO card_guard AS g (issuer_id, card_id, order_ids)
 		SELECT issuer_id, card_id, ARRAY[id] FROM input WHERE id IN (SELECT id FROM new)
@@ -62,14 +66,14 @@ const insertOrders = `
 			OR g.order_ids = '{}' AND (EXCLUDED.order_ids[1] <> ALL ($28::uuid[]) OR g.creation_until IS NULL OR g.creation_until <= now())
 		RETURNING g.order_ids[cardinality(g.order_ids)] AS id
 	), fresh AS MATERIALIZED (
-		SELECT i.* FROM input i JOIN guard USING (id)
+		SELECT i.*, CASE WHEN hold_reason IS NULL THEN $35 ELSE $36 END AS status FROM input i JOIN guard USING (id)
 	), parked AS (
 		SELECT f.id, array_agg(n.id) AS notifications, min(n.created_at) AS since
 		FROM fresh f JOIN notifications n ON n.issuer_id = f.issuer_id AND n.issuer_request_id = f.issuer_request_id AND n.outcome = 'parked'
 		GROUP BY f.id
 	), state AS (
-		INSERT INTO order_state (issuer_id, order_id, version, status, ends_at)
-		SELECT issuer_id, id, 1, status, ends_at FROM fresh
+		INSERT INTO order_state (issuer_id, order_id, version, status, ends_at, hold, next_check_at)
+		SELECT issuer_id, id, 1, status, ends_at, hold_reason, coalesce(not_before, now() + look) FROM fresh
 	), payload AS (
 		INSERT INTO order_payload (issuer_id, order_id, production, encrypted_data, key_id)
 		SELECT issuer_id, id, production, encrypted_data, key_id FROM fresh
@@ -79,25 +83,28 @@ const insertOrders = `
 	), message AS (
 		INSERT INTO outbox (lane, kind, class, issuer_id, order_id, card_id, first_sent_at, maybe_sent_at)
 		SELECT $31 || f.issuer_id, 'submit', f.class, f.issuer_id, f.id, f.card_id, p.since, CASE WHEN p.since IS NOT NULL THEN now() END
-		FROM fresh f LEFT JOIN parked p USING (id) WHERE f.status <> $32
+		FROM fresh f LEFT JOIN parked p USING (id) WHERE f.hold_reason IS NULL
 	)
-	SELECT new.id, new.created_at, new.warnings, guard.id IS NOT NULL, parked.notifications
+	SELECT new.id, new.created_at, new.warnings, new.not_before, guard.id IS NOT NULL, parked.notifications
 	FROM new LEFT JOIN guard USING (id) LEFT JOIN parked USING (id)`
 
 // columns of insertOrders, one element for each order.
 type insertColumns struct {
-	issuer, request, card, consumer, product, channel, terms, warnings, client, status, endsAt []string
-	group, metadata, override, key, keyID                                                      []*string
-	id, replaces, batch                                                                        []pgtype.UUID
-	urgent, renews                                                                             []bool
-	hash, production, encryptedData                                                            [][]byte
-	class                                                                                      []int16
-	overriding, creations                                                                      []pgtype.UUID
+	issuer, request, card, consumer, product, channel, terms, warnings, client, endsAt []string
+	group, metadata, override, key, keyID                                              []*string
+	id, replaces, batch                                                                []pgtype.UUID
+	urgent, renews, hold                                                               []bool
+	notBefore                                                                          []pgtype.Timestamptz
+	delay                                                                              []time.Duration
+	look                                                                               []*time.Duration
+	hash, production, encryptedData                                                    [][]byte
+	class                                                                              []int16
+	overriding, creations                                                              []pgtype.UUID
 }
 
 // insertDistinct inserts those of the entries that are new orders and whose cards are
 // free. The entries share no key with each other.
-func insertDistinct(ctx context.Context, tx pgx.Tx, entries []*entry) error {
+func (s *Store) insertDistinct(ctx context.Context, tx pgx.Tx, entries []*entry) error {
 	byID := make(map[uuid.UUID]*entry, len(entries))
 	c := insertColumns{overriding: []pgtype.UUID{}, creations: []pgtype.UUID{}}
 	for _, e := range entries {
@@ -107,26 +114,28 @@ func insertDistinct(ctx context.Context, tx pgx.Tx, entries []*entry) error {
 	rows, err := tx.Query(ctx, insertOrders,
 		c.issuer, c.id, c.request, c.card, c.consumer, c.product, c.channel,
 		c.group, c.terms, c.metadata, c.urgent, c.override, c.warnings, c.hash,
-		c.client, c.key, c.production, c.encryptedData, c.replaces, c.batch, c.status, c.class, c.renews, c.endsAt,
-		order.WarningNeverOrdered, comparisonVersion, c.overriding, c.creations, EventAccepted, CauseRequest, LaneOf(""), order.Held, c.keyID)
+		c.client, c.key, c.production, c.encryptedData, c.replaces, c.batch, c.hold, c.class, c.renews, c.endsAt,
+		order.WarningNeverOrdered, comparisonVersion, c.overriding, c.creations, EventAccepted, CauseRequest, LaneOf(""),
+		c.notBefore, c.delay, c.look, order.Accepted, order.Held, c.keyID)
 	if err != nil {
 		return fmt.Errorf("inserting orders: %w", err)
 	}
 	var id uuid.UUID
 	var createdAt time.Time
 	var warnings []string
+	var notBefore *time.Time
 	var passed bool
 	var parked []int64
 	var guarded []*entry
-	_, err = pgx.ForEachRow(rows, []any{&id, &createdAt, &warnings, &passed, &parked}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&id, &createdAt, &warnings, &notBefore, &passed, &parked}, func() error {
 		e := byID[id]
 		if !passed {
 			guarded = append(guarded, e)
 			return nil
 		}
-		e.verdict, e.parked = verdictAccepted, parked
-		e.order.CreatedAt, e.order.UpdatedAt, e.order.Warnings = createdAt, createdAt, warnings
-		warnings, parked = nil, nil // the next row gets slices of its own
+		e.parked, e.order.Warnings = parked, warnings
+		s.isAccepted(e, createdAt, notBefore)
+		warnings, parked, notBefore = nil, nil, nil // the next row gets its own
 		return nil
 	})
 	if err != nil {
@@ -180,7 +189,8 @@ func (c *insertColumns) add(e *entry) {
 	c.client, c.key = append(c.client, o.CreatedBy), append(c.key, optional(e.IdempotencyKey))
 	c.production, c.encryptedData = append(c.production, e.sealed.production), append(c.encryptedData, e.sealed.encryptedData)
 	c.replaces, c.batch = append(c.replaces, pgID(e.replaces)), append(c.batch, pgID(e.batchID))
-	c.status, c.class = append(c.status, string(o.State.Status)), append(c.class, int16(e.class))
+	c.hold, c.class = append(c.hold, e.hold), append(c.class, int16(e.class))
+	c.notBefore, c.delay, c.look = append(c.notBefore, timeOrNull(e.Request.NotBefore)), append(c.delay, e.delay), append(c.look, e.look)
 	c.renews, c.endsAt = append(c.renews, !e.creation()), append(c.endsAt, string(o.State.EndsAt))
 	c.keyID = append(c.keyID, e.keyID)
 	if e.overrides() {

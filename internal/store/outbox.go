@@ -551,14 +551,15 @@ type completing struct {
 	list  []Completion
 
 	// What the first trip learns.
-	locked  map[orderKey]*lockedOrder
-	owners  map[string]orderKey
-	held    map[claim]heldMessage
-	lanes   map[string]*laneNews
-	parked  []int64                      // notifications that wait for an operation that was seen
-	parcels map[parcelKey]ShipmentUpdate // of the orders whose parcels D1 showed
+	locked    map[orderKey]*lockedOrder
+	owners    map[string]orderKey
+	held      map[claim]heldMessage
+	lanes     map[string]*laneNews
+	parked    []int64                        // notifications that wait for an operation that was seen
+	shipments map[shipmentKey]ShipmentUpdate // of the orders of which D1 showed some
 
-	lost []string // issuers of claims that were lost to another worker, not to evidence from D1
+	shipped map[shipmentKey]ShipmentUpdate // what is written of them
+	lost    []string                       // issuers of claims that were lost to another worker, not to evidence from D1
 }
 
 // claim is one claim of a message: a batch may hold two of the same message, of
@@ -582,7 +583,7 @@ func (c *completing) ask(b *pgx.Batch) {
 	var seen []operation
 	c.locked, c.owners, c.lost = make(map[orderKey]*lockedOrder, len(keys)), make(map[string]orderKey), nil
 	c.held, c.lanes = make(map[claim]heldMessage, len(keys)), make(map[string]*laneNews)
-	c.parcels = make(map[parcelKey]ShipmentUpdate)
+	c.shipments = make(map[shipmentKey]ShipmentUpdate)
 	var shown []orderKey
 	for i := range c.list {
 		m := &c.list[i].Message
@@ -606,7 +607,9 @@ func (c *completing) ask(b *pgx.Batch) {
 	queueClaimLocks(b, held, c.held)
 	queueKnownOperations(b, keys, c.locked, c.owners)
 	queueLaneNews(b, c.lanes)
-	queueKnownParcels(b, shown, c.parcels)
+	if len(shown) > 0 {
+		queueKnownShipments(b, keysGiven(shown), c.shipments)
+	}
 	if len(seen) > 0 {
 		issuers, ids := make(texts, len(seen)), make(texts, len(seen))
 		for i, op := range seen {
@@ -645,6 +648,7 @@ func queueClaimLocks(b *pgx.Batch, claims []claim, held map[claim]heldMessage) {
 // answer decides what becomes of each order and message, and queues all that is written.
 func (c *completing) answer(b *pgx.Batch) {
 	w := advances{store: c.store}
+	c.shipped = make(map[shipmentKey]ShipmentUpdate)
 	var attempts []attemptRow
 	var nexts []nextRow
 	for i := range c.list {
@@ -661,8 +665,7 @@ func (c *completing) answer(b *pgx.Batch) {
 		attempts = append(attempts, attemptRow{o.orderKey, &done.Attempt, !held})
 		evidence, next := c.decide(done, o, h, held)
 		if held {
-			for _, p := range c.newsOfParcels(o.orderKey, done) {
-				queueShipment(b, o.orderKey, p)
+			if c.ships(o.orderKey, done) {
 				evidence = append(evidence, order.Details{})
 			}
 			if m.Kind == KindAsk && next.Done && c.store.silent(o) {
@@ -693,6 +696,7 @@ func (c *completing) answer(b *pgx.Batch) {
 	}
 	queueAttempts(b, attempts)
 	w.queue(b)
+	queueShipments(b, c.shipped)
 	queueNexts(b, nexts)
 }
 
@@ -895,7 +899,7 @@ func (s *Store) Doubts(ctx context.Context, m Message) (sibling, parked bool, er
 						OR EXISTS (SELECT FROM outbox e WHERE e.issuer_id = o.issuer_id AND e.order_id = o.id AND e.kind = 'submit'
 							AND e.first_sent_at IS NOT NULL))),
 			EXISTS (SELECT FROM notifications n
-				WHERE n.issuer_id = $1 AND n.card_id = $2 AND n.outcome = 'parked' AND n.created_at >= $4)`,
+				WHERE n.issuer_id = $1 AND n.card_id = $2 AND n.outcome = 'parked' AND n.operation = 'PRODUCE' AND n.created_at >= $4)`,
 		m.IssuerID, m.CardID, m.OrderID, m.FirstSentAt).Scan(&sibling, &parked)
 	if err != nil {
 		return false, false, fmt.Errorf("looking for doubts about a card: %w", err)

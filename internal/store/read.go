@@ -32,6 +32,7 @@ type Order struct {
 	DuplicateOverride string
 	ReplacesOrderID   *uuid.UUID
 	ReplacedBy        []uuid.UUID // orders that stand in for this one
+	NotBefore         *time.Time  // when it may be sent, where that is not at once
 	BatchID           *uuid.UUID
 	Warnings          []string
 	CreatedAt         time.Time
@@ -60,14 +61,14 @@ type Shipment struct {
 const stateColumns = `s.version, s.status, s.rank, s.step_rank, s.top_rank, s.end_rank, s.ends_at,
 	coalesce(s.operation_id, ''), s.attention, coalesce(s.due_date, ''), s.due_date_rank,
 	coalesce(s.production_site, ''), s.production_site_rank,
-	coalesce(s.hold, ''), s.status_since, s.due_at, s.late, s.acknowledged, s.parcels`
+	coalesce(s.hold, ''), s.status_since, s.due_at, s.late, s.late_in, s.acknowledged, s.parcels`
 
 func stateFields(s *order.State) []any {
 	return []any{
 		&s.Version, &s.Status, &s.Rank, &s.StepRank, &s.TopRank, &s.EndRank, &s.EndsAt,
 		&s.OperationID, &s.Attention, &s.DueDate.Value, &s.DueDate.Rank,
 		&s.ProductionSite.Value, &s.ProductionSite.Rank,
-		&s.Hold, &s.Since, (*nullTime)(&s.DueAt), &s.Late, &s.Acknowledged, &s.Parcels,
+		&s.Hold, &s.Since, (*nullTime)(&s.DueAt), &s.Late, &s.LateIn, &s.Acknowledged, &s.Parcels,
 	}
 }
 
@@ -92,14 +93,15 @@ const selectOrder = "SELECT " + orderColumns + `, EXISTS (SELECT FROM outbox m W
 // orderColumns are what makes an Order, in the order of orderFields.
 const orderColumns = `o.issuer_id, o.id, o.issuer_request_id, o.card_id, o.consumer_id, o.card_product_id,
 		o.distribution_channel, o.terms, o.metadata, o.urgent, coalesce(o.duplicate_override, ''), o.warnings,
-		o.created_at, o.created_by, s.updated_at, s.ended_at, o.replaces_order_id, o.batch_id,
+		o.created_at, o.created_by, s.updated_at, s.ended_at, o.replaces_order_id, o.batch_id, o.not_before,
 		ARRAY(SELECT r.id FROM orders r WHERE r.issuer_id = o.issuer_id AND r.replaces_order_id = o.id ORDER BY r.id),
 		` + stateColumns + `,
 		(SELECT coalesce(json_agg(json_build_object(
 				'trackingNumber', p.tracking_number, 'carrier', p.carrier, 'status', p.status,
 				'trackingUrl', p.tracking_url, 'createdAt', p.created_at, 'updatedAt', p.updated_at)
 				ORDER BY p.created_at), '[]')
-			FROM shipments p WHERE p.issuer_id = o.issuer_id AND p.order_id = o.id)`
+			FROM (SELECT * FROM shipments p WHERE p.issuer_id = o.issuer_id AND p.order_id = o.id
+				ORDER BY p.created_at DESC LIMIT 50) p)`
 
 const orderTables = `
 	FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id `
@@ -108,9 +110,20 @@ func orderFields(o *Order) []any {
 	fields := append([]any{
 		&o.IssuerID, &o.ID, &o.IssuerRequestID, &o.CardID, &o.ConsumerID, &o.CardProductID,
 		&o.Channel, &o.Terms, &o.Metadata, &o.Urgent, &o.DuplicateOverride, &o.Warnings,
-		&o.CreatedAt, &o.CreatedBy, &o.UpdatedAt, &o.EndedAt, &o.ReplacesOrderID, &o.BatchID, &o.ReplacedBy,
+		&o.CreatedAt, &o.CreatedBy, &o.UpdatedAt, &o.EndedAt, &o.ReplacesOrderID, &o.BatchID, &o.NotBefore, &o.ReplacedBy,
 	}, stateFields(&o.State)...)
 	return append(fields, &o.Shipments)
+}
+
+// showDue fills in by when an order that D1 has not taken should arrive: until it is
+// taken that is only reckoned, not stored.
+func (s *Store) showDue(o *Order) {
+	if o.State.DueAt.IsZero() && o.State.Rank == 0 && !o.State.Ended() {
+		o.State.DueAt = o.State.Due(order.Clock{
+			Limits: s.limits(o.IssuerID, o.CardProductID), Issuance: o.Terms.Services.Issuance, Urgent: o.Urgent,
+			Accepted: o.CreatedAt, NotBefore: timeOf(o.NotBefore),
+		})
+	}
 }
 
 func scanOrder(row pgx.CollectableRow) (*Order, error) {
@@ -134,6 +147,7 @@ func (s *Store) Order(ctx context.Context, issuer string, id uuid.UUID) (*Order,
 	if err != nil {
 		return nil, fmt.Errorf("reading an order: %w", err)
 	}
+	s.showDue(o)
 	return o, nil
 }
 
@@ -151,6 +165,7 @@ type Filter struct {
 	OperationID     string
 	TrackingNumber  string
 	Attention       order.Attention // only orders that need a human for this; AnyAttention: for anything
+	Late            bool            // only orders that are late
 	CreatedFrom     time.Time       // inclusive
 	CreatedTo       time.Time       // exclusive
 	Before          uuid.UUID       // only orders older than this one
@@ -199,6 +214,9 @@ func (f Filter) conditions(issuer string) (conditions []string, args []any) {
 		conditions = append(conditions, "s.attention <> '{}'")
 	}
 	where(f.Attention != "" && f.Attention != AnyAttention, "s.attention @> ARRAY[?::text]", f.Attention)
+	if f.Late {
+		conditions = append(conditions, "s.late")
+	}
 	// The ids, which begin with the time, drive; the dates decide.
 	where(!f.CreatedFrom.IsZero(), "o.id >= ?", idsBefore(f.CreatedFrom.Add(-idSkew)))
 	where(!f.CreatedFrom.IsZero(), "o.created_at >= ?", f.CreatedFrom)
@@ -226,8 +244,14 @@ func (s *Store) Orders(ctx context.Context, issuer string, f Filter) ([]*Order, 
 		list, err = pgx.CollectRows(rows, scanOrder)
 		return err
 	})
+	for _, o := range list {
+		s.showDue(o)
+	}
 	if err != nil && !errors.Is(err, ErrTooSlow) {
 		err = fmt.Errorf("listing orders: %w", err)
+	}
+	for _, o := range list {
+		s.showDue(o)
 	}
 	return list, err
 }
@@ -275,6 +299,7 @@ type Event struct {
 	PreviousStatus order.Status
 	Attention      []order.Attention
 	Warnings       []string // of the order, with its first event
+	Late           bool
 	Cause          Cause
 	CreatedAt      time.Time
 }
@@ -313,14 +338,14 @@ func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]En
 	unopened := 0
 	var b pgx.Batch
 	b.Queue(`
-		SELECT seq, type, status, coalesce(previous_status, ''), attention, cause, coalesce(cause_id, ''),
+		SELECT seq, type, status, coalesce(previous_status, ''), attention, late, cause, coalesce(cause_id, ''),
 			coalesce(actor, ''), detail, created_at,
 			CASE WHEN seq = 1 THEN coalesce((SELECT o.warnings FROM orders o WHERE o.issuer_id = $1 AND o.id = $2), '{}') END
 		FROM order_events WHERE issuer_id = $1 AND order_id = $2 ORDER BY seq DESC LIMIT $3`,
 		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var e Event
-			err := rows.Scan(&e.Seq, &e.Type, &e.Status, &e.PreviousStatus, &e.Attention,
+			err := rows.Scan(&e.Seq, &e.Type, &e.Status, &e.PreviousStatus, &e.Attention, &e.Late,
 				&e.Cause.Kind, &e.Cause.ID, &e.Cause.Actor, &e.Cause.Detail, &e.CreatedAt, &e.Warnings)
 			entries = append(entries, Entry{At: e.CreatedAt, Event: &e})
 			return err
@@ -418,6 +443,11 @@ type Cause struct {
 	Action EventType // what somebody wanted, "" when the change itself tells; written only
 }
 
+// fromD1 tells whether D1 said something.
+func (c Cause) fromD1() bool {
+	return c.Kind == CauseAttempt || c.Kind == CauseNotification || c.Kind == CauseReconciliation
+}
+
 // CauseKind is where a change came from.
 type CauseKind string
 
@@ -439,6 +469,7 @@ const (
 	EventStatusChanged    EventType = "status-changed"
 	EventAttentionChanged EventType = "attention-changed"
 	EventDetailsChanged   EventType = "details-changed"
+	EventLateChanged      EventType = "late-changed"
 	EventRefreshRequested EventType = "refresh-requested" // D1 is to be asked
 	EventRetryRequested   EventType = "retry-requested"   // its sending begins anew
 )

@@ -387,8 +387,12 @@ func TestNextCheck(t *testing.T) {
 	n := notification(1, "operation", "CARD_PROD_READY")
 	n.IssuerRequestID = "request"
 	f.receive(n)
+	f.exec(`UPDATE order_state SET next_check_at = now()`)
+	if done := f.check(10); done.Looked != 1 || done.Asked != 0 {
+		t.Errorf("it is asked about all the same: %+v", done)
+	}
 	if !value[bool](f, `SELECT next_check_at IS NULL FROM order_state`) {
-		t.Error("it is asked about all the same")
+		t.Error("it is looked at for ever")
 	}
 }
 

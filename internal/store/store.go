@@ -39,6 +39,9 @@ type Config struct {
 	// produced another CREATION of the same card is refused. It is asked when an
 	// order ends. Nil or 0 means 30 days.
 	DuplicateWindow func(issuerID, cardProductID string) time.Duration
+	// ForeignAfter is how long a notification may wait for its order before it is taken
+	// for somebody else's and no longer tried. Nil or 0 means 30 days.
+	ForeignAfter func(issuerID string) time.Duration
 	// Limits are the times that the orders of a card product are held to. Nil, and a
 	// nil answer, mean none.
 	Limits func(issuerID, cardProductID string) *order.Limits
@@ -53,10 +56,11 @@ type Config struct {
 	// OnParked is called after a commit that lets the given parked notifications
 	// find their orders. It must not block.
 	OnParked func(ids []int64)
-	// OnAttention is called after a commit that raised an attention of an order, and
-	// OnClaimLost after one that stored what came of a call whose claim was lost. They
-	// must not block.
+	// OnAttention is called after a commit that raised an attention of an order, OnLate
+	// after one that made an order late in a status, and OnClaimLost after one that stored
+	// what came of a call whose claim was lost. They must not block.
 	OnAttention func(issuerID string, a order.Attention)
+	OnLate      func(issuerID string, status order.Status)
 	OnClaimLost func(issuerID string)
 	// OnDrift is called after a commit that stored what asking D1 found. It must not block.
 	OnDrift func(issuerID string, d Difference)
@@ -69,7 +73,9 @@ type Store struct {
 	pool    *pgxpool.Pool
 	cfg     Config
 	trouble *trouble
-	groups  groups
+	groups  groups[*entry]
+	calls   groups[*call] // with notifications
+	waiters chan struct{} // what waits long for a lock, each with a connection
 	lists   chan struct{} // lists being read: they may take long, and leave half of the connections
 
 	announcer announcer
@@ -93,6 +99,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	if cfg.OnAttention == nil {
 		cfg.OnAttention = func(string, order.Attention) {}
+	}
+	if cfg.OnLate == nil {
+		cfg.OnLate = func(string, order.Status) {}
 	}
 	if cfg.OnClaimLost == nil {
 		cfg.OnClaimLost = func(string) {}
@@ -224,12 +233,17 @@ func repeat(ctx context.Context, f func() error) error {
 }
 
 // repeatable tells whether a failed transaction left nothing behind and may
-// succeed when it is repeated: a deadlock, a serialization failure, or a prepared
-// statement that is gone or no longer fits the schema, which is then prepared anew.
+// succeed when it is repeated: a deadlock, a serialization failure, a prepared
+// statement that is gone or no longer fits the schema, which is then prepared anew, or a
+// row that another transaction has written meanwhile, which the repeated one sees.
 func repeatable(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && slices.Contains([]string{"40001", "40P01", "26000", "0A000"}, pg.Code)
+	return ok && (slices.Contains([]string{"40001", "40P01", "26000", "0A000"}, pg.Code) ||
+		pg.Code == "23505" && slices.Contains(seenFirst, pg.ConstraintName))
 }
+
+// seenFirst are unique indexes by which a transaction learns that another one came first.
+var seenFirst = []string{"notifications_content", "notifications_unmatched", "operations_pkey"}
 
 // Unavailable tells whether err means that the database could not be asked, or
 // gave up: the request may succeed when it is sent again.

@@ -1050,8 +1050,8 @@ func (f *fixture) with(cfg store.Config) *store.Store {
 	return st
 }
 
-// An order that somebody has locked holds up its own notification and no other's
-// for good: all are stored at once, and the sweep applies each by itself.
+// An order that somebody has locked holds up its own notification and no other's: all
+// are stored at once, and each is applied by itself.
 func TestLockedOrderHoldsUpNoOther(t *testing.T) {
 	t.Parallel()
 	f := open(t)
@@ -1068,18 +1068,21 @@ func TestLockedOrderHoldsUpNoOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	a, b := notification(1, "operation-1", "CARD_PROD_READY"), notification(2, "operation-2", "CARD_PROD_READY")
-	if outcomes := f.receive(a, b); !slices.Equal(outcomes, []store.Outcome{store.OutcomeParked, store.OutcomeParked}) {
+	if outcomes := f.receive(a, b); !slices.Equal(outcomes, []store.Outcome{store.OutcomeParked, store.OutcomeApplied}) {
 		t.Errorf("outcomes %v", outcomes)
 	}
-	if _, err := tx.Exec(t.Context(), `UPDATE notifications SET next_try_at = now() WHERE operation_id = 'operation-2'`); err != nil {
+	if got := f.order(free.ID).State.Status; got != order.Ready {
+		t.Errorf("the other order is %s", got)
+	}
+	if _, err := tx.Exec(t.Context(), `UPDATE notifications SET next_try_at = now() WHERE operation_id = 'operation-1'`); err != nil {
 		t.Fatal(err)
 	}
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	f.sweep(b)
-	if got := f.order(free.ID).State.Status; got != order.Ready {
-		t.Errorf("the other order is %s", got)
+	f.sweep(a)
+	if got := f.order(locked.ID).State.Status; got != order.Ready {
+		t.Errorf("the order is %s", got)
 	}
 }
 

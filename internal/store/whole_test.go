@@ -37,14 +37,18 @@ func (f *fixture) whole() {
 		"orders taken without an operation that nobody asks about": `SELECT count(*) FROM order_state
 			WHERE operation_id IS NULL AND rank > 0 AND ended_at IS NULL AND next_check_at IS NULL`,
 		"orders with two operations that nobody is told of": `SELECT count(*) FROM order_state s WHERE NOT 'second-card' = ANY (attention)
-			AND operation_id IS NOT NULL AND EXISTS (SELECT FROM operations p WHERE p.order_id = s.order_id AND p.operation_id <> s.operation_id)`,
+			AND operation_id IS NOT NULL AND EXISTS (SELECT FROM operations p WHERE p.order_id = s.order_id AND p.operation = 'PRODUCE' AND p.operation_id <> s.operation_id)`,
 		"messages of no order": `SELECT count(*) FROM outbox m WHERE NOT EXISTS (SELECT FROM orders o WHERE o.issuer_id = m.issuer_id AND o.id = m.order_id)`,
 		"open orders that do not hold their card once": `SELECT count(*) FROM order_state s JOIN orders o ON o.id = s.order_id
 			LEFT JOIN card_guard g ON g.issuer_id = o.issuer_id AND g.card_id = o.card_id
 			WHERE ended_at IS NULL AND coalesce(cardinality(array_positions(g.order_ids, o.id)), 0) <> 1`,
 		"cards held by no open order": `SELECT count(*) FROM card_guard g, unnest(order_ids) AS u(id) WHERE NOT EXISTS (SELECT FROM order_state s JOIN orders o ON o.id = s.order_id
 			WHERE o.id = u.id AND ended_at IS NULL AND o.card_id = g.card_id AND o.issuer_id = g.issuer_id)`,
-		"guards of nothing": `SELECT count(*) FROM card_guard WHERE order_ids = '{}' AND creation_until IS NULL`,
+		"scheduled orders that nobody releases": `SELECT count(*) FROM order_state s JOIN orders o ON o.id = s.order_id
+			WHERE hold = 'schedule' AND (status <> 'HELD' OR not_before IS NULL OR next_check_at IS NULL OR next_check_at > not_before)`,
+		"reasons to hold what is not held, or none": `SELECT count(*) FROM order_state WHERE (status = 'HELD') <> (hold IS NOT NULL)`,
+		"ended orders that are looked at":           `SELECT count(*) FROM order_state WHERE ended_at IS NOT NULL AND next_check_at IS NOT NULL`,
+		"guards of nothing":                         `SELECT count(*) FROM card_guard WHERE order_ids = '{}' AND creation_until IS NULL`,
 		"cards with two open orders that nobody asked for": `SELECT count(*) FROM (SELECT FROM orders o JOIN order_state s ON s.order_id = o.id
 			WHERE ended_at IS NULL AND duplicate_override IS NULL AND NOT 'contradiction' = ANY (attention) GROUP BY o.issuer_id, card_id HAVING count(*) > 1) c`,
 		"batches that are miscounted": `SELECT count(*) FROM order_batches b CROSS JOIN LATERAL (SELECT count(*) n, count(*) FILTER (WHERE outcome = 'accepted') a,

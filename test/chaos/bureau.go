@@ -25,7 +25,7 @@ type bureau struct {
 	attended   bool           // somebody pauses and resumes the lane; else it has to help itself
 
 	// Of the service's configuration.
-	callTimeout, resendAfter                  time.Duration
+	callTimeout, resendAfter, silentAfter     time.Duration
 	concurrency                               int // calls at once, for each replica
 	rate, breakerThreshold, stopAfterRefusals int
 
@@ -37,7 +37,7 @@ type bureau struct {
 func newBureau(r *rand.Rand) bureau {
 	b := bureau{
 		idempotent: r.IntN(3) == 0, ids: r.IntN(4) > 0, attended: r.IntN(4) > 0,
-		callTimeout: time.Second, resendAfter: 6 * time.Second,
+		callTimeout: time.Second, resendAfter: 6 * time.Second, silentAfter: 2 * time.Second,
 		freeze: [2]time.Duration{2200 * time.Millisecond, 3500 * time.Millisecond},
 		stall:  [2]time.Duration{300 * time.Millisecond, time.Second},
 		lag:    600 * time.Millisecond,

@@ -309,7 +309,8 @@ func (c *cluster) heal(ctx context.Context, b bureau) error {
 		errs = append(errs, p.Heal())
 	}
 	settings := maps.Clone(b.settings)
-	settings["faults"] = nil
+	// What gets lost, gets lost for ever: only asking finds it.
+	settings["faults"] = map[string]any{"seed": b.noise["seed"], "lostNotifications": b.losing}
 	_, err := c.management.PatchSettings(ctx, settings)
 	errs = append(errs, err, c.management.ClearScripts(ctx))
 	for _, r := range c.replicas {

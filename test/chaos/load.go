@@ -214,28 +214,6 @@ func (l *load) retryRejected(ctx context.Context) (n int, err error) {
 	return n, nil
 }
 
-// refreshOpen has D1 asked about every order that has not ended, and returns them.
-func (l *load) refreshOpen(ctx context.Context) (ids []string, err error) {
-	list, err := l.list(ctx, client.OrderFilter{Limit: 200})
-	if err != nil {
-		return nil, err
-	}
-	for _, o := range list {
-		if o.EndedAt != nil {
-			continue
-		}
-		err := l.insist(ctx, func(c *client.Client) error {
-			_, err := c.Refresh(ctx, o.ID)
-			return err
-		})
-		if err != nil {
-			return ids, fmt.Errorf("refreshing %s: %w", o.ID, err)
-		}
-		ids = append(ids, o.ID)
-	}
-	return ids, nil
-}
-
 func (l *load) list(ctx context.Context, f client.OrderFilter) (list []*client.Order, err error) {
 	err = l.insist(ctx, func(c *client.Client) error {
 		list = nil

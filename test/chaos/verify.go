@@ -43,8 +43,8 @@ func (v *verdict) add(count *int, format string, args ...any) {
 }
 
 // settle waits until nothing is under way any more, with what people do after trouble:
-// they resume the lane, retry what was refused along with everything, and ask D1 where
-// the orders stand that seem not to have arrived.
+// they resume the lane, and retry what was refused along with everything. What D1 has told
+// and nobody heard, the service finds by itself: nobody refreshes anything.
 func (c *cluster) settle(ctx context.Context, l *load) error {
 	var errs []error
 	if l.bureau.attended {
@@ -54,20 +54,14 @@ func (c *cluster) settle(ctx context.Context, l *load) error {
 		errs = append(errs, c.quiet(ctx, l))
 		n, err := l.retryRejected(ctx)
 		if errs = append(errs, err); n == 0 {
-			break
+			return errors.Join(errs...)
 		}
 		say("%d orders were rejected along with others and are tried again", n)
 	}
-	open, err := l.refreshOpen(ctx)
-	say("D1 is asked about %d orders that have not ended", len(open))
-	if errs = append(errs, err); len(open) > 0 && l.bureau.losing == 0 {
-		errs = append(errs, fmt.Errorf("%d orders have not ended although D1 has told everything: %v", len(open), open[:min(len(open), 10)]))
-	}
-	return errors.Join(append(errs, c.quiet(ctx, l))...)
 }
 
-// quiet waits until every caller has its answer, nothing is left to be sent, and D1
-// has told everything.
+// quiet waits until every caller has its answer, nothing is left to be sent, D1 has told
+// everything, and every order has ended but those that were rejected.
 func (c *cluster) quiet(ctx context.Context, l *load) error {
 	ctx, cancel := context.WithTimeout(ctx, l.settleLimit)
 	defer cancel()
@@ -109,6 +103,9 @@ func (c *cluster) underWay(ctx context.Context) (string, error) {
 		`SELECT count(*), 'notifications to be applied, of ' || count(DISTINCT operation_id) || ' operations, the first one ' ||
 			(array_agg(outcome || ' of ' || operation_id ORDER BY id))[1]
 			FROM notifications WHERE outcome IN ('parked', 'unapplied')`,
+		`SELECT count(*), 'orders that have not ended, the first one ' || (array_agg(order_id || ', ' || status || ' ' || attention::text || ', asked about ' || checks ||
+			' times, next in ' || date_trunc('second', next_check_at - now()) ORDER BY next_check_at))[1]
+			FROM order_state WHERE ended_at IS NULL AND status <> 'REJECTED'`,
 	} {
 		n, what, err := c.database.count(ctx, query)
 		if err != nil || n > 0 {

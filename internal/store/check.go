@@ -1,0 +1,298 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"cardorder/internal/order"
+)
+
+// Each order has one timer, order_state.next_check_at: when time alone may change
+// something about it, because it will be late, its schedule ends, or D1 has been silent
+// for too long. The timer is lazy. Progress moves it to an earlier time only, so that a
+// status changes within its page (HOT); a look that finds nothing to do puts it right.
+
+// checkChunk is how many orders are looked at in one transaction: it bounds for how long
+// they stay locked.
+const checkChunk = 500
+
+// Checked counts what a check did.
+type Checked struct {
+	Looked   int
+	Released int // their schedule has ended
+	Asked    int // D1 is to be asked about them
+	More     bool
+}
+
+// Check looks at orders of an issuer whose time has come, some hundred at most, however
+// little is known of D1 at the moment: it finds those that are late and those whose
+// schedule has ended. It has D1 asked about those that nothing was heard of for too long,
+// as long as no more than the given number of questions wait; the others are looked at
+// again a while later, so that they keep none of the rest waiting.
+func (s *Store) Check(ctx context.Context, issuer string, questions int) (Checked, error) {
+	room, due, err := s.anyDue(ctx, issuer, questions)
+	if err != nil || !due {
+		return Checked{}, err
+	}
+	var c check
+	err = s.inTx(ctx, func(tx pgx.Tx) error {
+		c = check{store: s, issuer: issuer, room: room}
+		return c.run(ctx, tx)
+	})
+	if err != nil {
+		return Checked{}, fmt.Errorf("looking at orders that are due: %w", err)
+	}
+	s.logChanges(ctx, c.locked)
+	if c.done.Released+c.done.Asked > 0 {
+		s.cfg.OnReady(LaneOf(issuer))
+	}
+	return c.done, nil
+}
+
+// anyDue tells whether any order has to be looked at, and how many questions D1 may be
+// asked: the lane has other things to do.
+func (s *Store) anyDue(ctx context.Context, issuer string, questions int) (room int, due bool, err error) {
+	var b pgx.Batch
+	exec(&b, steadyPlans)
+	b.Queue(`
+		SELECT EXISTS (SELECT FROM order_state s WHERE s.issuer_id = $1 AND s.next_check_at <= now()),
+			$4 - (SELECT count(*) FROM (SELECT FROM outbox m WHERE m.lane = $2 AND m.class = $3 AND m.run_at <= now() LIMIT $4) w)`,
+		issuer, LaneOf(issuer), ClassQuestion, questions).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&due, &room)
+	})
+	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
+		return 0, false, fmt.Errorf("looking for orders that are due: %w", err)
+	}
+	return room, due, nil
+}
+
+// check is one look at orders that are due.
+type check struct {
+	store  *Store
+	issuer string
+	room   int // for questions
+
+	locked map[orderKey]*lockedOrder
+	done   Checked
+}
+
+func (c *check) run(ctx context.Context, tx pgx.Tx) error {
+	list, err := c.lock(ctx, tx)
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	c.done.Looked, c.done.More = len(list), len(list) == checkChunk
+	var ends []orderKey
+	for _, o := range list {
+		if o.state.ScheduleEnded(c.store.clock(o)) {
+			ends = append(ends, o.orderKey)
+		}
+	}
+	if len(ends) > 0 { // whether D1 has them all the same
+		var b pgx.Batch
+		queueKnownOperations(&b, ends, c.locked, make(map[string]orderKey))
+		if err := send(ctx, tx, &b); err != nil {
+			return err
+		}
+	}
+	w := advances{store: c.store}
+	var silent, unchanged []*lockedOrder
+	for _, o := range list {
+		if c.look(&w, o) {
+			silent = append(silent, o)
+		}
+	}
+	for _, o := range list {
+		if len(o.changes) == 0 {
+			unchanged = append(unchanged, o)
+		}
+	}
+	var b pgx.Batch
+	w.queue(&b)
+	queueLooks(&b, c.store, unchanged)
+	queueQuestions(&b, silent)
+	return send(ctx, tx, &b)
+}
+
+// lock locks orders that are due, longest first. Those that somebody else has locked are
+// passed: they are looked at next time, if need be.
+func (c *check) lock(ctx context.Context, tx pgx.Tx) (list []*lockedOrder, err error) {
+	c.locked = make(map[orderKey]*lockedOrder)
+	var b pgx.Batch
+	exec(&b, steadyPlans)
+	b.Queue(`
+		SELECT `+lockColumns+`
+		FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
+		WHERE s.issuer_id = $1 AND s.next_check_at <= now()
+		ORDER BY s.next_check_at LIMIT $2
+		FOR UPDATE OF s SKIP LOCKED`, c.issuer, checkChunk).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			o, err := scanLocked(rows)
+			if err == nil {
+				c.locked[o.orderKey] = o
+				list = append(list, o)
+			}
+			return err
+		})
+	})
+	return list, send(ctx, tx, &b)
+}
+
+// look does what the time asks for with one order, and tells whether D1 is to be asked
+// about it.
+func (c *check) look(w *advances, o *lockedOrder) (ask bool) {
+	clock := c.store.clock(o)
+	var evidence []order.Evidence
+	if o.state.ScheduleEnded(clock) {
+		evidence = append(evidence, order.Release{})
+		c.done.Released++
+	}
+	o.looked = true
+	if c.room > 0 && o.state.ToBeAsked(clock) {
+		ask = true
+		c.room--
+		c.done.Asked++
+		o.checks, o.asked = min(o.checks+1, maxChecks), true
+	}
+	w.advance(o, Cause{Kind: CauseTime}, evidence...)
+	return ask
+}
+
+// maxChecks is where the counting of questions ends: the waits between them grow no more.
+const maxChecks = 100
+
+// clock is the time at which an order was locked, with what matters of it for that.
+func (s *Store) clock(o *lockedOrder) order.Clock {
+	c := order.Clock{
+		Now: o.now, Limits: s.limits(o.issuer, o.cardProductID), Issuance: o.issuance, Urgent: o.urgent, Accepted: o.createdAt,
+		NotBefore: timeOf(o.notBefore), Sent: timeOf(o.firstSentAt), Heard: timeOf(o.heardAt), Checks: o.checks,
+	}
+	if o.asked {
+		c.Asked = o.now
+	}
+	return c
+}
+
+// nextLook is when an order has to be looked at again.
+func (s *Store) nextLook(o *lockedOrder) pgtype.Timestamptz {
+	return timeOrNull(order.NextLook(o.state, s.clock(o), rand.Float64()))
+}
+
+func timeOf(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return *t
+}
+
+// queueLooks queues the next looks at orders that were looked at and did not change.
+func queueLooks(b *pgx.Batch, s *Store, list []*lockedOrder) {
+	n := len(list)
+	if n == 0 {
+		return
+	}
+	issuers, ids := columns(keysOf(list))
+	looks, checks := make([]pgtype.Timestamptz, n), make([]int, n)
+	for i, o := range list {
+		looks[i], checks[i] = s.nextLook(o), o.checks
+	}
+	exec(b, `
+		UPDATE order_state s SET next_check_at = t.look, checks = t.checks
+		FROM unnest($1::text[], $2::uuid[], $3::timestamptz[], $4::smallint[]) AS t(issuer_id, order_id, look, checks)
+		WHERE s.issuer_id = t.issuer_id AND s.order_id = t.order_id`, issuers, ids, looks, checks)
+}
+
+// queueQuestions has D1 asked about orders, unless it is to be asked already.
+func queueQuestions(b *pgx.Batch, list []*lockedOrder) {
+	n := len(list)
+	if n == 0 {
+		return
+	}
+	issuers, ids := columns(keysOf(list))
+	cards, firsts := make(texts, n), make([]time.Time, n)
+	for i, o := range list {
+		cards[i], firsts[i] = o.cardID, o.createdAt
+		if o.firstSentAt != nil {
+			firsts[i] = *o.firstSentAt
+		}
+	}
+	exec(b, `
+		INSERT INTO outbox (lane, kind, class, issuer_id, order_id, card_id, first_sent_at)
+		SELECT $5 || issuer_id, $6, $7::smallint, issuer_id, order_id, card_id, first
+		FROM unnest($1::text[], $2::uuid[], $3::text[], $4::timestamptz[]) AS t(issuer_id, order_id, card_id, first)
+		ORDER BY order_id
+		ON CONFLICT (issuer_id, order_id, kind) DO NOTHING`,
+		issuers, ids, cards, firsts, LaneOf(""), KindAsk, ClassQuestion)
+}
+
+// Adopt sees to it that open orders of an issuer are looked at that have no time for it:
+// they were stored by an earlier release, or when their program had no limits. It goes
+// through them in the order of their ids, some hundred after the given one, and returns
+// how far it came, the nil id at the end. They get times within the next hour.
+func (s *Store) Adopt(ctx context.Context, issuer string, after uuid.UUID) (last uuid.UUID, err error) {
+	err = s.inTx(ctx, func(tx pgx.Tx) error {
+		last, err = s.adopt(ctx, tx, issuer, after)
+		return err
+	})
+	if err != nil {
+		return after, fmt.Errorf("looking for orders that nobody looks at: %w", err)
+	}
+	return last, nil
+}
+
+func (s *Store) adopt(ctx context.Context, tx pgx.Tx, issuer string, after uuid.UUID) (last uuid.UUID, err error) {
+	var forgotten []uuid.UUID
+	var seen int
+	var b pgx.Batch
+	exec(&b, steadyPlans)
+	b.Queue(`
+		SELECT s.order_id, s.next_check_at IS NULL, s.due_date IS NOT NULL, o.card_product_id
+		FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
+		WHERE s.issuer_id = $1 AND s.ended_at IS NULL AND s.order_id > $2
+		ORDER BY s.order_id LIMIT $3`, issuer, after, checkChunk).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			var none, due bool
+			var product string
+			if err := rows.Scan(&last, &none, &due, &product); err != nil {
+				return err
+			}
+			if seen++; none && (due || s.limits(issuer, product).Any()) {
+				forgotten = append(forgotten, last)
+			}
+			return nil
+		})
+	})
+	if err := send(ctx, tx, &b); err != nil {
+		return after, err
+	}
+	if seen < checkChunk {
+		last = uuid.Nil
+	}
+	if len(forgotten) == 0 {
+		return last, nil
+	}
+	_, err = tx.Exec(ctx, `
+		WITH forgotten AS (
+			SELECT s.issuer_id, s.order_id FROM unnest($2::uuid[]) AS t(order_id)
+				JOIN order_state s ON s.issuer_id = $1 AND s.order_id = t.order_id
+			WHERE s.next_check_at IS NULL AND s.ended_at IS NULL
+			FOR UPDATE OF s SKIP LOCKED
+		)
+		UPDATE order_state s SET next_check_at = now() + random() * interval '1 h'
+		FROM forgotten f WHERE s.issuer_id = f.issuer_id AND s.order_id = f.order_id`, issuer, forgotten)
+	return last, err
+}
+
+// limits are the times that the orders of a card product are held to, nil for none.
+func (s *Store) limits(issuer, product string) *order.Limits {
+	if s.cfg.Limits == nil {
+		return nil
+	}
+	return s.cfg.Limits(issuer, product)
+}
