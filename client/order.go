@@ -242,6 +242,7 @@ type Order struct {
 	ReplacesOrderID    string             `json:"replacesOrderId"`
 	ReplacedByOrderIDs []string           `json:"replacedByOrderIds"`
 	BatchID            string             `json:"batchId"`
+	Imported           bool               `json:"imported"` // an older system placed it at D1
 
 	OperationID string `json:"operationId"` // D1's
 	Asking      bool   `json:"asking"`      // D1 is being asked about it; not told in lists

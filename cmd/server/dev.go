@@ -44,7 +44,7 @@ func dev(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	env, err := local.Start(ctx, local.Config{
 		Dir: folder, Listen: *listen, DatabaseURL: *databaseURL,
-		Simulator: d1sim.Settings{StepInterval: d1sim.Duration(*step)}, MutualTLS: true,
+		Simulator: bureau(*step), MutualTLS: true,
 		Log: log, SimulatorLog: log.With("process", "simulator"),
 	})
 	if errors.Is(err, syscall.EADDRINUSE) {
@@ -148,7 +148,7 @@ func runDemo(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	_, _ = fmt.Fprintln(stdout, "Starting PostgreSQL, a SIMULATOR of D1 (no card is made), and the service ...")
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 	env, err := local.Start(ctx, local.Config{
-		Simulator: d1sim.Settings{StepInterval: d1sim.Duration(300 * time.Millisecond)}, MutualTLS: true,
+		Simulator: bureau(300 * time.Millisecond), MutualTLS: true,
 		Log: log, SimulatorLog: log,
 	})
 	if err != nil {
@@ -156,10 +156,19 @@ func runDemo(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	}
 	err = show(ctx, demo.Target{
 		APIURL: env.Ready.APIURL, IssuerID: env.Ready.IssuerID, Token: env.Ready.Token, EncryptionKey: env.Ready.D1EncryptionKey,
+		ToTheDoor: true,
 	}, *timeout, stdout)
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), env.ServiceConfig().DrainTimeout())
 	defer cancel()
 	return errors.Join(err, env.Stop(drain))
+}
+
+// bureau is a simulator whose carriers bring cards to the door.
+func bureau(step time.Duration) d1sim.Settings {
+	return d1sim.Settings{
+		StepInterval: d1sim.Duration(step), CarrierStatuses: []string{"IN_TRANSIT", local.CarrierDelivered},
+		CardOperations: []string{"CREATE"},
+	}
 }
 
 func show(ctx context.Context, target demo.Target, timeout time.Duration, out io.Writer) error {

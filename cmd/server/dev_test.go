@@ -79,9 +79,9 @@ func TestDev(t *testing.T) {
 	everyURLAnswers(t, ready)
 	order := placePrinted(t, p, ready)
 	orderURL := func(r readyFile) string { return r.APIURL + "/v1/issuers/" + r.IssuerID + "/orders/" + order }
-	eventually(t, "the order is shipped", func() bool {
+	eventually(t, "the order is delivered", func() bool {
 		status, answer := ask(t, "GET", orderURL(ready), ready.Token, "")
-		return status == 200 && strings.Contains(answer, `"status":"SHIPPED"`)
+		return status == 200 && strings.Contains(answer, `"status":"DELIVERED"`)
 	})
 	demoAgainst(t, ready)
 	portTaken(t, ready)
@@ -98,7 +98,7 @@ func TestDev(t *testing.T) {
 			t.Error("the credentials are others")
 		}
 		status, answer := ask(t, "GET", orderURL(r), r.Token, "")
-		if status != 200 || !strings.Contains(answer, `"status":"SHIPPED"`) {
+		if status != 200 || !strings.Contains(answer, `"status":"DELIVERED"`) {
 			t.Errorf("the order is gone: %d %s", status, answer)
 		}
 	}
@@ -200,12 +200,12 @@ func demoAgainst(t *testing.T, ready readyFile) {
 	}
 	p := run(t, []string{"demo", "--api-url", ready.APIURL, "--token-file", token, "--encryption-key-file", key})
 	p.wantExit(0)
-	wantArrived(t, p)
+	wantArrived(t, p, "(SHIPPED|DELIVERED)")
 }
 
-func wantArrived(t *testing.T, p *process) {
+func wantArrived(t *testing.T, p *process, shipped string) {
 	t.Helper()
-	for _, want := range []string{`THALES individual +SHIPPED +yes`, `THALES bulk +SHIPPED +yes`, `INSTANT +PRODUCED +yes`} {
+	for _, want := range []string{`THALES individual +` + shipped + ` +yes`, `THALES bulk +` + shipped + ` +yes`, `INSTANT +PRODUCED +yes`} {
 		if !regexp.MustCompile("(?m)^" + want).MatchString(p.stdout.String()) {
 			t.Errorf("no %q in %s", want, p.stdout.String())
 		}
@@ -250,7 +250,7 @@ func TestDemo(t *testing.T) {
 		temp := sharedDir(t)
 		p := run(t, []string{"demo"}, with("TMPDIR="+temp))
 		p.wantExit(0)
-		wantArrived(t, p)
+		wantArrived(t, p, "DELIVERED")
 		wantParts(t, p.stdout.String(), "SIMULATOR")
 		if p.stderr.String() != "" {
 			t.Errorf("it complained: %s", p.stderr.String())
@@ -283,7 +283,7 @@ func TestDemoAsOrdinaryUser(t *testing.T) {
 	}
 	p := run(t, []string{"demo"}, as)
 	p.wantExit(0)
-	wantArrived(t, p)
+	wantArrived(t, p, "DELIVERED")
 	p.wantFamily()
 	p.wantNobody(home)
 	if left := entries(home); len(left) > 0 {

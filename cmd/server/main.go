@@ -23,6 +23,7 @@ Usage: server <command> [flags]
   dev           run it with a local PostgreSQL and a simulator of D1
   demo          show three orders on their way
   migrate       bring the database's schema up to date (up), or show it (status)
+  import        take over orders that an older system placed at D1
   restored      say that the database was restored: D1 is asked before anything is sent
   healthcheck   ask a running service whether it is ready
   keygen        make the keys and credentials that a configuration needs
@@ -36,6 +37,7 @@ type command func(ctx context.Context, args []string, stdout, stderr io.Writer) 
 
 var commands = map[string]command{
 	"serve": serve, "dev": dev, "demo": runDemo, "migrate": migrate, "restored": restored,
+	"import":      importOrders,
 	"healthcheck": healthcheck, "keygen": keygen, "config": showConfig,
 }
 

@@ -846,6 +846,18 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// Orders can be listed by every attention.
+func TestAttentionFilter(t *testing.T) {
+	t.Parallel()
+	var filter *openapi3.Schema
+	for _, p := range document(t).Paths.Find("/v1/issuers/{issuerId}/orders").Get.Parameters {
+		if p.Value.Name == "attention" {
+			filter = p.Value.Schema.Value
+		}
+	}
+	sameNames(t, append(constantsOf(t, "../order", isType("Attention")), "true"), texts(filter.Enum))
+}
+
 // The warnings and the rules of programs that the texts name are the code's.
 func TestNamesInTexts(t *testing.T) {
 	t.Parallel()

@@ -26,6 +26,7 @@ type orderView struct {
 	ReplacesOrderID     string             `json:"replacesOrderId,omitempty"`
 	ReplacedByOrderIDs  []string           `json:"replacedByOrderIds,omitempty"`
 	BatchID             string             `json:"batchId,omitempty"`
+	Imported            bool               `json:"imported,omitempty"`
 	EndsAt              order.Status       `json:"endsAt"`
 	OperationID         string             `json:"operationId,omitempty"`
 	Asking              bool               `json:"asking,omitempty"`
@@ -119,7 +120,8 @@ func viewOrder(o *store.Order) orderView {
 		Shipments: []shipmentView{}, Warnings: append([]string{}, o.Warnings...),
 		CreatedAt: o.CreatedAt, CreatedBy: o.CreatedBy, UpdatedAt: o.UpdatedAt, EndedAt: o.EndedAt,
 	}
-	v.EndsAt, v.Asking, v.HoldPending, v.timesView = o.State.EndsAt, o.Asking, o.HoldPending, viewTimes(o)
+	v.EndsAt, v.Asking, v.HoldPending = o.State.EndsAt, o.Asking, o.HoldPending
+	v.Imported, v.timesView = o.Imported, viewTimes(o)
 	if o.ReplacesOrderID != nil {
 		v.ReplacesOrderID = o.ReplacesOrderID.String()
 	}

@@ -20,6 +20,8 @@
 //   - A change names its order by card and, if it likes, by issuerRequestId; without it the card's latest order is meant. An
 //     unknown one gets 404. Whether it is still possible is judged by the step that the card has reached
 //     (Settings.ChangeUntil), and a cancelled or otherwise ended order cannot be changed.
+//   - What the carrier reports comes as further notifications of the card's operation, which stays SUCCESSFUL and
+//     CARD_SHIPPED, as does the answer to productionStatus (Settings.CarrierStatuses).
 //   - CARD_PROD_REQUESTED is reached at once, so its notification may overtake the 202.
 //   - Requests are judged in this order: script, fault by chance, pause, wrong URL, path style, token, issuer, patterns,
 //     body, card data, repeat.

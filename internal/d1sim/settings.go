@@ -76,8 +76,8 @@ type Settings struct {
 	// FailAt lets production run into an exception. Default none.
 	FailAt *FailAt `json:"failAt" yaml:"failAt"`
 
-	// CarrierStatuses are the codes that the carrier reports of a shipped card, one each StepInterval: an order of the
-	// card's stays SUCCESSFUL and CARD_SHIPPED meanwhile. Default none. Cards shipped before are not followed any more.
+	// CarrierStatuses are the codes that the carrier reports of a shipped card, one each StepInterval. Default none. Cards
+	// that had all of them, or were shipped while there were none, are not followed any more.
 	CarrierStatuses []string `json:"carrierStatuses" yaml:"carrierStatuses"`
 
 	// CardOperations are other operations that every card of an order has had, as CREATE and ACTIVATE: each is told as

@@ -27,6 +27,9 @@ import (
 // IssuerID is the issuer of the local environment.
 const IssuerID = "ISSUER0001"
 
+// CarrierDelivered is the carriers' code of a delivered parcel in the local environment.
+const CarrierDelivered = "DELIVERED"
+
 // Config says how to run it.
 type Config struct {
 	// Dir keeps the data between starts; "" means a private folder that goes
@@ -276,6 +279,8 @@ func (e *Environment) serviceConfig() (*config.Config, error) {
 		}},
 		Issuers: []config.Issuer{{
 			ID: IssuerID, BINs: []string{"411111", "555555"}, SensitiveData: true,
+			OnHoldStatuses:    []string{"CARD_PROD_ON_HOLD"}, // words of the simulator's visitors: D1 and the carriers have their own
+			DeliveredStatuses: []string{CarrierDelivered}, ReturnedStatuses: []string{"RETURNED_TO_SENDER"},
 			D1: config.D1{
 				BaseURL: e.D1URL + "/banking/v1", TokenURL: e.D1URL + "/authz/v1/oauth2/token", PathStyle: "reference",
 				SigningKey: values[FileSigningKey], SigningKeyID: signingKeyID,

@@ -91,7 +91,7 @@ type Production struct {
 
 // Services is what D1 is asked to do. An empty member is left to D1's default.
 type Services struct {
-	Issuance    Issuance `json:"issuance"`
+	Issuance    Issuance `json:"issuance,omitempty"` // always there, but of imported orders
 	Priority    string   `json:"priority,omitempty"`
 	Delivery    string   `json:"delivery,omitempty"`
 	CardCarrier string   `json:"cardCarrier,omitempty"`

@@ -87,6 +87,7 @@ var (
 	consumerID      = id(64)
 	cardProductID   = id(48)
 	issuerRequestID = id(64)
+	operationID     = id(64)
 	agreedID        = id(64) // something both sides agreed on at onboarding
 	addressText     = text(64)
 	personName      = textRule{check: addressText.check, free: true, name: true}

@@ -35,6 +35,7 @@ type Order struct {
 	NotBefore         *time.Time  // when it may be sent, where that is not at once
 	BatchID           *uuid.UUID
 	Warnings          []string
+	Imported          bool // placed by an older system, never sent from here
 	CreatedAt         time.Time
 	CreatedBy         string
 	State             order.State
@@ -93,7 +94,7 @@ const selectOrder = "SELECT " + orderColumns + `, EXISTS (SELECT FROM outbox m W
 // orderColumns are what makes an Order, in the order of orderFields.
 const orderColumns = `o.issuer_id, o.id, o.issuer_request_id, o.card_id, o.consumer_id, o.card_product_id,
 		o.distribution_channel, o.terms, o.metadata, o.urgent, coalesce(o.duplicate_override, ''), o.warnings,
-		o.created_at, o.created_by, s.updated_at, s.ended_at, o.replaces_order_id, o.batch_id, o.not_before,
+		o.imported, o.created_at, o.created_by, s.updated_at, s.ended_at, o.replaces_order_id, o.batch_id, o.not_before,
 		ARRAY(SELECT r.id FROM orders r WHERE r.issuer_id = o.issuer_id AND r.replaces_order_id = o.id ORDER BY r.id),
 		` + stateColumns + `,
 		(SELECT coalesce(json_agg(json_build_object(
@@ -110,7 +111,7 @@ func orderFields(o *Order) []any {
 	fields := append([]any{
 		&o.IssuerID, &o.ID, &o.IssuerRequestID, &o.CardID, &o.ConsumerID, &o.CardProductID,
 		&o.Channel, &o.Terms, &o.Metadata, &o.Urgent, &o.DuplicateOverride, &o.Warnings,
-		&o.CreatedAt, &o.CreatedBy, &o.UpdatedAt, &o.EndedAt, &o.ReplacesOrderID, &o.BatchID, &o.NotBefore, &o.ReplacedBy,
+		&o.Imported, &o.CreatedAt, &o.CreatedBy, &o.UpdatedAt, &o.EndedAt, &o.ReplacesOrderID, &o.BatchID, &o.NotBefore, &o.ReplacedBy,
 	}, stateFields(&o.State)...)
 	return append(fields, &o.Shipments)
 }
@@ -458,7 +459,8 @@ const (
 	// CauseReconciliation is an attempt that asked D1 and found what no notification
 	// had told.
 	CauseReconciliation CauseKind = "reconciliation"
-	CauseTime           CauseKind = "time" // nothing but the passing of time
+	CauseTime           CauseKind = "time"   // nothing but the passing of time
+	CauseImport         CauseKind = "import" // what an older system knew
 )
 
 // EventType is what kind of change an event records.
@@ -466,6 +468,7 @@ type EventType string
 
 const (
 	EventAccepted         EventType = "accepted"
+	EventImported         EventType = "imported" // placed by an older system
 	EventStatusChanged    EventType = "status-changed"
 	EventAttentionChanged EventType = "attention-changed"
 	EventDetailsChanged   EventType = "details-changed"

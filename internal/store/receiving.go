@@ -113,7 +113,8 @@ func (r *receiving) ask(b *pgx.Batch) {
 //	                     order, if exactly one change of it was sent; else the card, if
 //	                     exactly one change of it was
 //	STANDALONE_TRACKING  the operation; else the tracking number; else the card's last
-//	                     order that was shipped
+//	                     order that was shipped, else its last that D1 has: of a card that
+//	                     others make and send, the tracking hub is the first to say so
 const match = `
 	WITH n AS (
 		SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::boolean[], $8::text[], $13::uuid[]) WITH ORDINALITY
@@ -151,8 +152,8 @@ const match = `
 				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND c.state = 'SENT' HAVING count(*) = 1)
 			WHEN n.operation = 'STANDALONE_TRACKING' THEN
 				(SELECT o.id FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
-				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND s.status IN ('SHIPPED', 'DELIVERED', 'RETURNED')
-				ORDER BY o.id DESC LIMIT 1)
+				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND s.rank > 0 AND s.status NOT IN ('FAILED', 'CANCELLED')
+				ORDER BY s.status IN ('SHIPPED', 'DELIVERED', 'RETURNED') DESC, o.id DESC LIMIT 1)
 			END AS by_card
 		FROM named n
 	)
