@@ -309,6 +309,7 @@ type TimelineEntry struct {
 	Attempt      *Attempt      `json:"attempt"`
 	Notification *Notification `json:"notification"`
 	Note         *Note         `json:"note"`
+	Change       *Change       `json:"change"` // as it is now; what became of it when, events tell
 }
 
 // Event is a change of an order; Seq is the version that it made.

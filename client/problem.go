@@ -23,8 +23,11 @@ type Problem struct {
 	// ConflictingOrder is the id of the order that a duplicate or a key belongs to.
 	ConflictingOrder string `json:"conflictingOrder"`
 	// ConflictingBatch is the id of the batch that the key of an upload belongs to.
-	ConflictingBatch string  `json:"conflictingBatch"`
-	Errors           []Fault `json:"errors"` // every fault of the request
+	ConflictingBatch string `json:"conflictingBatch"`
+	// ConflictingChange is the id of the change of an order that is in the way, or that a
+	// key belongs to.
+	ConflictingChange string  `json:"conflictingChange"`
+	Errors            []Fault `json:"errors"` // every fault of the request
 
 	RetryAfter time.Duration `json:"-"` // what the service asked for, 0 if nothing
 }
@@ -63,6 +66,10 @@ const (
 	ProblemNotRaised            = problemTypes + "not-raised"
 	ProblemNotReorderable       = problemTypes + "not-reorderable"
 	ProblemCardDataRequired     = problemTypes + "card-data-required"
+	ProblemUnknownChange        = problemTypes + "unknown-change"
+	ProblemAlreadyShipped       = problemTypes + "already-shipped"
+	ProblemNotChangeable        = problemTypes + "not-changeable"
+	ProblemChangePending        = problemTypes + "change-pending"
 	ProblemVersionMismatch      = problemTypes + "version-mismatch"
 	ProblemBatchInProgress      = problemTypes + "batch-in-progress"
 	ProblemBatchCancelled       = problemTypes + "batch-cancelled"

@@ -216,7 +216,7 @@ func (s *server) action(r *http.Request, decode func([]byte, *order.Rules) order
 	}
 	faults = append(found, faults...)
 	if _, ok := readIfMatch(r); !ok {
-		faults = append(faults, fault{Header: "If-Match", Code: order.CodeInvalidFormat, Detail: `must be * or a list of ETags such as "3"`})
+		faults = append(faults, wrongIfMatch)
 	}
 	if len(faults) > 0 {
 		return store.Action{}, invalid(faults...)
@@ -224,6 +224,8 @@ func (s *server) action(r *http.Request, decode func([]byte, *order.Rules) order
 	version, err := s.wantedVersion(r, issuer, id)
 	return store.Action{IssuerID: issuer, OrderID: id, Actor: caller(r.Context()).Name, Version: version}, err
 }
+
+var wrongIfMatch = fault{Header: "If-Match", Code: order.CodeInvalidFormat, Detail: `must be * or a list of ETags such as "3"`}
 
 // readAction reads the body of an action, which may be absent where no member of it
 // is required, and returns what is wrong with it.

@@ -70,6 +70,8 @@ var answers = map[string]reflect.Type{
 	"LaneReplica":             reflect.TypeFor[replicaView](),
 	"LaneBreaker":             reflect.TypeFor[breakerView](),
 	"Hold":                    reflect.TypeFor[holdView](),
+	"Change":                  reflect.TypeFor[changeView](),
+	"ChangePage":              reflect.TypeFor[page[changeView]](),
 	"Drift":                   reflect.TypeFor[driftView](),
 	"DriftPage":               reflect.TypeFor[page[driftView]](),
 	"Readiness":               reflect.TypeFor[readiness](),
@@ -133,6 +135,8 @@ var clients = map[string]reflect.Type{
 	"LaneReplica":             reflect.TypeFor[client.Replica](),
 	"LaneBreaker":             reflect.TypeFor[client.Breaker](),
 	"Hold":                    reflect.TypeFor[client.Hold](),
+	"Change":                  reflect.TypeFor[client.Change](),
+	"ChangeRequest":           reflect.TypeFor[client.NewChange](),
 	"Drift":                   reflect.TypeFor[client.Drift](),
 	"Problem":                 reflect.TypeFor[client.Problem](),
 	"Fault":                   reflect.TypeFor[client.Fault](),
@@ -143,7 +147,7 @@ var ours = []string{"cardId", "metadata", "urgent", "hold", "notBefore", "duplic
 
 // handmade are object schemas without a struct: a map, card data that is never
 // decoded, a row, which is compared with an order, and what actions are sent with.
-var handmade = []string{"Metadata", "SensitiveData", "Health", "BatchRow", "PauseRequest", "RetryRequest",
+var handmade = []string{"Metadata", "SensitiveData", "Health", "BatchRow", "PauseRequest", "RetryRequest", "ChangeRequest",
 	"HoldOrderRequest", "ReleaseOrderRequest", "NoteRequest", "ClearRequest", "ReorderRequest"}
 
 // constants are the types whose constants are a schema's values.
@@ -154,6 +158,9 @@ var constants = map[reflect.Type]string{
 	reflect.TypeFor[order.Attention]():     "../order",
 	reflect.TypeFor[order.LaneAttention](): "../order",
 	reflect.TypeFor[order.HoldReason]():    "../order",
+	reflect.TypeFor[order.ChangeType]():    "../order",
+	reflect.TypeFor[order.ChangeState]():   "../order",
+	reflect.TypeFor[order.ChangeReason]():  "../order",
 	reflect.TypeFor[store.EventType]():     "../store",
 	reflect.TypeFor[store.CauseKind]():     "../store",
 	reflect.TypeFor[store.AttemptKind]():   "../store",
@@ -926,7 +933,7 @@ func TestRoutes(t *testing.T) {
 	for _, o := range callsOf(doc) {
 		method, path, _ := strings.Cut(o.id, " ")
 		for name, value := range map[string]string{
-			"issuerId": "ISSUER0001", "orderId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "batchId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "lane": "d1", "code": "failed",
+			"issuerId": "ISSUER0001", "orderId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "batchId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "lane": "d1", "code": "failed", "changeId": "01990a68-77ec-74e1-b66d-6c97bb9262a5",
 		} {
 			path = strings.ReplaceAll(path, "{"+name+"}", value)
 		}

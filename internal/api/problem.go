@@ -22,6 +22,7 @@ type problem struct {
 	Instance string  `json:"instance,omitempty"` // the request's correlation id, as a URN
 	OrderID  string  `json:"conflictingOrder,omitempty"`
 	BatchID  string  `json:"conflictingBatch,omitempty"`
+	ChangeID string  `json:"conflictingChange,omitempty"`
 	Errors   []fault `json:"errors,omitempty"`
 }
 
@@ -64,6 +65,8 @@ var (
 		"The issuer has no order with this id.")
 	errNoSuchBatch = newProblem(http.StatusNotFound, "unknown-batch", "Unknown batch",
 		"The issuer has no batch with this id.")
+	errNoSuchChange = newProblem(http.StatusNotFound, "unknown-change", "Unknown change",
+		"The order has no change with this id.")
 	errNoSuchLane = newProblem(http.StatusNotFound, "unknown-lane", "Unknown lane",
 		"The issuer has no lane of this name. Its D1 is the lane d1.")
 	errVersion = newProblem(http.StatusPreconditionFailed, "version-mismatch", "The order has another version",
@@ -85,6 +88,10 @@ var (
 		"Only an order that failed, was cancelled, or came back can be ordered again. Its card may still come. Nothing was stored.")
 	errCardDataRequired = newProblem(http.StatusUnprocessableEntity, "card-data-required", "New card data is required",
 		"The card data of the first order cannot serve again: D1's key for it is not in use any more. Send encryptedData. Nothing was stored.")
+	errShipped = newProblem(http.StatusConflict, "already-shipped", "The card has left",
+		"The order was shipped: nothing about it can be changed any more, and the card arrives unless the carrier stops it. Nothing was changed.")
+	errNotChangeable = newProblem(http.StatusConflict, "not-changeable", "The order cannot be changed",
+		"It has ended, or D1 refused it, so that it can only be retried or cancelled. Read it again. Nothing was changed.")
 	errBatchType = newProblem(http.StatusUnsupportedMediaType, "unsupported-media-type", "Unsupported media type",
 		"A batch must be application/x-ndjson or text/csv in UTF-8, with no Content-Encoding or gzip.")
 	errIncompleteBatch = newProblem(http.StatusBadRequest, "incomplete-body", "The body ended too early",
@@ -154,12 +161,16 @@ func asProblem(err error) *problem {
 		p.BatchID = e.BatchID.String()
 		return p
 	}
+	if e, ok := errors.AsType[*store.ChangeConflictError](err); ok {
+		return changeConflict(e)
+	}
 	for known, p := range map[error]*problem{
 		store.ErrNotFound: errNoSuchOrder, store.ErrTooSlow: errTooSlow,
 		store.ErrBatchBusy: errBatchBusy, store.ErrBatchCancelled: errBatchCancelled,
 		store.ErrVersion: errVersion, store.ErrNotSent: errNotSent, store.ErrNotRetryable: errNotRetryable,
 		store.ErrNotHoldable: errNotHoldable, store.ErrNotHeld: errNotHeld, store.ErrNotRaised: errNotRaised,
 		store.ErrNotReorderable: errNotReorderable,
+		store.ErrNoChange:       errNoSuchChange, store.ErrShipped: errShipped, store.ErrNotChangeable: errNotChangeable,
 	} {
 		if errors.Is(err, known) {
 			return p

@@ -17,11 +17,12 @@ import (
 // timelineEntry is one thing that happened to an order.
 type timelineEntry struct {
 	At           time.Time         `json:"at"`
-	Kind         string            `json:"kind"` // event, attempt, notification, note
+	Kind         string            `json:"kind"` // event, attempt, notification, note, change
 	Event        *eventView        `json:"event,omitempty"`
 	Attempt      *attemptView      `json:"attempt,omitempty"`
 	Notification *notificationView `json:"notification,omitempty"`
 	Note         *noteView         `json:"note,omitempty"`
+	Change       *changeView       `json:"change,omitempty"`
 }
 
 type eventView struct {
@@ -134,6 +135,9 @@ func viewTimeline(entries []store.Entry, guard order.PANGuard) []timelineEntry {
 		case e.Note != nil:
 			v.Kind = "note"
 			v.Note = viewNote(e.Note)
+		case e.Change != nil:
+			change := viewChange(e.Change)
+			v.Kind, v.Change = "change", &change
 		}
 		views[i] = v
 	}

@@ -49,8 +49,8 @@ type statsCollector struct {
 	issuers []string
 	log     *slog.Logger
 
-	messages, due, oldest, age, unknown, refused, givenUp, open, attention, waiting, waitingAge *prometheus.Desc
-	paused, stopped, deadTuples, oldestSnapshot, oldestSnapshotXIDs, up                         *prometheus.Desc
+	messages, due, oldest, age, unknown, refused, givenUp, open, late, attention, waiting, waitingAge *prometheus.Desc
+	paused, stopped, deadTuples, oldestSnapshot, oldestSnapshotXIDs, up                               *prometheus.Desc
 }
 
 func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *statsCollector {
@@ -68,6 +68,7 @@ func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *sta
 		givenUp:            desc("outbox_given_up_messages", "Messages that are not tried any more, by lane and class.", "lane", "class"),
 		open:               desc("open_orders", "Orders that have not ended, by issuer and status.", "issuer", "status"),
 		attention:          desc("attention_orders", "Orders that need a human, by issuer and code.", "issuer", "code"),
+		late:               desc("late_orders", "Orders that are late, by issuer.", "issuer"),
 		waiting:            desc("waiting_notifications", "Notifications that wait for their order, or could not be applied yet."),
 		waitingAge:         desc("waiting_notifications_oldest_seconds", "Age of the oldest of them."),
 		paused:             desc("lane_paused", "1 while a person has paused the issuer's lane.", "issuer"),
@@ -81,7 +82,7 @@ func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *sta
 
 func (c *statsCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		c.messages, c.due, c.oldest, c.age, c.unknown, c.refused, c.givenUp, c.open, c.attention, c.waiting, c.waitingAge,
+		c.messages, c.due, c.oldest, c.age, c.unknown, c.refused, c.givenUp, c.open, c.late, c.attention, c.waiting, c.waitingAge,
 		c.paused, c.stopped, c.deadTuples, c.oldestSnapshot, c.oldestSnapshotXIDs, c.up,
 	} {
 		ch <- d
@@ -140,6 +141,7 @@ func (c *statsCollector) Collect(ch chan<- prometheus.Metric) {
 				lanes[b] = store.LaneStats{Lane: b.lane, Class: class}
 			}
 		}
+		gauge(c.late, float64(stats.Late[issuer]), issuer)
 		for _, status := range order.Statuses {
 			n := stats.Open[store.IssuerStatus{IssuerID: issuer, Status: status}]
 			gauge(c.open, float64(n), issuer, string(status))

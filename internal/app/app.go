@@ -71,8 +71,8 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	sending := outbox.NewMetrics(registry, issuers)
 	if s.store, err = openStore(ctx, cfg, log, store.Config{
 		DuplicateWindow: s.programs.duplicateWindow, Limits: s.programs.limits, ConsumerLimits: s.programs.consumerLimits,
-		OnReady: s.wakeLane, OnParked: func(ids []int64) { notifications.Wake(ids) },
-		OnAttention: sending.Attention, OnClaimLost: sending.ClaimLost, OnDrift: sending.Drift,
+		ChangeTimeout: changeTimeout(cfg), OnReady: s.wakeLane, OnParked: func(ids []int64) { notifications.Wake(ids) },
+		OnAttention: sending.Attention, OnLate: sending.Late, OnClaimLost: sending.ClaimLost, OnDrift: sending.Drift,
 	}); err != nil {
 		return nil, err
 	}

@@ -115,6 +115,15 @@ func (p *programs) duplicateWindow(issuerID, cardProductID string) time.Duration
 	return 0 // the store's default, for an issuer that is not configured any more
 }
 
+// changeTimeout is for how long D1 may leave a change of an issuer's orders unanswered.
+func changeTimeout(cfg *config.Config) func(issuerID string) time.Duration {
+	timeouts := make(map[string]time.Duration, len(cfg.Issuers))
+	for i := range cfg.Issuers {
+		timeouts[cfg.Issuers[i].ID] = cfg.Issuers[i].Sending.ChangeTimeout
+	}
+	return func(issuerID string) time.Duration { return timeouts[issuerID] }
+}
+
 // limits are the times that the orders of a card product are held to, nil for none.
 func (p *programs) limits(issuerID, cardProductID string) *order.Limits {
 	in := p.now.Load().limits[issuerID]

@@ -343,6 +343,8 @@ const (
 	maxCallTimeout = 2 * time.Minute
 	minResendAfter = time.Minute // outside development
 	minGiveUpAfter = time.Minute // likewise
+	// D1's centre works by the day.
+	minChangeTimeout = time.Hour
 )
 
 func (in *Issuer) checkSending(ch *checker, path, environment string) {
@@ -365,6 +367,7 @@ func (in *Issuer) checkSending(ch *checker, path, environment string) {
 	ch.notNegative(path+".resendAfter", s.ResendAfter)
 	ch.notNegative(path+".retry404For", s.Retry404For)
 	ch.notNegative(path+".giveUpAfter", s.GiveUpAfter)
+	ch.notNegative(path+".changeTimeout", s.ChangeTimeout)
 	if s.CallTimeout > maxCallTimeout {
 		ch.fault(path+".callTimeout", "must be at most %s", maxCallTimeout)
 	}
@@ -373,6 +376,9 @@ func (in *Issuer) checkSending(ch *checker, path, environment string) {
 	}
 	if s.GiveUpAfter > 0 && s.GiveUpAfter < minGiveUpAfter && environment != "development" {
 		ch.fault(path+".giveUpAfter", "must be at least %s", minGiveUpAfter)
+	}
+	if s.ChangeTimeout > 0 && s.ChangeTimeout < minChangeTimeout && environment != "development" {
+		ch.fault(path+".changeTimeout", "must be at least %s", minChangeTimeout)
 	}
 	if s.GiveUpAfter > 0 && s.GiveUpAfter <= s.Retry404For {
 		ch.fault(path+".giveUpAfter", "must be more than retry404For: an order would be given up before it is rejected")

@@ -217,6 +217,9 @@ type Sending struct {
 	// GiveUpAfter is for how long an order is tried, not counting times when the
 	// lane was held back. Default 72h.
 	GiveUpAfter time.Duration `yaml:"giveUpAfter"`
+	// ChangeTimeout is for how long D1 may leave a change of an order unanswered: it
+	// expires then, with attention. Default 72h.
+	ChangeTimeout time.Duration `yaml:"changeTimeout"`
 	// BreakerThreshold is how many calls in a row must fail for a replica to stop
 	// calling for a while. Default 5.
 	BreakerThreshold int `yaml:"breakerThreshold"`
@@ -331,6 +334,7 @@ func (c *Config) SetDefaults() {
 		setDefault(&in.Sending.Retry404For, 15*time.Minute)
 		setDefault(&in.Sending.StopAfterRefusals, 5)
 		setDefault(&in.Sending.GiveUpAfter, 72*time.Hour)
+		setDefault(&in.Sending.ChangeTimeout, 72*time.Hour)
 		setDefault(&in.Sending.BreakerThreshold, 5)
 		setDefault(&in.Notifications.Token, new(true))
 		setDefault(&in.Notifications.ClientCertificate, new(true))

@@ -241,7 +241,7 @@ issuers:
       caFile: MISSING
       encryptionKeys: [{file: MISSING}, {file: /dev/null}]
     sending: {concurrency: 5000, callTimeout: -1s, poll: -1s, resendAfter: -1s, retry404For: -1s, afterUnknown: pray,
-      ratePerSecond: -1, stopAfterRefusals: 1, giveUpAfter: -1s, breakerThreshold: 1001}
+      ratePerSecond: -1, stopAfterRefusals: 1, giveUpAfter: -1s, changeTimeout: -1s, breakerThreshold: 1001}
     notifications: {clientNames: [""]}
   - id: ISSUER/001
     d1: {signingKey: {file: MISSING}}
@@ -278,7 +278,7 @@ issuers:
 		"issuers[0].d1.encryptionKeys[0].file: open " + missing, "issuers[0].d1.encryptionKeys[1].file: d1client: not a JWK",
 		"issuers[0].sending.concurrency: must be 1 to 1024", "issuers[0].sending.callTimeout: must not", "issuers[0].sending.poll: must not",
 		"issuers[0].sending.resendAfter: must not", "issuers[0].sending.retry404For: must not",
-		"issuers[0].sending.ratePerSecond: must be 0", "issuers[0].sending.stopAfterRefusals: must be 2 to", "issuers[0].sending.giveUpAfter: must not",
+		"issuers[0].sending.ratePerSecond: must be 0", "issuers[0].sending.stopAfterRefusals: must be 2 to", "issuers[0].sending.giveUpAfter: must not", "issuers[0].sending.changeTimeout: must not",
 		"issuers[0].sending.breakerThreshold: must be 1 to", "issuers[0].sending.afterUnknown: must be resend or wait",
 		"issuers[0].notifications.clientId: is required", "issuers[0].notifications.clientSecret: is required",
 		"issuers[0].notifications.clientCertificate: needs notifications.tls", "issuers[0].notifications.clientNames[0]: must be a name",

@@ -10,7 +10,7 @@ import (
 
 // DecodePause reads why a lane is paused.
 func DecodePause(text []byte, rules *Rules) (reason string, _ Faults) {
-	faults := decodeAction(text, rules, "a pause", func(root *object) { reason = root.need("reason", pauseReason) })
+	faults := decodeAction(text, rules, "a pause", func(root *object) { reason = root.need("reason", visibleText) })
 	return reason, faults
 }
 
@@ -74,15 +74,15 @@ func decodeOverride(root *object, what string) (reason string) {
 	return reason
 }
 
+// These are texts that are shown to others as they are: one that hides or turns
+// around what stands beside it is refused.
 var (
-	pauseReason  = visibleText(200)
-	actionReason = visibleText(256)
-	noteText     = visibleText(2000)
+	visibleText  = visible(200)
+	actionReason = visible(256)
+	noteText     = visible(2000)
 )
 
-// visibleText is text that is shown to others as it is: one that hides or turns around
-// what stands beside it is refused.
-func visibleText(limit int) textRule {
+func visible(limit int) textRule {
 	bounds := text(limit)
 	return textRule{free: true, check: func(s string) (string, string) {
 		position := 0

@@ -81,8 +81,8 @@ var advices = []struct {
 		"This order was tried for too long and is not tried any more.",
 		"operator", "Remove the reason that its last attempt names, then retry the order."}},
 	{AttentionStopTooLate, Advice{
-		"A hold or a cancel of this order came when D1 had it already: the card is being made.",
-		"support", "Ask D1 to stop the order, or let the card come."}},
+		"A hold of this order came when D1 had it already: the card is being made.",
+		"support", "Cancel the order, or let the card come."}},
 	{AttentionCardDataNeeded, Advice{
 		"The card data of this order was encrypted with a key of D1 that is not in use any more: D1 will not be able to read it.",
 		"core-banking", "Retry the order with encryptedData for a key in use."}},

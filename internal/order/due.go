@@ -208,8 +208,8 @@ func NextLook(s State, clock Clock, spread float64) time.Time {
 	case s.ToBeAsked(clock):
 		// There was no room for the question: it comes later, and in no hurry, since
 		// there may be very many of them.
-		wait := float64(s.wait(clock, clock.Checks))
-		at(clock.Now.Add(max(time.Second, time.Duration(wait/8*(0.5+spread)))))
+		wait := max(time.Second, s.wait(clock, clock.Checks)/8)
+		at(clock.Now.Add(time.Duration(float64(wait) * (0.5 + spread))))
 	case s.Rank > 0:
 		at(s.question(clock, 0.9+0.2*spread))
 	case limits.SilentAfter > 0:

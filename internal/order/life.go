@@ -182,7 +182,7 @@ func (r Release) apply(s *State) {
 type Cancel struct{}
 
 func (Cancel) apply(s *State) {
-	if s.Status == Accepted || s.Status == Held {
+	if s.Status == Accepted || s.Status == Held || s.Status == Rejected && s.Rank == 0 {
 		s.Status = Cancelled
 	}
 }

@@ -197,7 +197,7 @@ func TestHoldReleaseCancel(t *testing.T) {
 	changes := map[order.Evidence]map[order.Status]order.Status{
 		order.Hold{}:    {order.Accepted: order.Held},
 		order.Release{}: {order.Held: order.Accepted},
-		order.Cancel{}:  {order.Accepted: order.Cancelled, order.Held: order.Cancelled},
+		order.Cancel{}:  {order.Accepted: order.Cancelled, order.Held: order.Cancelled, order.Rejected: order.Cancelled},
 	}
 	for evidence, want := range changes {
 		for _, status := range order.Statuses {
@@ -305,8 +305,11 @@ func tracking() *rapid.Generator[order.Tracking] {
 // notification is any notification about the order.
 func notification() *rapid.Generator[order.Evidence] {
 	return rapid.Custom(func(t *rapid.T) order.Evidence {
-		if rapid.IntRange(0, 3).Draw(t, "kind") == 0 {
+		switch rapid.IntRange(0, 7).Draw(t, "kind") {
+		case 0, 1:
 			return tracking().Draw(t, "tracking")
+		case 2:
+			return order.CancelDone{}
 		}
 		return report().Draw(t, "report")
 	})

@@ -115,19 +115,22 @@ func (d *document) outsideProgram(pointer, rule, format string, args ...any) {
 	d.addFault(Fault{Pointer: pointer, Code: CodeOutsideProgram, Detail: fmt.Sprintf(format, args...), Rule: rule})
 }
 
+// within reports a value that is not among those that were agreed, unless it is wrong by
+// itself already.
+func (d *document) within(pointer, rule string, allowed []string, value string) {
+	if allowed != nil && value != "" && !slices.Contains(allowed, value) && !d.faulty(pointer) {
+		d.outsideProgram(pointer, rule, "is not a part of this card product's program")
+	}
+}
+
 // checkProgram reports what D1 takes and the issuer's agreement with the bureau
-// does not. What is wrong by itself already is not reported twice.
+// does not.
 func (d *document) checkProgram(p *Production) {
 	if d.program == nil {
 		if d.rules.Programs != nil && p.CardProductID != "" {
 			d.outsideProgram("/cardProductId", "cardProducts", "is not a card product of this issuer")
 		}
 		return
-	}
-	within := func(pointer, rule string, allowed []string, value string) {
-		if allowed != nil && value != "" && !slices.Contains(allowed, value) && !d.faulty(pointer) {
-			d.outsideProgram(pointer, rule, "is not a part of this card product's program")
-		}
 	}
 	// A Thales centre does what D1 does by default, and others do what they are
 	// told.
@@ -140,29 +143,29 @@ func (d *document) checkProgram(p *Production) {
 	if allowed := d.program.DistributionChannels; allowed != nil && p.Channel != "" && !slices.Contains(allowed, p.Channel) {
 		d.outsideProgram("/distributionChannel", "distributionChannels", "is not a part of this card product's program")
 	}
-	within("/services/delivery", "deliveryMethods", d.program.DeliveryMethods, byDefault(p.Services.Delivery, NoShipment))
-	within("/services/cardCarrier", "cardCarriers", d.program.CardCarriers, byDefault(p.Services.CardCarrier, noCarrier))
-	within("/services/packaging", "packagings", d.program.Packagings, byDefault(p.Services.Packaging, noPack))
+	d.within("/services/delivery", "deliveryMethods", d.program.DeliveryMethods, byDefault(p.Services.Delivery, NoShipment))
+	d.within("/services/cardCarrier", "cardCarriers", d.program.CardCarriers, byDefault(p.Services.CardCarrier, noCarrier))
+	d.within("/services/packaging", "packagings", d.program.Packagings, byDefault(p.Services.Packaging, noPack))
 	if p.Services.AlphaCard && !d.program.AlphaCard {
 		d.outsideProgram("/services/alphaCard", "alphaCard", "no sample cards are made in this card product's program")
 	}
 	if c := p.PackagingConfig; c != nil {
 		for i, insert := range c.Inserts {
-			within("/packagingConfig/inserts/"+strconv.Itoa(i), "inserts", d.program.Inserts, insert)
+			d.within("/packagingConfig/inserts/"+strconv.Itoa(i), "inserts", d.program.Inserts, insert)
 		}
 	}
 	if s := p.Shipment; s != nil && s.DeliveryAddress != nil {
-		within("/shipment/deliveryAddress/countryCode", "destinationCountries", d.program.DestinationCountries, s.DeliveryAddress.CountryCode)
+		d.within("/shipment/deliveryAddress/countryCode", "destinationCountries", d.program.DestinationCountries, s.DeliveryAddress.CountryCode)
 	}
 	if a := p.PaymentApplication; a != nil && a.Config != "" && d.program.PaymentApplications != nil {
-		d.checkPayment(a, within)
+		d.checkPayment(a)
 	}
 }
 
 // checkPayment looks for a profile that allows a as a whole, since a config may
 // come with several sets of keys. If there is none, the faults are those of the
 // config's first profile.
-func (d *document) checkPayment(a *PaymentApplication, within func(pointer, rule string, allowed []string, value string)) {
+func (d *document) checkPayment(a *PaymentApplication) {
 	var first *PaymentProfile
 	for i := range d.program.PaymentApplications {
 		profile := &d.program.PaymentApplications[i]
@@ -180,7 +183,7 @@ func (d *document) checkPayment(a *PaymentApplication, within func(pointer, rule
 		return
 	}
 	for _, key := range first.keys(a) {
-		within("/paymentApplication/"+key.member, key.rule, key.allowed, key.value)
+		d.within("/paymentApplication/"+key.member, key.rule, key.allowed, key.value)
 	}
 }
 

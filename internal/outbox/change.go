@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"cardorder/internal/d1client"
+	"cardorder/internal/order"
 	"cardorder/internal/store"
 )
 
@@ -39,6 +40,16 @@ func changed(m store.Message, attempt store.Attempt, a d1client.Answer) store.Co
 		}
 	}
 	return c
+}
+
+// shownChanges lists what D1 shows of changes of the order when it is asked how that stands.
+func shownChanges(m store.Message, operations []d1client.Operation, around surroundings) (list []store.ShownChange) {
+	for _, op := range operations {
+		if owner, owned := around.owners.Operations[op.OperationID]; op.Operation == store.OperationChange && owned && owner.OrderID == m.OrderID {
+			list = append(list, store.ShownChange{OperationID: op.OperationID, Status: order.OperationStatus(op.Status)})
+		}
+	}
+	return list
 }
 
 // unreadableChange keeps a change whose content cannot be read until it expires: a key

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -46,6 +47,24 @@ func TestChanged(t *testing.T) {
 				t.Errorf("attempt %+v", a)
 			}
 		})
+	}
+}
+
+// What D1 shows of a change is the change's own only by its operation, and never the
+// order's.
+func TestShownChanges(t *testing.T) {
+	t.Parallel()
+	around := surroundings{owners: store.Owners{Operations: map[string]store.Owner{
+		"change": {OrderID: us}, "card": {OrderID: us, Adopted: true}, "theirs": {OrderID: them},
+	}}}
+	update := func(id string) d1client.Operation {
+		return d1client.Operation{OperationID: id, Operation: "UPDATE_ORDER", IssuerRequestID: "ours", Status: "FAILED", StartTime: sent}
+	}
+	got := policy().asked(message(), store.Attempt{}, d1client.StatusAnswer{Finding: d1client.Found, Operations: []d1client.Operation{
+		operation("card", "ours", 0), update("change"), update("theirs"), update("nobody's"),
+	}}, around)
+	if want := []store.ShownChange{{OperationID: "change", Status: "FAILED"}}; !slices.Equal(got.Changes, want) || !slices.Equal(got.Seen, []string{"card"}) {
+		t.Errorf("changes %v, seen %v", got.Changes, got.Seen)
 	}
 }
 

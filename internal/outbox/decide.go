@@ -141,7 +141,7 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 		}
 		return c
 	}
-	c.Others = others(m, a.Operations, around)
+	c.Others, c.Changes = others(m, a.Operations, around), shownChanges(m, a.Operations, around)
 	mine, doubtful := candidates(m, a.Operations, around)
 	if len(mine) > 0 {
 		c.Attempt.OperationID = mine[0].OperationID

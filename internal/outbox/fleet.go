@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -231,50 +232,79 @@ func (f *Fleet) watch(ctx context.Context) {
 	}
 	failing := false
 	for ctx.Err() == nil {
-		var all store.Checked
+		var next pace
 		var err error
 		for name, l := range f.lanes {
-			if err = f.look(ctx, l, adopted[name], &all); err != nil {
-				break
-			}
+			p, failed := f.look(ctx, l, adopted[name])
+			next, err = max(next, p), cmp.Or(err, failed) // one issuer's trouble is not the others'
+		}
+		if err == nil {
+			err = f.expireChanges(ctx)
 		}
 		switch {
 		case err != nil && ctx.Err() == nil && !failing:
-			f.cfg.Log.Error("looking for orders that are late, silent or to be sent now fails", "error", err)
+			f.cfg.Log.Error("looking for orders that are late, silent or to be sent now, and for changes that expire, fails", "error", err)
 		case err == nil && failing:
-			f.cfg.Log.Info("looking for orders that are late, silent or to be sent now works again")
+			f.cfg.Log.Info("looking for orders that are late, silent or to be sent now, and for changes that expire, works again")
 		}
-		failing = err != nil
-		if all.More {
-			continue
+		if failing = err != nil; failing {
+			next = paceBeat
 		}
 		pause := f.cfg.Beat
-		if all.Asked > 0 {
-			pause /= 10 // there may be many more; few are asked about at a time
+		switch next {
+		case paceNow:
+			continue
+		case paceSoon:
+			pause /= 10
+		case paceBeat:
 		}
-		next := time.NewTimer(pause + jitter(pause/2))
+		timer := time.NewTimer(pause + jitter(pause/2))
 		select {
-		case <-next.C:
+		case <-timer.C:
 		case <-ctx.Done():
 		}
-		next.Stop()
+		timer.Stop()
 	}
 }
 
-// look looks at orders of one lane, and adds what it did to all.
-func (f *Fleet) look(ctx context.Context, l *lane, a *adoption, all *store.Checked) error {
+// pace is how soon to look again.
+type pace int
+
+const (
+	paceBeat pace = iota
+	paceSoon      // there may be more to ask about, when what is being asked is answered
+	paceNow       // there are more to look at
+)
+
+// look looks at orders of one lane.
+func (f *Fleet) look(ctx context.Context, l *lane, a *adoption) (pace, error) {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
-	checked, err := f.store.Check(ctx, l.cfg.IssuerID, l.questions())
+	questions := l.questions()
+	checked, err := f.store.Check(ctx, l.cfg.IssuerID, questions)
 	if err != nil {
-		return err
+		return paceBeat, err
 	}
+	next := paceBeat
+	switch {
+	case checked.More:
+		next = paceNow
+	case checked.Looked > 0 && questions > 0:
+		next = paceSoon
+	}
+	l.metrics.behind.Set(checked.Behind.Seconds())
 	if checked.Asked > 0 {
 		l.wake()
 	}
-	all.Asked += checked.Asked
-	all.More = all.More || checked.More
-	return a.goOn(ctx, f.store, l.cfg.IssuerID)
+	return next, a.goOn(ctx, f.store, l.cfg.IssuerID)
+}
+
+// expireChanges ends the waiting for D1's word on changes whose time is over.
+func (f *Fleet) expireChanges(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	_, err := f.store.ExpireChanges(ctx)
+	return err
 }
 
 // adoption goes through the open orders of an issuer, looking for those that nobody looks

@@ -46,6 +46,7 @@ type world struct {
 	d1        string // URL
 	signing   *ecdsa.PrivateKey
 	encrypter *d1client.Encrypter
+	limits    *order.Limits // of every order
 
 	mu    sync.Mutex
 	gates map[string]chan struct{} // by issuer: orders wait until it is closed
@@ -94,7 +95,10 @@ func (w *world) must(err error) {
 
 func (w *world) openStore() *store.Store {
 	w.t.Helper()
-	st, err := store.Open(w.t.Context(), store.Config{URL: w.url, MaxConns: 8, Seal: w.sealer, HashKeys: store.HashKeys{Current: make([]byte, 32)}})
+	st, err := store.Open(w.t.Context(), store.Config{
+		URL: w.url, MaxConns: 8, Seal: w.sealer, HashKeys: store.HashKeys{Current: make([]byte, 32)},
+		Limits: func(string, string) *order.Limits { return w.limits },
+	})
 	w.must(err)
 	w.t.Cleanup(st.Close)
 	return st

@@ -23,6 +23,8 @@ type Metrics struct {
 	rescued  *prometheus.CounterVec
 	raised   *prometheus.CounterVec
 	drift    *prometheus.CounterVec
+	late     *prometheus.CounterVec
+	behind   *prometheus.GaugeVec
 	probes   *prometheus.CounterVec
 	d1Skew   *prometheus.GaugeVec
 	skew     prometheus.Gauge
@@ -61,6 +63,8 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 		rescued:  counter("cardorder_lane_leases_rescued_total", "Messages taken over from a process whose lease ran out."),
 		raised:   counter("cardorder_attention_raised_total", "Orders that newly need a human, by code.", "code"),
 		drift:    counter("cardorder_drift_total", "What asking D1 found that no notification had told, by the status that an order turned out to have, attention, or details.", "difference"),
+		late:     counter("cardorder_late_total", "Orders that became late, by the status they had.", "status"),
+		behind:   gauge("cardorder_looks_behind_seconds", "For how long the first order that has to be looked at, because it may be late, silent or due to be sent, has waited for it."),
 		probes:   counter("cardorder_lane_probes_total", "Orders tried while their lane was stopped."),
 		d1Skew:   gauge("cardorder_d1_clock_skew_seconds", "By how much this process's clock is behind D1's, to the second."),
 		skew: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -82,6 +86,11 @@ func (m *Metrics) Attention(issuer string, a order.Attention) {
 	m.raised.WithLabelValues(issuer, string(a)).Inc()
 }
 
+// Late counts an order that became late in a status.
+func (m *Metrics) Late(issuer string, s order.Status) {
+	m.late.WithLabelValues(issuer, string(s)).Inc()
+}
+
 // Drift counts what asking D1 found.
 func (m *Metrics) Drift(issuer string, d store.Difference) {
 	m.drift.WithLabelValues(issuer, string(d)).Inc()
@@ -97,6 +106,7 @@ type laneMetrics struct {
 	attempts                          map[attemptLabel]prometheus.Counter
 	breaker                           map[breakerLabel]prometheus.Gauge
 	inFlight, share, unstored, d1Skew prometheus.Gauge
+	behind                            prometheus.Gauge
 	rescued, probes                   prometheus.Counter
 }
 
@@ -119,10 +129,16 @@ func (m *Metrics) lane(issuer string) *laneMetrics {
 		inFlight: m.inFlight.WithLabelValues(issuer), share: m.share.WithLabelValues(issuer),
 		unstored: m.unstored.WithLabelValues(issuer), d1Skew: m.d1Skew.WithLabelValues(issuer),
 		rescued: m.rescued.WithLabelValues(issuer), probes: m.probes.WithLabelValues(issuer),
+		behind: m.behind.WithLabelValues(issuer),
 	}
 	m.lost.WithLabelValues(issuer)
 	for _, a := range order.Attentions() {
 		m.raised.WithLabelValues(issuer, string(a))
+	}
+	for _, s := range order.Statuses {
+		if order.HasBudget(s) {
+			m.late.WithLabelValues(issuer, string(s))
+		}
 	}
 	for _, d := range store.Differences() {
 		m.drift.WithLabelValues(issuer, string(d))

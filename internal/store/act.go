@@ -170,6 +170,7 @@ func (s *Store) Retry(ctx context.Context, r Retry) (*Order, error) {
 			evidence = append(evidence, order.Cured{Attention: order.AttentionCardDataNeeded})
 		}
 		w.advance(o, cause, evidence...)
+		w.withdrawCancels(o, cause)
 		return nil
 	})
 	if err != nil {

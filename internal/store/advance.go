@@ -37,7 +37,8 @@ type lockedOrder struct {
 	admitted      bool        // a person released it in spite of the program's rule
 	looked        bool        // its time had come: it gets another one, earlier or later
 	asked         bool        // D1 is to be asked about it because of that
-	changes       []change    // made in this transaction, to be logged after it
+	open          []openChange
+	changes       []change // made in this transaction, to be logged after it
 }
 
 // change is one version of an order.
@@ -144,14 +145,15 @@ func (k keySet) queueLocks(b *pgx.Batch, locked map[orderKey]*lockedOrder) {
 // lockColumns are what makes a lockedOrder, of order_state s and orders o.
 const lockColumns = `s.issuer_id, s.order_id, s.first_sent_at, clock_timestamp(), o.card_id, o.card_product_id,
 			coalesce(o.terms #>> '{services,issuance}', ''), o.urgent, o.created_at, o.not_before, s.heard_at, s.checks,
-			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false), ` + stateColumns
+			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false),
+			s.open_changes, ` + stateColumns
 
 func scanLocked(rows pgx.Rows) (*lockedOrder, error) {
 	o := &lockedOrder{}
 	var id pgtype.UUID
 	fields := []any{
 		&o.issuer, &id, &o.firstSentAt, &o.now, &o.cardID, &o.cardProductID,
-		&o.issuance, &o.urgent, &o.createdAt, &o.notBefore, &o.heardAt, &o.checks, &o.doubted,
+		&o.issuance, &o.urgent, &o.createdAt, &o.notBefore, &o.heardAt, &o.checks, &o.doubted, &o.open,
 	}
 	if err := rows.Scan(append(fields, stateFields(&o.state)...)...); err != nil {
 		return nil, err
@@ -263,6 +265,11 @@ type advances struct {
 	store  *Store
 	orders []*lockedOrder // with something to write, each once
 	events []event
+
+	changes  []changeRow    // what becomes of changes, each once
+	changing []*lockedOrder // whose list of open changes differs, each once
+	sending  []*lockedOrder // that may have a change to be sent, each once
+	placed   []placedChange
 }
 
 // event is a row of order_events.
@@ -280,8 +287,8 @@ func (a *advances) advance(o *lockedOrder, cause Cause, evidence ...order.Eviden
 	evidence = append(evidence, order.Operations{IDs: o.operations})
 	clock := a.store.clock(o)
 	next, changed := order.Advance(before, clock, evidence...)
-	if o.halt != "" && before.ToBeSent() && !next.Waiting() && next.Rank > 0 {
-		// D1 has the order that somebody wanted held or cancelled.
+	if o.halt != "" && !o.cancelling() && before.ToBeSent() && !next.Waiting() && next.Rank > 0 {
+		// D1 has the order that somebody wanted held; a cancel is sent to it.
 		next, changed = order.Advance(before, clock, append(evidence, order.Notice{Attention: order.AttentionStopTooLate})...)
 	}
 	if !changed {
@@ -297,6 +304,7 @@ func (a *advances) advance(o *lockedOrder, cause Cause, evidence ...order.Eviden
 	o.changes = append(o.changes, change{before, next, cause})
 	a.touch(o)
 	a.events = append(a.events, event{o.orderKey, cmp.Or(cause.Action, eventType(before, next)), next, before.Status, cause})
+	a.settleChanges(o, before, cause)
 }
 
 func (a *advances) touch(o *lockedOrder) {
@@ -321,6 +329,7 @@ func eventType(before, after order.State) EventType {
 // that have become pointless, new ones, and the guards of cards.
 func (a *advances) queue(b *pgx.Batch) {
 	if len(a.orders) == 0 {
+		a.queueChanges(b)
 		return
 	}
 	var sent, unsent []*lockedOrder
@@ -352,6 +361,7 @@ func (a *advances) queue(b *pgx.Batch) {
 	a.queueEvents(b)
 	queueRetired(b, sent)
 	queueSubmits(b, unsent)
+	a.queueChanges(b)
 	queueHeldGuards(b, regained)
 	queueReleasedGuards(b, released)
 	queueHeldGuards(b, held)

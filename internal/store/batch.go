@@ -307,6 +307,11 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 			if waits && action.halts() {
 				halted = append(halted, m.id)
 			}
+			if waits && action == BatchCancel {
+				if err := w.placeCancel(o, Cause{Kind: CauseRequest, ID: batch.String(), Actor: actor}); err != nil {
+					return counts, last, false, nil, err
+				}
+			}
 			counts.TooLate++
 		case action == BatchRelease && o.halt == BatchHold:
 			halted = append(halted, m.id)

@@ -28,6 +28,7 @@ type Checked struct {
 	Released int // their schedule has ended
 	Asked    int // D1 is to be asked about them
 	More     bool
+	Behind   time.Duration // for how long the first of them had been due
 }
 
 // Check looks at orders of an issuer whose time has come, some hundred at most, however
@@ -36,47 +37,92 @@ type Checked struct {
 // as long as no more than the given number of questions wait; the others are looked at
 // again a while later, so that they keep none of the rest waiting.
 func (s *Store) Check(ctx context.Context, issuer string, questions int) (Checked, error) {
-	room, due, err := s.anyDue(ctx, issuer, questions)
-	if err != nil || !due {
+	room, behind, err := s.firstDue(ctx, issuer, questions)
+	if err != nil || behind == nil {
 		return Checked{}, err
 	}
+	done, err := s.checkSome(ctx, issuer, uuid.Nil, room)
+	if err != nil && ctx.Err() == nil && !Unavailable(err) {
+		done, err = s.checkEach(ctx, issuer, room)
+	}
+	if done.Released+done.Asked > 0 {
+		s.cfg.OnReady(LaneOf(issuer))
+	}
+	if err != nil {
+		return done, fmt.Errorf("looking at orders that are due: %w", err)
+	}
+	done.Behind = *behind
+	return done, nil
+}
+
+// checkSome looks at orders that are due, or at the given one of them, in one transaction.
+func (s *Store) checkSome(ctx context.Context, issuer string, only uuid.UUID, room int) (Checked, error) {
 	var c check
-	err = s.inTx(ctx, func(tx pgx.Tx) error {
-		c = check{store: s, issuer: issuer, room: room}
+	err := s.inTx(ctx, func(tx pgx.Tx) error {
+		c = check{store: s, issuer: issuer, only: only, room: room}
 		return c.run(ctx, tx)
 	})
 	if err != nil {
-		return Checked{}, fmt.Errorf("looking at orders that are due: %w", err)
+		return Checked{}, err
 	}
 	s.logChanges(ctx, c.locked)
-	if c.done.Released+c.done.Asked > 0 {
-		s.cfg.OnReady(LaneOf(issuer))
-	}
 	return c.done, nil
 }
 
-// anyDue tells whether any order has to be looked at, and how many questions D1 may be
-// asked: the lane has other things to do.
-func (s *Store) anyDue(ctx context.Context, issuer string, questions int) (room int, due bool, err error) {
+// checkEach looks at each by itself: one that cannot be dealt with must not strand the
+// others. It is looked at again a minute later.
+func (s *Store) checkEach(ctx context.Context, issuer string, room int) (sum Checked, err error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT s.order_id FROM order_state s WHERE s.issuer_id = $1 AND s.next_check_at <= now()
+		ORDER BY s.next_check_at LIMIT $2`, issuer, checkChunk)
+	if err != nil {
+		return sum, err
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	if err != nil {
+		return sum, err
+	}
+	for _, id := range ids {
+		done, err := s.checkSome(ctx, issuer, id, room-sum.Asked)
+		if err != nil && (ctx.Err() != nil || Unavailable(err)) {
+			return sum, err
+		}
+		if err != nil {
+			s.cfg.Log.Error("an order could not be looked at", "issuerId", issuer, "orderId", id, "error", err)
+			if _, err := s.pool.Exec(ctx, `UPDATE order_state SET next_check_at = now() + interval '1 min'
+				WHERE issuer_id = $1 AND order_id = $2 AND next_check_at <= now()`, issuer, id); err != nil {
+				return sum, err
+			}
+		}
+		sum.Looked, sum.Released, sum.Asked = sum.Looked+done.Looked, sum.Released+done.Released, sum.Asked+done.Asked
+	}
+	sum.More = len(ids) == checkChunk
+	return sum, nil
+}
+
+// firstDue tells for how long the first order has been due to be looked at, nil for none,
+// and how many questions D1 may be asked: the lane has other things to do.
+func (s *Store) firstDue(ctx context.Context, issuer string, questions int) (room int, behind *time.Duration, err error) {
 	var b pgx.Batch
 	exec(&b, steadyPlans)
 	b.Queue(`
-		SELECT EXISTS (SELECT FROM order_state s WHERE s.issuer_id = $1 AND s.next_check_at <= now()),
+		SELECT (SELECT now() - s.next_check_at FROM order_state s WHERE s.issuer_id = $1 AND s.next_check_at <= now() ORDER BY s.next_check_at LIMIT 1),
 			$4 - (SELECT count(*) FROM (SELECT FROM outbox m WHERE m.lane = $2 AND m.class = $3 AND m.run_at <= now() LIMIT $4) w)`,
 		issuer, LaneOf(issuer), ClassQuestion, questions).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&due, &room)
+		return row.Scan(&behind, &room)
 	})
 	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
-		return 0, false, fmt.Errorf("looking for orders that are due: %w", err)
+		return 0, nil, fmt.Errorf("looking for orders that are due: %w", err)
 	}
-	return room, due, nil
+	return room, behind, nil
 }
 
 // check is one look at orders that are due.
 type check struct {
 	store  *Store
 	issuer string
-	room   int // for questions
+	only   uuid.UUID // of those that are due, unless it is nil
+	room   int       // for questions
 
 	locked map[orderKey]*lockedOrder
 	done   Checked
@@ -129,9 +175,9 @@ func (c *check) lock(ctx context.Context, tx pgx.Tx) (list []*lockedOrder, err e
 	b.Queue(`
 		SELECT `+lockColumns+`
 		FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
-		WHERE s.issuer_id = $1 AND s.next_check_at <= now()
+		WHERE s.issuer_id = $1 AND s.next_check_at <= now() AND ($3::uuid IS NULL OR s.order_id = $3)
 		ORDER BY s.next_check_at LIMIT $2
-		FOR UPDATE OF s SKIP LOCKED`, c.issuer, checkChunk).Query(func(rows pgx.Rows) error {
+		FOR UPDATE OF s SKIP LOCKED`, c.issuer, checkChunk, optionalID(c.only)).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			o, err := scanLocked(rows)
 			if err == nil {
@@ -179,9 +225,14 @@ func (s *Store) clock(o *lockedOrder) order.Clock {
 	return c
 }
 
-// nextLook is when an order has to be looked at again.
+// nextLook is when an order has to be looked at again. Progress puts questions off for as
+// long as it can, so that it finds a time that is early enough.
 func (s *Store) nextLook(o *lockedOrder) pgtype.Timestamptz {
-	return timeOrNull(order.NextLook(o.state, s.clock(o), rand.Float64()))
+	spread := 1.0
+	if o.looked {
+		spread = rand.Float64()
+	}
+	return timeOrNull(order.NextLook(o.state, s.clock(o), spread))
 }
 
 func timeOf(t *time.Time) time.Time {

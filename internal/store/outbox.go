@@ -165,8 +165,9 @@ const sameHistory = `NOT EXISTS (SELECT FROM database_history h
 		OR h.system_identifier <> (SELECT system_identifier FROM pg_control_system())))`
 
 // claimable is true for messages m that may be claimed as far as their card is
-// concerned. D1 is asked at any time about what it may have: that sends nothing.
-const claimable = `(m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL OR m.claim_token IS NOT NULL
+// concerned. D1 is asked at any time about what it may have: that sends nothing; and a
+// change is of an order that it has.
+const claimable = `(m.kind <> 'submit' OR m.maybe_sent_at IS NOT NULL OR m.claim_token IS NOT NULL
 	OR NOT EXISTS (SELECT FROM outbox e
 		WHERE e.issuer_id = m.issuer_id AND e.card_id = m.card_id AND e.id <> m.id AND e.kind = 'submit'
 			AND (e.id < m.id AND e.run_at < 'infinity' OR e.claim_token IS NOT NULL OR e.maybe_sent_at IS NOT NULL)))`
@@ -206,7 +207,7 @@ const claimProbe = `
 		SELECT p.*, false AS first FROM turn, (VALUES (2::smallint), (0::smallint), (1::smallint)) AS c(class) CROSS JOIN LATERAL (
 			SELECT m.id, m.run_at FROM outbox m
 			WHERE m.lane = $1 AND m.class = c.class AND ` + due + ` AND NOT EXISTS (SELECT FROM candidates)
-				AND (m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL OR m.claim_token IS NOT NULL)
+				AND (m.kind <> 'submit' OR m.maybe_sent_at IS NOT NULL OR m.claim_token IS NOT NULL)
 			ORDER BY m.run_at LIMIT $3
 			FOR UPDATE OF m SKIP LOCKED) p
 	), due AS MATERIALIZED (
@@ -232,9 +233,10 @@ const claimRest = `claimed AS (
 		coalesce(now() - c.refused_since, '0'), c.maybe_sent_at IS NOT NULL, coalesce(now() - c.maybe_sent_at, '0'),
 		c.asks, c.negatives, c.resend_off, c.resends, c.halt IS NOT NULL AND c.maybe_sent_at IS NULL,
 		o.created_at, now(), c.trying_for,
-		(SELECT max(run_at) FROM due), p.production, p.encrypted_data
+		(SELECT max(run_at) FROM due), p.production, p.encrypted_data, h.id, h.type, h.address
 	FROM claimed c JOIN orders o ON o.issuer_id = c.issuer_id AND o.id = c.order_id
-		LEFT JOIN order_payload p ON p.issuer_id = c.issuer_id AND p.order_id = c.order_id`
+		LEFT JOIN order_payload p ON p.issuer_id = c.issuer_id AND p.order_id = c.order_id AND c.kind <> 'change'
+		LEFT JOIN order_changes h ON h.issuer_id = c.issuer_id AND h.id = c.change_id`
 
 func (s *Store) claim(ctx context.Context, sql, lane string, class Class, limit int, lease time.Duration, floor time.Time) ([]Message, error) {
 	token, err := uuid.NewV7()
@@ -255,11 +257,17 @@ func (s *Store) claim(ctx context.Context, sql, lane string, class Class, limit 
 			var production, encryptedData pgtype.DriverBytes // good until the next row
 			var orderID pgtype.UUID
 			var firstSentAt pgtype.Timestamptz
+			var change claimedChange
 			err := row.Scan(&m.ID, &m.Kind, &m.Class, &m.IssuerID, &orderID, &m.CardID, &m.IssuerRequestID, &m.Tries, &firstSentAt, &m.SentBefore,
 				&m.RefusedFor, &m.MaybeSent, &m.SentAgo, &m.Asks, &m.Negatives, &m.ResendOff, &m.Resends, &m.Halted,
-				&m.AcceptedAt, &m.ClaimedAt, &m.TryingFor, &m.reached, &production, &encryptedData)
+				&m.AcceptedAt, &m.ClaimedAt, &m.TryingFor, &m.reached, &production, &encryptedData,
+				&change.id, &change.kind, &change.address)
 			m.OrderID, m.FirstSentAt = orderID.Bytes, firstSentAt.Time
-			if err == nil {
+			switch {
+			case err != nil:
+			case m.Kind == KindChange:
+				m.Change, m.Body, m.Err = s.openChangeBody(&m, change)
+			default:
 				m.Body, m.Err = s.openBody(m.IssuerID, m.OrderID, sealedPayload{production, encryptedData})
 			}
 			return m, err
@@ -459,6 +467,7 @@ type Completion struct {
 	Shipments []ShipmentUpdate // what D1 showed of its parcels
 	Evidence  []order.Evidence // how the order advances, if the claim still holds
 	Change    *ChangeAnswer    // of KindChange: what D1 said; nil while it is unknown whether it has it
+	Changes   []ShownChange    // what became of the order's changes, as D1 shows it
 	Next      Next             // what becomes of the message, if the order still waits
 }
 
@@ -610,11 +619,16 @@ func (c *completing) ask(b *pgx.Batch) {
 	if len(shown) > 0 {
 		queueKnownShipments(b, keysGiven(shown), c.shipments)
 	}
-	if len(seen) > 0 {
-		issuers, ids := make(texts, len(seen)), make(texts, len(seen))
-		for i, op := range seen {
-			issuers[i], ids[i] = op.key.issuer, op.id
+	var issuers, ids texts
+	for _, op := range seen {
+		issuers, ids = append(issuers, op.key.issuer), append(ids, op.id)
+	}
+	for i := range c.list {
+		if a := c.list[i].Change; a != nil && a.OperationID != "" {
+			issuers, ids = append(issuers, c.list[i].Message.IssuerID), append(ids, a.OperationID)
 		}
+	}
+	if len(ids) > 0 {
 		b.Queue(`
 			SELECT n.id FROM unnest($1::text[], $2::text[]) AS t(issuer_id, operation_id)
 			JOIN notifications n ON n.issuer_id = t.issuer_id AND n.operation_id = t.operation_id AND n.outcome = 'parked'`,
@@ -663,6 +677,16 @@ func (c *completing) answer(b *pgx.Batch) {
 			o.submit = m.ID
 		}
 		attempts = append(attempts, attemptRow{o.orderKey, &done.Attempt, !held})
+		if m.Kind == KindChange {
+			next := Next{RunIn: done.Next.RunIn, Tries: done.Next.Tries, Unsent: true}
+			if next.Done = !w.changeAnswered(o, done, held); held {
+				nexts = append(nexts, nextRow{message: m, Next: next})
+			}
+			continue
+		}
+		for _, shown := range done.Changes {
+			w.changeShown(o, done.cause(), shown)
+		}
 		evidence, next := c.decide(done, o, h, held)
 		if held {
 			if c.ships(o.orderKey, done) {

@@ -290,6 +290,7 @@ type Entry struct {
 	Attempt      *Attempt
 	Notification *Received
 	Note         *Note
+	Change       *Change // as it is now; what became of it when, events tell
 }
 
 // Event is a change of an order.
@@ -401,6 +402,15 @@ func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]En
 			return err
 		})
 	})
+	b.Queue(`SELECT `+changeColumns+` FROM order_changes c WHERE c.issuer_id = $1 AND c.order_id = $2 ORDER BY c.id DESC LIMIT $3`,
+		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			var c Change
+			err := rows.Scan(changeFields(&c)...)
+			entries = append(entries, Entry{At: c.CreatedAt, Change: &c})
+			return err
+		})
+	})
 	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
 		return nil, fmt.Errorf("reading a timeline: %w", err)
 	}
@@ -475,4 +485,5 @@ const (
 	EventLateChanged      EventType = "late-changed"
 	EventRefreshRequested EventType = "refresh-requested" // D1 is to be asked
 	EventRetryRequested   EventType = "retry-requested"   // its sending begins anew
+	EventChangeChanged    EventType = "change-changed"    // a change of it was wanted, or has another state
 )

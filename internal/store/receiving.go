@@ -130,7 +130,7 @@ const match = `
 			WHEN n.operation = 'UPDATE_ORDER' AND n.request_id <> '' THEN coalesce(
 				(SELECT c.order_id FROM order_changes c WHERE c.issuer_id = $1 AND c.id = n.change_id),
 				(SELECT (array_agg(c.order_id))[1] FROM orders o JOIN order_changes c ON c.issuer_id = o.issuer_id AND c.order_id = o.id
-				WHERE o.issuer_id = $1 AND o.issuer_request_id = n.request_id AND c.state = 'SENT' HAVING count(*) = 1))
+				WHERE o.issuer_id = $1 AND o.issuer_request_id = n.request_id AND ` + changeAtD1 + ` HAVING count(*) = 1))
 			WHEN n.operation = 'STANDALONE_TRACKING' AND n.tracking_number <> '' THEN
 				(SELECT h.order_id FROM shipments h JOIN order_state s ON s.issuer_id = h.issuer_id AND s.order_id = h.order_id
 				WHERE h.issuer_id = $1 AND h.tracking_number = n.tracking_number AND s.status NOT IN ('ACCEPTED', 'HELD')
@@ -149,7 +149,7 @@ const match = `
 				HAVING count(*) = 1)
 			WHEN n.operation = 'UPDATE_ORDER' AND n.request_id = '' AND NOT n.not_by_card THEN
 				(SELECT (array_agg(c.order_id))[1] FROM orders o JOIN order_changes c ON c.issuer_id = o.issuer_id AND c.order_id = o.id
-				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND c.state = 'SENT' HAVING count(*) = 1)
+				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND ` + changeAtD1 + ` HAVING count(*) = 1)
 			WHEN n.operation = 'STANDALONE_TRACKING' THEN
 				(SELECT o.id FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
 				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND s.rank > 0 AND s.status NOT IN ('FAILED', 'CANCELLED')
@@ -316,6 +316,9 @@ func (r *receiving) apply(w *advances, o *lockedOrder, n *arrival) Outcome {
 		w.advance(o, n.cause(), order.Notice{Attention: order.AttentionUnapplied})
 		return OutcomeUnapplied
 	}
+	if n.Operation == OperationChange && !w.changeReported(o, n.cause(), n.Notification) && n.how != byOperation {
+		return OutcomeParked // the change is not known to be at D1 yet
+	}
 	if n.OperationID != "" && n.how != byOperation {
 		if owner, known := r.owners[n.OperationID]; known && owner != o.orderKey && n.Operation == OperationProduce {
 			// One operation, two orders: this one is not its first.
@@ -339,9 +342,6 @@ func (r *receiving) apply(w *advances, o *lockedOrder, n *arrival) Outcome {
 	}
 	if slices.Contains(o.state.Attention, order.AttentionUnapplied) && r.lastUnapplied(o, n) {
 		evidence = append(evidence, order.Cured{Attention: order.AttentionUnapplied})
-	}
-	if n.Operation == OperationChange {
-		w.changeReported(o, n)
 	}
 	w.advance(o, n.cause(), evidence...)
 	return OutcomeApplied

@@ -407,14 +407,15 @@ func TestHalts(t *testing.T) {
 		evidence []order.Evidence
 		next     store.Next
 		want     [2]order.Status // after a hold, a cancel
-		messages int
-		note     bool
+		messages [2]int
+		note     [2]bool
 	}{
-		{"not taken", nil, store.Next{Unsent: true, Tries: 1}, [2]order.Status{order.Held, order.Cancelled}, 0, false},
-		{"refused, perhaps not for its fault", nil, store.Next{Refused: true, Tries: 1}, [2]order.Status{order.Held, order.Cancelled}, 0, false},
-		{"refused", []order.Evidence{order.Refusal{}}, store.Next{}, [2]order.Status{order.Rejected, order.Rejected}, 0, false},
-		{"taken", []order.Evidence{order.Taken{OperationID: "op"}}, store.Next{}, [2]order.Status{order.Submitted, order.Submitted}, 0, true},
-		{"unknown", lost, unknown, [2]order.Status{order.OutcomeUnknown, order.OutcomeUnknown}, 1, false},
+		{"not taken", nil, store.Next{Unsent: true, Tries: 1}, [2]order.Status{order.Held, order.Cancelled}, [2]int{}, [2]bool{}},
+		{"refused, perhaps not for its fault", nil, store.Next{Refused: true, Tries: 1}, [2]order.Status{order.Held, order.Cancelled}, [2]int{}, [2]bool{}},
+		{"refused", []order.Evidence{order.Refusal{}}, store.Next{}, [2]order.Status{order.Rejected, order.Cancelled}, [2]int{}, [2]bool{}},
+		// A hold can only be told of; the cancel is sent to D1.
+		{"taken", []order.Evidence{order.Taken{OperationID: "op"}}, store.Next{}, [2]order.Status{order.Submitted, order.Submitted}, [2]int{0, 1}, [2]bool{true, false}},
+		{"unknown", lost, unknown, [2]order.Status{order.OutcomeUnknown, order.OutcomeUnknown}, [2]int{1, 1}, [2]bool{}},
 	} {
 		for i, action := range []store.BatchAction{store.BatchHold, store.BatchCancel} {
 			t.Run(fmt.Sprint(c.name, "/", action), func(t *testing.T) {
@@ -430,13 +431,13 @@ func TestHalts(t *testing.T) {
 				}
 				f.complete(store.Completion{Message: m, Attempt: attempt("x"), Evidence: c.evidence, Next: c.next})
 				got := f.order(m.OrderID).State
-				if got.Status != c.want[i] || slices.Contains(got.Attention, order.AttentionStopTooLate) != c.note {
+				if got.Status != c.want[i] || slices.Contains(got.Attention, order.AttentionStopTooLate) != c.note[i] {
 					t.Errorf("the order is %s, attention %v", got.Status, got.Attention)
 				}
-				if n := value[int](f, `SELECT count(*) FROM outbox`); n != c.messages {
+				if n := value[int](f, `SELECT count(*) FROM outbox`); n != c.messages[i] {
 					t.Errorf("%d messages", n)
 				}
-				if c.messages == 1 { // asked in vain, often enough
+				if c.next.Maybe == store.MaybeNow { // asked in vain, often enough
 					q := ofClass(f, store.ClassQuestion)[0]
 					f.complete(store.Completion{Message: q, Attempt: attempt("found"), Evidence: []order.Evidence{order.NotFound{}}, Next: store.Next{Maybe: store.MaybeClear}})
 					if got := f.order(m.OrderID).State.Status; got != [2]order.Status{order.Held, order.Cancelled}[i] {

@@ -73,6 +73,7 @@ const (
 	columnEncryptedData = "order_payload.encrypted_data"
 	columnNotification  = "notifications.body"
 	columnNote          = "order_notes.body"
+	columnChangeAddress = "order_changes.address"
 )
 
 // sealedPayload is an order's personal data as it rests.
@@ -128,6 +129,11 @@ func (k HashKeys) matches(version int16, hash, canonical []byte) (bool, error) {
 		return false, ErrNewerRelease
 	}
 	return hmac.Equal(hash, sum), nil
+}
+
+// change hashes the canonical request of a change.
+func (k HashKeys) change(canonical []byte) []byte {
+	return k.sum(append([]byte("change\x00"), canonical...))
 }
 
 // runningDigest is a keyed hash of rows, of which any number may follow.

@@ -16,6 +16,7 @@ import (
 type Stats struct {
 	Lanes        []LaneStats
 	Open         map[IssuerStatus]int    // open orders
+	Late         map[string]int          // orders that are late, by issuer
 	Attention    map[IssuerAttention]int // orders that need a human; of 100,000 of them
 	Waiting      int                     // notifications that wait for their order, or could not be applied; counted up to 100,000
 	WaitingSince time.Duration           // age of the oldest of them
@@ -88,7 +89,7 @@ func (s *Store) Stats(ctx context.Context) (*Stats, error) {
 }
 
 func (s *Store) readStats(ctx context.Context) (*Stats, error) {
-	stats := &Stats{Open: make(map[IssuerStatus]int), Attention: make(map[IssuerAttention]int)}
+	stats := &Stats{Open: make(map[IssuerStatus]int), Late: make(map[string]int), Attention: make(map[IssuerAttention]int)}
 	var b pgx.Batch
 	b.Queue(`
 		SELECT lane, class, count(*), count(*) FILTER (WHERE ` + due + `),
@@ -121,6 +122,15 @@ func (s *Store) readStats(ctx context.Context) (*Stats, error) {
 			var n int
 			err := rows.Scan(&key.IssuerID, &key.Attention, &n)
 			stats.Attention[key] = n
+			return err
+		})
+	})
+	b.Queue(`SELECT issuer_id, count(*) FROM order_state WHERE late GROUP BY 1`).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			var issuer string
+			var n int
+			err := rows.Scan(&issuer, &n)
+			stats.Late[issuer] = n
 			return err
 		})
 	})

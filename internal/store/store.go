@@ -48,6 +48,9 @@ type Config struct {
 	// ConsumerLimits tells, by card product, how many orders of one consumer may be sent
 	// within 24 hours. Nil, a product that is absent, and 0 mean any number.
 	ConsumerLimits func(issuerID string) map[string]int
+	// ChangeTimeout says for how long D1 may leave a change of an issuer's order
+	// unanswered. Nil or 0 means 72 hours.
+	ChangeTimeout func(issuerID string) time.Duration
 	// OnReady is called after a commit that left something to send in a lane.
 	// It must not block.
 	OnReady func(lane string)

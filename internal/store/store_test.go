@@ -754,6 +754,14 @@ func TestPlans(t *testing.T) {
 	f.exec(`UPDATE order_state SET status = 'REJECTED', ended_at = NULL WHERE order_id = '01a20a68-0000-7000-8000-000000000002'`)
 	f.exec(`UPDATE order_state SET next_check_at = now(), first_sent_at = now() WHERE order_id < '01a20a68-0000-7000-8000-000000000100'`)
 	f.exec(`DELETE FROM outbox WHERE order_id = '01a20a68-0000-7000-8000-000000000002'`)
+	f.exec(`UPDATE order_state SET late = true WHERE order_id BETWEEN '01a20a68-0000-7000-8000-000000000200' AND '01a20a68-0000-7000-8000-000000000220'`)
+	const scheduled = `'01a20a68-0000-7000-8000-000000000010' AND '01a20a68-0000-7000-8000-000000000030'` // their time has come
+	f.exec(`UPDATE order_state SET status = 'HELD', hold = 'schedule', ended_at = NULL WHERE order_id BETWEEN ` + scheduled)
+	f.exec(`UPDATE orders SET not_before = now() WHERE id BETWEEN ` + scheduled)
+	f.exec(`DELETE FROM outbox WHERE order_id BETWEEN ` + scheduled)
+	const nameless = `'01a20a68-0000-7000-8000-000000000040' AND '01a20a68-0000-7000-8000-000000000060'`
+	f.exec(`UPDATE order_state SET status = 'SUBMITTED', rank = 10, status_since = now() - interval '1 h', ended_at = NULL WHERE order_id BETWEEN ` + nameless)
+	f.exec(`DELETE FROM outbox WHERE order_id BETWEEN ` + nameless)
 	f.exec(`VACUUM ANALYZE`)
 	batch := uuid.MustParse("01a20a68-0000-7000-9000-000000000007")
 	plans := &planner{}
@@ -786,6 +794,9 @@ func TestPlans(t *testing.T) {
 		"list by group":                   list(store.Filter{GroupID: "group-7"}),
 		"list by product":                 list(store.Filter{CardProductID: "p-3"}),
 		"list by channel":                 list(store.Filter{Channel: order.ChannelThales}),
+		"list late":                       list(store.Filter{Late: true}),
+		"list late, by product":           list(store.Filter{Late: true, CardProductID: "p-3"}),
+		"list late, page":                 list(store.Filter{Late: true, Before: uuid.MustParse("01a20a68-0000-7000-8000-000000000210")}),
 		"list attention":                  list(store.Filter{Attention: store.AnyAttention}),
 		"list open":                       list(store.Filter{Statuses: []order.Status{order.Held, order.Rejected}}),
 		"list shipped":                    list(store.Filter{Statuses: []order.Status{order.Shipped}}),
@@ -838,7 +849,17 @@ func TestPlans(t *testing.T) {
 			_, err := st.Owners(t.Context(), issuer, []string{"op-r-1", "op-r-2"}, []string{"r-1", "r-2"})
 			return err
 		},
-		"check": func() error { _, err := st.Check(t.Context(), issuer, 50); return err },
+		"check": func() error {
+			done, err := st.Check(t.Context(), issuer, 50000)
+			if err == nil && (done.Released < 30 || done.Asked < 30) {
+				t.Errorf("checked %+v", done)
+			}
+			return err
+		},
+		"adopt": func() error {
+			_, err := st.Adopt(t.Context(), issuer, uuid.MustParse("01a20a68-0000-7000-8000-000000001000"))
+			return err
+		},
 		"refresh": func() error {
 			_, err := st.Refresh(t.Context(), action(uuid.MustParse("01a20a68-0000-7000-8000-000000000001")))
 			return err

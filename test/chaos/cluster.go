@@ -176,7 +176,7 @@ func (c *cluster) startSimulator(ctx context.Context, b bureau) (err error) {
 // configure makes the replicas: the example configuration with shorter times, and
 // every connection through a proxy.
 func (c *cluster) configure(ctx context.Context, count int, b bureau) error {
-	if err := c.copyExample("programs.yaml", "programs.yaml"); err != nil {
+	if err := c.copyExample("programs.yaml", "programs.yaml", "silentAfter: 24h", "silentAfter: "+b.silentAfter.String()); err != nil {
 		return err
 	}
 	for i := range count {
