@@ -195,34 +195,12 @@ func (d *database) capture(ctx context.Context, ids orderIDs) (*captured, error)
 		return nil, fmt.Errorf("looking for the order: %w", err)
 	}
 	for _, table := range d.tables {
-		columns, err := d.columns(ctx, table)
+		rows, err := d.read(ctx, table, `strpos(t::text, $1) > 0 OR strpos(t::text, $2) > 0 OR strpos(t::text, $3) > 0`,
+			c.orderID, string(ids.request[:]), string(ids.card[:]))
 		if err != nil {
 			return nil, err
 		}
-		var list []string
-		for _, col := range columns {
-			list = append(list, quote(col.name)+"::text")
-		}
-		rows, err := d.conn.Query(ctx, `SELECT pg_column_size(t.*), ARRAY[`+strings.Join(list, ", ")+`] FROM `+quote(table)+` t
-			WHERE strpos(t::text, $1) > 0 OR strpos(t::text, $2) > 0 OR strpos(t::text, $3) > 0`,
-			c.orderID, string(ids.request[:]), string(ids.card[:]))
-		if err != nil {
-			return nil, fmt.Errorf("reading %s: %w", table, err)
-		}
-		var size int
-		var values []*string
-		_, err = pgx.ForEachRow(rows, []any{&size, &values}, func() error {
-			r := row{table: table, columns: slices.Clone(columns), size: size}
-			for i := range values {
-				r.columns[i].value = values[i]
-			}
-			values = nil
-			c.rows = append(c.rows, r)
-			return nil
-		})
-		if err != nil {
-			return nil, fmt.Errorf("reading %s: %w", table, err)
-		}
+		c.rows = append(c.rows, rows...)
 	}
 	// The order first, as the service writes it.
 	slices.SortStableFunc(c.rows, func(a, b row) int {
@@ -237,6 +215,37 @@ func (d *database) capture(ctx context.Context, ids orderIDs) (*captured, error)
 		return 0
 	})
 	return c, nil
+}
+
+// read reads rows of a table.
+func (d *database) read(ctx context.Context, table, where string, args ...any) (list []row, err error) {
+	columns, err := d.columns(ctx, table)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, col := range columns {
+		names = append(names, quote(col.name)+"::text")
+	}
+	rows, err := d.conn.Query(ctx, `SELECT pg_column_size(t.*), ARRAY[`+strings.Join(names, ", ")+`] FROM `+quote(table)+` t WHERE `+where, args...)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", table, err)
+	}
+	var size int
+	var values []*string
+	_, err = pgx.ForEachRow(rows, []any{&size, &values}, func() error {
+		r := row{table: table, columns: slices.Clone(columns), size: size}
+		for i := range values {
+			r.columns[i].value = values[i]
+		}
+		values = nil
+		list = append(list, r)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", table, err)
+	}
+	return list, nil
 }
 
 // columns of a table that an INSERT names: what the database numbers or computes

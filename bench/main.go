@@ -81,17 +81,18 @@ type bench struct {
 	rest           time.Duration
 	riverWorkers   []int
 
-	dir     string
-	db      *database
-	site    *site
-	server  *service
-	river   *service
-	rows    *captured
-	pgbench *pgbench
-	stored  int // orders that were there before
-	results []*result
-	peaks   []string
-	trips   float64
+	dir      string
+	db       *database
+	site     *site
+	server   *service
+	river    *service
+	rows     *captured
+	pgbench  *pgbench
+	stored   int // orders that were there before
+	notified int // notifications that were
+	results  []*result
+	peaks    []string
+	trips    float64
 
 	stub         *d1Stub
 	sample       stubSample // of what the service posts
@@ -112,7 +113,7 @@ func (b *bench) parse(args []string) error {
 	flags.StringVar(&b.batchMemory, "batch-memory", "", "upload batches of these sizes as well and print the service's peak memory, as 100000,1000000")
 	flags.IntVar(&b.maxConns, "max-conns", 16, "database connections of each service (database.maxConns)")
 	flags.BoolVar(&b.idempotencyKey, "idempotency-key", false, "send an Idempotency-Key header beside the issuerRequestId")
-	flags.StringVar(&b.only, "only", "", "only these of pgbench, accept, river, batch, roundtrips, "+strings.Join(sendingParts, ", ")+" (comma separated)")
+	flags.StringVar(&b.only, "only", "", "only these of pgbench, accept, river, batch, roundtrips, intake, "+strings.Join(sendingParts, ", ")+" (comma separated)")
 	flags.IntVar(&b.preload, "preload", 0, "instead, measure accepting with empty tables and with so many orders stored; set -duration to more than a checkpoint cycle")
 	flags.IntVar(&b.dispatch, "dispatch", 50_000, "orders that are sent in one run; the slow one sends two fifths of it, River's and the backlog's a fifth")
 	flags.IntVar(&b.backlog, "backlog", 1_000_000, "orders in the long backlog")
@@ -282,6 +283,9 @@ func (b *bench) measureAll(ctx context.Context) error {
 		}
 	}
 	if err := b.measureRounds(all); err != nil {
+		return err
+	}
+	if err := b.measureIntake(ctx); err != nil {
 		return err
 	}
 	if err := b.measureMemory(ctx); err != nil {

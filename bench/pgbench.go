@@ -84,11 +84,16 @@ type running struct {
 
 // start starts pgbench and returns when all its clients are connected. Its own
 // figures are not used: connecting hundreds of clients takes seconds that it counts.
-func (p *pgbench) start(ctx context.Context, conn *pgx.Conn, clients int, pipeline bool) (_ *running, err error) {
+func (p *pgbench) start(ctx context.Context, conn *pgx.Conn, clients int, pipeline bool) (*running, error) {
+	return p.startScript(ctx, conn, clients, p.script(pipeline), 1000)
+}
+
+// startScript is start for a script, whose n begins after the given one.
+func (p *pgbench) startScript(ctx context.Context, conn *pgx.Conn, clients int, script string, n int) (_ *running, err error) {
 	r := &running{}
 	const longer = 3600 // seconds; stop ends it
 	r.cmd = exec.CommandContext(ctx, p.binary, "-n", "-M", "prepared", "-c", strconv.Itoa(clients), "-j", strconv.Itoa(min(2, clients)),
-		"-T", strconv.Itoa(longer), "-D", "n=1000", "-f", p.script(pipeline), p.url)
+		"-T", strconv.Itoa(longer), "-D", "n="+strconv.Itoa(n), "-f", script, p.url)
 	r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.out
 	if err := r.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting pgbench: %w", err)

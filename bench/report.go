@@ -169,6 +169,8 @@ func (b *bench) ratios() {
 		{"accepting / River service", b.best("accept"), b.best("River service"), "at least 3"},
 		{"batch / pgbench, a statement at a time", b.best("batch", "batch, gzip"), b.best(pgbenchName(false)), "at least 2.5"},
 		{"batch / pgbench, pipelined", b.best("batch", "batch, gzip"), b.best(pgbenchName(true)), "-"},
+		{"intake / pgbench, 100 operations at a time", b.best(nameIntakeBulk), b.best(namePgbenchBulk), "at least 0.6"},
+		{"intake / pgbench, one operation at a time", b.best(nameIntakeSingle), b.best(namePgbenchSingle), "at least 0.8"},
 		{"sending / bare HTTP client", b.best(nameDispatch), b.best(nameBare), "at least 0.3"},
 		{"sending / bare HTTP client, D1 100 ms", b.best(nameSlowDispatch), b.best(nameSlowBare), "at least 0.95"},
 		{"sending / River worker", b.best(nameDispatch), b.best(nameRiverWorker), "at least 3"},

@@ -60,9 +60,9 @@ func newSite(ctx context.Context, dir, root string, maxConns int) (*site, error)
 // service is `server serve`, a process of its own.
 type service struct {
 	*process
-	api, admin string // addresses
-	token      string
-	stopD1     func()
+	api, notifications, admin string // addresses
+	token                     string
+	stopD1                    func()
 }
 
 // startService runs the service for accepting: its D1 never answers an order, and
@@ -105,7 +105,7 @@ func (s *site) start(ctx context.Context, name, databaseURL, d1 string, env []st
 	if err != nil {
 		return nil, err
 	}
-	v.api, v.admin = addresses[0], addresses[2]
+	v.api, v.notifications, v.admin = addresses[0], addresses[1], addresses[2]
 	for i, inExample := range []string{"127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:9090"} {
 		all[inExample] = addresses[i]
 	}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/url"
 	"strconv"
+	"time"
 )
 
 // Refresh has D1 asked how an order stands, and returns the order as it is before,
@@ -68,3 +69,45 @@ func (r *request) match(version int) {
 }
 
 func orderPath(orderID, more string) string { return "/orders/" + url.PathEscape(orderID) + more }
+
+// Replayed is what became of a notification that was applied again.
+type Replayed struct {
+	ID      int64  `json:"id"`
+	Outcome string `json:"outcome"` // applied, parked, unapplied, ignored, foreign, repeated
+	OrderID string `json:"orderId"` // "" when no order was found
+}
+
+// ReplayNotification has a stored notification applied again, by what is known and set
+// today. One that its order has heard changes nothing.
+func (c *Client) ReplayNotification(ctx context.Context, id int64) (*Replayed, error) {
+	r, err := actionRequest("replaying a notification", "/notifications/"+strconv.FormatInt(id, 10)+"/replay", nil)
+	if err != nil {
+		return nil, err
+	}
+	return get[Replayed](ctx, c, r)
+}
+
+// Replay says which notifications are to be applied again: those that came in a time.
+type Replay struct {
+	From    time.Time `json:"from"`
+	To      time.Time `json:"to"`                // later than From
+	Outcome string    `json:"outcome,omitempty"` // only those of which this became
+	Cursor  string    `json:"cursor,omitempty"`  // the NextCursor of the answer before
+}
+
+// Replays is what became of notifications that were applied again.
+type Replays struct {
+	Replayed   int            `json:"replayed"`
+	Outcomes   map[string]int `json:"outcomes"`
+	NextCursor string         `json:"nextCursor"` // "" when there are no more
+}
+
+// ReplayNotifications has stored notifications applied again, as many as one call may
+// take: go on with the NextCursor until there is none.
+func (c *Client) ReplayNotifications(ctx context.Context, which Replay) (*Replays, error) {
+	r, err := actionRequest("replaying notifications", "/notifications/replay", which)
+	if err != nil {
+		return nil, err
+	}
+	return get[Replays](ctx, c, r)
+}

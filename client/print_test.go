@@ -52,7 +52,12 @@ func TestPersonalDataCannotBePrinted(t *testing.T) {
 		Config  client.Config
 		Card    *client.SensitiveData
 		Retry   client.Retry
-	}{o, *o, []client.NewOrder{*o}, cfg, o.SensitiveData, client.Retry{EncryptedData: secret, DuplicateOverride: &client.DuplicateOverride{Reason: secret}}}
+		Change  client.NewChange
+	}{
+		o, *o, []client.NewOrder{*o}, cfg, o.SensitiveData,
+		client.Retry{EncryptedData: secret, DuplicateOverride: &client.DuplicateOverride{Reason: secret}},
+		client.NewChange{NewDeliveryAddress: o.Shipment.DeliveryAddress, Note: secret},
+	}
 	hidden := struct { // fmt calls no methods here
 		token  client.Token
 		client *client.Client

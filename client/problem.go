@@ -55,6 +55,7 @@ const (
 	ProblemUnknownOrder         = problemTypes + "unknown-order"
 	ProblemUnknownBatch         = problemTypes + "unknown-batch"
 	ProblemUnknownLane          = problemTypes + "unknown-lane"
+	ProblemUnknownNotification  = problemTypes + "unknown-notification"
 	ProblemNotFound             = problemTypes + "not-found"
 	ProblemMethodNotAllowed     = problemTypes + "method-not-allowed"
 	ProblemDuplicateOrder       = problemTypes + "duplicate-order"

@@ -99,6 +99,18 @@ func TestRequests(t *testing.T) {
 			_, err := c.Drift(ctx, client.DriftFilter{From: from, To: from.Add(time.Hour), Limit: 3, Cursor: "cu"})
 			return err
 		}, "GET /drift?cursor=cu&from=2026-03-01T11%3A00%3A00.5Z&limit=3&to=2026-03-01T12%3A00%3A00.5Z", nil},
+		"change": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.ChangeOrder(ctx, "o/1", client.NewChange{Type: client.ChangeCancel, IdempotencyKey: "k", Version: 4})
+			return err
+		}, "POST /orders/o%2F1/changes", map[string]string{"Content-Type": "application/json", "Idempotency-Key": "k", "If-Match": `"4"`}},
+		"changes": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.Changes(ctx, "o-1", client.ChangeFilter{Limit: 3, Cursor: "cu"})
+			return err
+		}, "GET /orders/o-1/changes?cursor=cu&limit=3", nil},
+		"one change": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.Change(ctx, "o-1", "c/1")
+			return err
+		}, "GET /orders/o-1/changes/c%2F1", nil},
 		"programs": {func(ctx context.Context, c *client.Client) error {
 			_, err := c.Programs(ctx)
 			return err
@@ -143,6 +155,14 @@ func TestRequests(t *testing.T) {
 			_, err := c.Orders(ctx, client.OrderFilter{Attention: true, AttentionCode: "failed"})
 			return err
 		}, "GET /orders?attention=failed", nil},
+		"replay": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.ReplayNotification(ctx, 7)
+			return err
+		}, "POST /notifications/7/replay", map[string]string{"Content-Type": ""}},
+		"replay of a time": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.ReplayNotifications(ctx, client.Replay{From: from, To: from.Add(time.Hour), Outcome: "foreign", Cursor: "n7"})
+			return err
+		}, "POST /notifications/replay", map[string]string{"Content-Type": "application/json"}},
 		"lanes": {func(ctx context.Context, c *client.Client) error {
 			_, err := c.Lanes(ctx)
 			return err
@@ -211,6 +231,10 @@ func TestRequests(t *testing.T) {
 				got, header = r.Method+" "+r.RequestURI, r.Header
 				if attempts == 1 { // every call is safe to repeat
 					reply(w, 503, `{"type":"urn:cardorder:problem:unavailable"}`)
+					return
+				}
+				if strings.Contains(r.URL.Path, "/notifications/") { // which have numbers
+					reply(w, 200, `{"id":7}`)
 					return
 				}
 				reply(w, 200, `{"id":"x"}`)

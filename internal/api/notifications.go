@@ -198,7 +198,7 @@ func (c *receivedCall) keep(ctx context.Context, elements [][]byte) bool {
 	n := c.notifications
 	list := make([]store.Notification, len(elements))
 	for i, raw := range elements {
-		list[i] = n.parse(c.issuer, raw, c.sender)
+		list[i] = parseNotification(c.issuer, raw, c.sender)
 	}
 	outcomes, err := n.Store.Receive(ctx, c.issuer.ID, list)
 	c.mu.Lock()
@@ -279,8 +279,8 @@ func chunks(body []byte) iter.Seq[[][]byte] {
 	}
 }
 
-// parse reads what can be read of one operation; what cannot, is left empty.
-func (n *Notifications) parse(issuer *Issuer, raw []byte, correlation string) store.Notification {
+// parseNotification reads what can be read of one operation; what cannot, is left empty.
+func parseNotification(issuer *Issuer, raw []byte, correlation string) store.Notification {
 	note := store.Notification{Raw: raw, Content: d1client.Canonical(raw), CorrelationID: correlation}
 	op, err := d1client.ParseOperation(raw)
 	if err != nil {
@@ -300,6 +300,15 @@ func (n *Notifications) parse(issuer *Issuer, raw []byte, correlation string) st
 		TrackingNumber: s.TrackingNumber, Carrier: s.Carrier, Status: s.Status, TrackingURL: s.TrackingURL,
 	}
 	return note
+}
+
+// parseStored reads a stored notification. One of an issuer that is no longer configured
+// says nothing: it waits.
+func (s *server) parseStored(issuer string, raw []byte, correlation string) store.Notification {
+	if s.issuers[issuer] == nil {
+		return store.Notification{}
+	}
+	return parseNotification(s.issuers[issuer], raw, correlation)
 }
 
 // Wake makes Run try the given stored notifications now. It never blocks: a sweep
@@ -360,12 +369,7 @@ func (n *Notifications) forget(ctx context.Context) {
 
 // sweep tries waiting notifications and tells whether there may be more.
 func (n *Notifications) sweep(ctx context.Context, ids []int64) (more bool) {
-	applied, more, err := n.Store.Sweep(ctx, ids, func(issuer string, raw []byte, correlation string) store.Notification {
-		if n.issuers[issuer] == nil {
-			return store.Notification{} // no longer configured: it waits
-		}
-		return n.parse(n.issuers[issuer], raw, correlation)
-	})
+	applied, more, err := n.Store.Sweep(ctx, ids, n.parseStored)
 	if err != nil && ctx.Err() == nil {
 		n.Log.Error("applying stored notifications failed", "error", err)
 	}

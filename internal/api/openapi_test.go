@@ -74,6 +74,8 @@ var answers = map[string]reflect.Type{
 	"ChangePage":              reflect.TypeFor[page[changeView]](),
 	"Drift":                   reflect.TypeFor[driftView](),
 	"DriftPage":               reflect.TypeFor[page[driftView]](),
+	"Replay":                  reflect.TypeFor[replayView](),
+	"Replays":                 reflect.TypeFor[replaysView](),
 	"Readiness":               reflect.TypeFor[readiness](),
 }
 
@@ -138,6 +140,9 @@ var clients = map[string]reflect.Type{
 	"Change":                  reflect.TypeFor[client.Change](),
 	"ChangeRequest":           reflect.TypeFor[client.NewChange](),
 	"Drift":                   reflect.TypeFor[client.Drift](),
+	"Replay":                  reflect.TypeFor[client.Replayed](),
+	"Replays":                 reflect.TypeFor[client.Replays](),
+	"ReplayRequest":           reflect.TypeFor[client.Replay](),
 	"Problem":                 reflect.TypeFor[client.Problem](),
 	"Fault":                   reflect.TypeFor[client.Fault](),
 }
@@ -148,7 +153,7 @@ var ours = []string{"cardId", "metadata", "urgent", "hold", "notBefore", "duplic
 // handmade are object schemas without a struct: a map, card data that is never
 // decoded, a row, which is compared with an order, and what actions are sent with.
 var handmade = []string{"Metadata", "SensitiveData", "Health", "BatchRow", "PauseRequest", "RetryRequest", "ChangeRequest",
-	"HoldOrderRequest", "ReleaseOrderRequest", "NoteRequest", "ClearRequest", "ReorderRequest"}
+	"HoldOrderRequest", "ReleaseOrderRequest", "NoteRequest", "ClearRequest", "ReorderRequest", "ReplayRequest"}
 
 // constants are the types whose constants are a schema's values.
 var constants = map[reflect.Type]string{
@@ -933,7 +938,8 @@ func TestRoutes(t *testing.T) {
 	for _, o := range callsOf(doc) {
 		method, path, _ := strings.Cut(o.id, " ")
 		for name, value := range map[string]string{
-			"issuerId": "ISSUER0001", "orderId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "batchId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "lane": "d1", "code": "failed", "changeId": "01990a68-77ec-74e1-b66d-6c97bb9262a5",
+			"issuerId": "ISSUER0001", "orderId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "batchId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "lane": "d1", "code": "failed",
+			"changeId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "notificationId": "1",
 		} {
 			path = strings.ReplaceAll(path, "{"+name+"}", value)
 		}

@@ -69,6 +69,8 @@ var (
 		"The order has no change with this id.")
 	errNoSuchLane = newProblem(http.StatusNotFound, "unknown-lane", "Unknown lane",
 		"The issuer has no lane of this name. Its D1 is the lane d1.")
+	errNoSuchNotification = newProblem(http.StatusNotFound, "unknown-notification", "Unknown notification",
+		"The issuer has no notification with this number. One that was about no order is kept for seven days.")
 	errVersion = newProblem(http.StatusPreconditionFailed, "version-mismatch", "The order has another version",
 		"It has changed since it was read: none of the versions in If-Match is its own. Read it again. Nothing was changed.")
 	errNotSent = newProblem(http.StatusConflict, "not-sent", "The order was not sent yet",
@@ -165,7 +167,8 @@ func asProblem(err error) *problem {
 		return changeConflict(e)
 	}
 	for known, p := range map[error]*problem{
-		store.ErrNotFound: errNoSuchOrder, store.ErrTooSlow: errTooSlow,
+		store.ErrNoNotification: errNoSuchNotification,
+		store.ErrNotFound:       errNoSuchOrder, store.ErrTooSlow: errTooSlow,
 		store.ErrBatchBusy: errBatchBusy, store.ErrBatchCancelled: errBatchCancelled,
 		store.ErrVersion: errVersion, store.ErrNotSent: errNotSent, store.ErrNotRetryable: errNotRetryable,
 		store.ErrNotHoldable: errNotHoldable, store.ErrNotHeld: errNotHeld, store.ErrNotRaised: errNotRaised,

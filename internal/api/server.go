@@ -108,6 +108,8 @@ func NewHandler(cfg Config) http.Handler {
 			r.With(operate).Post("/lanes/{lane}/pause", s.handle(plain(s.pauseLane)))
 			r.With(operate).Post("/lanes/{lane}/resume", s.handle(plain(s.resumeLane)))
 			r.With(read).Get("/drift", s.handle(s.listDrift))
+			r.With(operate).Post("/notifications/{notificationId}/replay", s.handle(plain(s.replayNotification)))
+			r.With(operate).Post("/notifications/replay", s.handle(plain(s.replayNotifications)))
 			r.With(read).Get("/programs", s.handle(plain(s.listPrograms)))
 			r.With(read).Get("/order-batches", s.handle(s.listBatches))
 			r.With(read).Get("/order-batches/{batchId}", s.handle(plain(s.getBatch)))

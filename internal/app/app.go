@@ -73,6 +73,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 		DuplicateWindow: s.programs.duplicateWindow, Limits: s.programs.limits, ConsumerLimits: s.programs.consumerLimits,
 		ChangeTimeout: changeTimeout(cfg), OnReady: s.wakeLane, OnParked: func(ids []int64) { notifications.Wake(ids) },
 		OnAttention: sending.Attention, OnLate: sending.Late, OnClaimLost: sending.ClaimLost, OnDrift: sending.Drift,
+		ForeignAfter: foreignAfter(cfg),
 	}); err != nil {
 		return nil, err
 	}
@@ -205,6 +206,15 @@ func issuerIDs(cfg *config.Config) []string {
 		ids[i] = cfg.Issuers[i].ID
 	}
 	return ids
+}
+
+// foreignAfter says how long the notifications of an issuer wait for their orders.
+func foreignAfter(cfg *config.Config) func(issuerID string) time.Duration {
+	after := make(map[string]time.Duration, len(cfg.Issuers))
+	for i := range cfg.Issuers {
+		after[cfg.Issuers[i].ID] = cfg.Issuers[i].Notifications.ForeignAfter
+	}
+	return func(issuerID string) time.Duration { return after[issuerID] }
 }
 
 // openStore opens the database with what the configuration says, beside what is given.

@@ -204,6 +204,7 @@ func TestClientKnowsEveryMember(t *testing.T) {
 		orders + "/" + whole + "/timeline":   new(timeline),
 		orders + "/" + refused:               new(client.Order),
 		orders + "/" + refused + "/timeline": new(timeline),
+		orders + "/" + whole + "/changes":    new(client.ChangePage),
 		orders + "?limit=0":                  new(client.Problem),
 	} {
 		text := b.do(http.MethodGet, path, nil, nil).text

@@ -216,6 +216,9 @@ func (c *Config) checkWayIn(ch *checker) {
 	for i := range c.Issuers {
 		n := &c.Issuers[i].Notifications
 		path := fmt.Sprintf("issuers[%d].notifications", i)
+		if n.ForeignAfter < time.Hour {
+			ch.fault(path+".foreignAfter", "must be at least 1h: an order may come to be known later than what D1 says of it")
+		}
 		if n.WantsToken() {
 			ch.required(path+".clientId", n.ClientID)
 			ch.secret(path+".clientSecret", n.ClientSecret, nil)

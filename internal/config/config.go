@@ -254,6 +254,9 @@ type Notifications struct {
 	// ClientID and ClientSecret are what D1 sends as Basic credentials for a token.
 	ClientID     string `yaml:"clientId"`
 	ClientSecret Secret `yaml:"clientSecret"`
+	// ForeignAfter is how long a notification may wait for its order before it is taken
+	// for somebody else's and no longer tried. Default 720h.
+	ForeignAfter time.Duration `yaml:"foreignAfter"`
 }
 
 // WantsToken tells whether D1 has to bring a token. What was not set is on.
@@ -322,6 +325,7 @@ func (c *Config) SetDefaults() {
 	for i := range c.Issuers {
 		in := &c.Issuers[i]
 		setDefault(&in.DuplicateWindow, defaultDuplicateWindow)
+		setDefault(&in.Notifications.ForeignAfter, 720*time.Hour)
 		setDefault(&in.D1.Audience, "https://api.d1.thalescloud.io")
 		setDefault(&in.D1.AssertionSubject, in.ID)
 		setDefault(&in.D1.PathStyle, string(d1client.PathReference))

@@ -2,6 +2,7 @@ package order
 
 import (
 	"fmt"
+	"time"
 	"unicode"
 )
 
@@ -49,6 +50,29 @@ func DecodeRetry(text []byte, rules *Rules) (jwe, override string, _ Faults) {
 		override = decodeOverride(root, "a retry")
 	})
 	return jwe, override, faults
+}
+
+// Replay is which notifications are to be applied again.
+type Replay struct {
+	From, To time.Time // of when they came
+	Outcome  string    // what became of them, "" for all
+	Cursor   string    // where to go on
+}
+
+// ReplayOutcomes are what may have become of a notification.
+var ReplayOutcomes = []string{"applied", "parked", "unapplied", "ignored", "foreign"}
+
+// DecodeReplay reads which notifications are to be applied again.
+func DecodeReplay(text []byte, rules *Rules) (r Replay, _ Faults) {
+	faults := decodeAction(text, rules, "a replay", func(root *object) {
+		r.From, _ = time.Parse(time.RFC3339, root.need("from", instant)) // both were checked
+		r.To, _ = time.Parse(time.RFC3339, root.need("to", instant))
+		r.Outcome, r.Cursor = root.text("outcome", oneOf(ReplayOutcomes...)), root.text("cursor", id(64))
+	})
+	if len(faults) == 0 && !r.To.After(r.From) {
+		faults = append(faults, Fault{Pointer: "/to", Code: CodeInvalidValue, Detail: "must be later than from"})
+	}
+	return r, faults
 }
 
 // DecodeNothing reads the body of an action that has no members.

@@ -81,7 +81,7 @@ var advices = []struct {
 		"This order was tried for too long and is not tried any more.",
 		"operator", "Remove the reason that its last attempt names, then retry the order."}},
 	{AttentionStopTooLate, Advice{
-		"A hold of this order came when D1 had it already: the card is being made.",
+		"A hold of this order came when D1 had it already, or D1 did not make the cancel of its batch: the card is being made.",
 		"support", "Cancel the order, or let the card come."}},
 	{AttentionCardDataNeeded, Advice{
 		"The card data of this order was encrypted with a key of D1 that is not in use any more: D1 will not be able to read it.",
@@ -90,8 +90,8 @@ var advices = []struct {
 		"The consumer has had as many orders sent within 24 hours as the card product's program allows, so this one is held.",
 		"support", "Find out whether the card is wanted: then release the order, else cancel it."}},
 	{AttentionChangeUnanswered, Advice{
-		"D1 took a change of this order and never said whether it was made.",
-		"support", "Ask D1 what became of the change; until then the card may come as it was ordered."}},
+		"D1 took a change of this order, or could not be reached with it, and never said whether it was made.",
+		"support", "Ask D1 what became of the change; until then the card may come as it was ordered. D1's word ends this, also when it comes late."}},
 	{AttentionUnreadable, Advice{
 		"The sealed content of this order cannot be opened, so it cannot be sent.",
 		"operator", "Check the sealing keys in the configuration."}},

@@ -9,8 +9,8 @@ import (
 	"cardorder/internal/order"
 )
 
-// stateAt is an order that D1 has brought to a status, or that has one of ours.
-func stateAt(status order.Status, endsAt order.Status) order.State {
+// standing is an order that D1 has brought to a status, or that has one of ours.
+func standing(status order.Status, endsAt order.Status) order.State {
 	reports := map[order.Status]order.Report{
 		order.Submitted: says("CARD_PROD_REQUESTED", pending), order.DataPrepared: says("DATA_PREPARED", pending),
 		order.Ready: says("CARD_PROD_READY", pending), order.OnHold: onHold, order.InProduction: says("CARD_PROD_ONGOING", pending),
@@ -59,14 +59,14 @@ func TestPlanChange(t *testing.T) {
 				t.Errorf("the table lacks %s", status)
 			}
 			for i, kind := range order.ChangeTypes {
-				if got := order.PlanChange(kind, stateAt(status, order.Shipped), sure); got != want[i] {
+				if got := order.PlanChange(kind, standing(status, order.Shipped), sure); got != want[i] {
 					t.Errorf("%s of an order that is %s, certain %v: plan %d, want %d", kind, status, sure, got, want[i])
 				}
 			}
 		}
 	}
 	// A card that ends as produced is not on its way any more.
-	if got := order.PlanChange(order.ChangeCancel, stateAt(order.Produced, order.Produced), false); got != never {
+	if got := order.PlanChange(order.ChangeCancel, standing(order.Produced, order.Produced), false); got != never {
 		t.Errorf("cancel of a card that was handed over: plan %d", got)
 	}
 }
@@ -74,7 +74,7 @@ func TestPlanChange(t *testing.T) {
 func TestSettleChange(t *testing.T) {
 	t.Parallel()
 	const requested, sent, expired = order.ChangeRequested, order.ChangeSent, order.ChangeExpired
-	here := stateAt(order.Cancelled, order.Shipped)
+	here := standing(order.Cancelled, order.Shipped)
 	here.Rank = 0
 	for _, c := range []struct {
 		what   string
@@ -84,23 +84,23 @@ func TestSettleChange(t *testing.T) {
 		want   order.ChangeState
 		reason order.ChangeReason
 	}{
-		{"waiting", order.ChangeCancel, requested, stateAt(order.Accepted, order.Shipped), requested, ""},
-		{"rejected", order.ChangeAccelerate, requested, stateAt(order.Rejected, order.Shipped), requested, ""},
+		{"waiting", order.ChangeCancel, requested, standing(order.Accepted, order.Shipped), requested, ""},
+		{"rejected", order.ChangeAccelerate, requested, standing(order.Rejected, order.Shipped), requested, ""},
 		{"cancelled here", order.ChangeCancel, requested, here, order.ChangeAccepted, order.ReasonBeforeDispatch},
 		{"cancelled here", order.ChangeRedirect, requested, here, order.ChangeRefused, order.ReasonOrderEnded},
-		{"cancelled at D1", order.ChangeCancel, sent, stateAt(order.Cancelled, order.Shipped), order.ChangeAccepted, ""},
-		{"cancelled at D1", order.ChangeCancel, expired, stateAt(order.Cancelled, order.Shipped), order.ChangeAccepted, ""},
-		{"cancelled at D1", order.ChangeAccelerate, sent, stateAt(order.Cancelled, order.Shipped), order.ChangeRefused, order.ReasonOrderEnded},
-		{"under way", order.ChangeCancel, sent, stateAt(order.InProduction, order.Shipped), sent, ""},
-		{"made", order.ChangeCancel, sent, stateAt(order.Produced, order.Shipped), sent, ""},
-		{"handed over", order.ChangeCancel, sent, stateAt(order.Produced, order.Produced), order.ChangeRefused, order.ReasonProducedFirst},
-		{"shipped", order.ChangeCancel, requested, stateAt(order.Shipped, order.Shipped), order.ChangeRefused, order.ReasonShippedFirst},
-		{"shipped", order.ChangeCancel, sent, stateAt(order.Shipped, order.Shipped), order.ChangeRefused, order.ReasonShippedFirst},
-		{"shipped", order.ChangeCancel, expired, stateAt(order.Shipped, order.Shipped), order.ChangeRefused, order.ReasonShippedFirst},
-		{"shipped", order.ChangeRedirect, requested, stateAt(order.Shipped, order.Shipped), order.ChangeRefused, order.ReasonShippedFirst},
-		{"shipped, and may have been redirected", order.ChangeRedirect, sent, stateAt(order.Shipped, order.Shipped), sent, ""},
-		{"failed", order.ChangeAccelerateAndRedirect, sent, stateAt(order.Failed, order.Shipped), order.ChangeRefused, order.ReasonOrderEnded},
-		{"came back", order.ChangeRedirect, sent, stateAt(order.Returned, order.Shipped), order.ChangeRefused, order.ReasonOrderEnded},
+		{"cancelled at D1", order.ChangeCancel, sent, standing(order.Cancelled, order.Shipped), order.ChangeAccepted, ""},
+		{"cancelled at D1", order.ChangeCancel, expired, standing(order.Cancelled, order.Shipped), order.ChangeAccepted, ""},
+		{"cancelled at D1", order.ChangeAccelerate, sent, standing(order.Cancelled, order.Shipped), order.ChangeRefused, order.ReasonOrderEnded},
+		{"under way", order.ChangeCancel, sent, standing(order.InProduction, order.Shipped), sent, ""},
+		{"made", order.ChangeCancel, sent, standing(order.Produced, order.Shipped), sent, ""},
+		{"handed over", order.ChangeCancel, sent, standing(order.Produced, order.Produced), order.ChangeRefused, order.ReasonProducedFirst},
+		{"shipped", order.ChangeCancel, requested, standing(order.Shipped, order.Shipped), order.ChangeRefused, order.ReasonShippedFirst},
+		{"shipped", order.ChangeCancel, sent, standing(order.Shipped, order.Shipped), order.ChangeRefused, order.ReasonShippedFirst},
+		{"shipped", order.ChangeCancel, expired, standing(order.Shipped, order.Shipped), order.ChangeRefused, order.ReasonShippedFirst},
+		{"shipped", order.ChangeRedirect, requested, standing(order.Shipped, order.Shipped), order.ChangeRefused, order.ReasonShippedFirst},
+		{"shipped, and may have been redirected", order.ChangeRedirect, sent, standing(order.Shipped, order.Shipped), sent, ""},
+		{"failed", order.ChangeAccelerateAndRedirect, sent, standing(order.Failed, order.Shipped), order.ChangeRefused, order.ReasonOrderEnded},
+		{"came back", order.ChangeRedirect, sent, standing(order.Returned, order.Shipped), order.ChangeRefused, order.ReasonOrderEnded},
 	} {
 		state, reason := order.SettleChange(c.kind, c.state, c.order)
 		if state != c.want || reason != c.reason {

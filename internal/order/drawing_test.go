@@ -52,7 +52,7 @@ var meanings = map[Status]string{
 	InProduction:   "being made",
 	Exception:      "trouble at D1 that may pass",
 	Failed:         "D1 could not make it",
-	Cancelled:      "cancelled here before D1 had it, or by D1",
+	Cancelled:      "cancelled here before D1 had it, or by D1; because it was asked to, until the card leaves",
 	Produced:       "made; the end for INSTANT, CENTRAL and what is not shipped",
 	Shipped:        "handed to the carrier; the end for everything else, as far as D1 knows",
 	Delivered:      "the carrier delivered it",
@@ -76,6 +76,7 @@ func drawStatuses(t *testing.T) string {
 	}
 	add(reported(onHoldWord, OperationPending))
 	add(heard(NewState(Shipped), carriers("T1", Delivered)))
+	add(heard(NewState(Shipped), CancelDone{}))
 	for _, status := range Statuses {
 		if meanings[status] == "" || len(ranks[status]) == 0 {
 			t.Errorf("nothing is known of %s", status)
@@ -191,6 +192,7 @@ func drawDiagram(t *testing.T) string {
 	arrow(held, "release", Release{})
 	arrow(accepted, "cancel", Cancel{})
 	arrow(held, "cancel", Cancel{})
+	arrow(rejected, "cancel", Cancel{})
 	arrow(accepted, "no answer", LostAnswer{})
 	arrow(unknown, "not there", NotFound{})
 	arrow(accepted, "refused", Refusal{})
@@ -230,6 +232,9 @@ func drawDiagram(t *testing.T) string {
 					arrow(next, word+", operation FAILED", saying(word, OperationFailed))
 				}
 			case step:
+				if p == produced { // until the card leaves, that is
+					arrow(next, "a cancel, done by D1", CancelDone{})
+				}
 				for _, s := range beside {
 					arrow(s, label, r)
 				}

@@ -625,8 +625,8 @@ func (u ShipmentUpdate) with(later ShipmentUpdate) ShipmentUpdate {
 func queueKnownShipments(b *pgx.Batch, orders keySet, known map[shipmentKey]ShipmentUpdate) {
 	b.Queue(`
 		SELECT h.issuer_id, h.order_id, h.tracking_number, coalesce(h.carrier, ''), coalesce(h.status, ''), coalesce(h.tracking_url, '')
-		FROM `+orders.sql+` AS t(issuer_id, order_id)
-			JOIN shipments h ON h.issuer_id = t.issuer_id AND h.order_id = t.order_id`, orders.args...).Query(func(rows pgx.Rows) error {
+		FROM `+orders.sql+` AS t(issuer_id, order_id) CROSS JOIN LATERAL (
+			SELECT h.* FROM shipments h WHERE h.issuer_id = t.issuer_id AND h.order_id = t.order_id LIMIT 1000) h`, orders.args...).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var key shipmentKey
 			var id pgtype.UUID

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -277,13 +276,12 @@ func (s *Store) parkTogether(ctx context.Context, issuer string, list []*arrival
 	}
 	// In one order, so that two calls with the same content never wait for each other in
 	// a circle.
-	slices.SortFunc(fresh, func(x, y *arrival) int { return bytes.Compare(x.digest, y.digest) })
+	slices.SortFunc(fresh, byDigest)
 	rows := newNotificationRows(issuer, len(fresh))
 	for _, n := range fresh {
 		n.order = orderKey{}
 		rows.add(n)
 	}
-	byDigest := distinct
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
 		result, err := tx.Query(ctx, `
 			INSERT INTO notifications AS n `+notificationColumns+notificationValues+`
@@ -296,7 +294,7 @@ func (s *Store) parkTogether(ctx context.Context, issuer string, list []*arrival
 		var digest []byte
 		var times int
 		_, err = pgx.ForEachRow(result, []any{&id, &digest, &times}, func() error {
-			n := byDigest[string(digest)]
+			n := distinct[string(digest)]
 			if n.id = id; times > n.times {
 				n.outcome = OutcomeRepeated
 			}

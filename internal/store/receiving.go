@@ -198,34 +198,51 @@ func (r *receiving) queueMatch(b *pgx.Batch) {
 // keeps others from writing one meanwhile, and of no order.
 func (r *receiving) queueSame(b *pgx.Batch) {
 	digests := make([][]byte, len(r.list))
-	for i, n := range r.list {
-		digests[i] = n.digest
-	}
-	found := func(waits bool) func(pgx.Rows) error {
-		return func(rows pgx.Rows) error {
+	// LIMIT keeps the planner from beginning with the notifications, of which it may
+	// believe that there are few.
+	if !r.stored {
+		// By content, so that two calls with the same never wait for each other in a circle.
+		sorted := slices.SortedFunc(slices.Values(r.list), byDigest)
+		for i, n := range sorted {
+			digests[i] = n.digest
+		}
+		b.Queue(`
+			SELECT t.i, n.id FROM unnest($2::bytea[]) WITH ORDINALITY AS t(digest, i) CROSS JOIN LATERAL (
+				SELECT n.id FROM notifications n WHERE n.issuer_id = $1 AND n.order_id IS NULL AND n.digest = t.digest LIMIT 1 FOR UPDATE) n`,
+			r.issuer, slices.Clone(digests)).Query(func(rows pgx.Rows) error {
 			return each(rows, func() error {
 				var i int
 				var id int64
 				if err := rows.Scan(&i, &id); err != nil {
 					return err
 				}
-				if n := r.list[i-1]; id != n.id || !r.stored {
-					n.same, n.waits = id, waits
-				}
+				sorted[i-1].same, sorted[i-1].waits = id, true
 				return nil
 			})
-		}
+		})
 	}
-	if !r.stored {
-		b.Queue(`
-			SELECT t.i, n.id FROM unnest($2::bytea[]) WITH ORDINALITY AS t(digest, i)
-				JOIN notifications n ON n.issuer_id = $1 AND n.order_id IS NULL AND n.digest = t.digest
-			ORDER BY n.id FOR UPDATE OF n`, r.issuer, digests).Query(found(true))
+	for i, n := range r.list {
+		digests[i] = n.digest
 	}
 	b.Queue(`
-		SELECT t.i, n.id FROM unnest(`+matchedIDs+`, $2::bytea[]) WITH ORDINALITY AS t(order_id, digest, i)
-			JOIN notifications n ON n.issuer_id = $1 AND n.order_id = t.order_id AND n.digest = t.digest`, r.issuer, digests).Query(found(false))
+		SELECT t.i, n.id FROM unnest($2::bytea[], `+matchedIDs+`) WITH ORDINALITY AS t(digest, order_id, i) CROSS JOIN LATERAL (
+			SELECT n.id FROM notifications n WHERE n.issuer_id = $1 AND n.order_id = t.order_id AND n.digest = t.digest LIMIT 1) n`,
+		r.issuer, digests).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			var i int
+			var id int64
+			if err := rows.Scan(&i, &id); err != nil {
+				return err
+			}
+			if n := r.list[i-1]; id != n.id || !r.stored {
+				n.same, n.waits = id, false
+			}
+			return nil
+		})
+	})
 }
+
+func byDigest(x, y *arrival) int { return bytes.Compare(x.digest, y.digest) }
 
 // queueRows queues the locking of stored ones. Those that another replica has, or that
 // are done, are left alone.
@@ -256,8 +273,8 @@ func (r *receiving) queueRows(b *pgx.Batch) {
 func (r *receiving) queueUnapplied(b *pgx.Batch, orders keySet) {
 	r.unapplied = make(map[orderKey][]int64)
 	b.Queue(`
-		SELECT n.order_id, n.id FROM `+orders.sql+` AS t(issuer_id, order_id)
-			JOIN notifications n ON n.issuer_id = t.issuer_id AND n.order_id = t.order_id AND n.outcome = 'unapplied'`, orders.args...).Query(func(rows pgx.Rows) error {
+		SELECT t.order_id, n.id FROM `+orders.sql+` AS t(issuer_id, order_id) CROSS JOIN LATERAL (
+			SELECT n.id FROM notifications n WHERE n.issuer_id = t.issuer_id AND n.order_id = t.order_id AND n.outcome = 'unapplied' LIMIT 1000) n`, orders.args...).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var order pgtype.UUID
 			var id int64
@@ -277,6 +294,9 @@ func (r *receiving) answer(b *pgx.Batch) {
 	w := &advances{store: r.store}
 	for _, n := range r.list {
 		n.outcome = r.decide(w, n)
+		if r.rows[n.id].outcome == OutcomeApplied && n.outcome != OutcomeUnapplied {
+			n.outcome = OutcomeApplied // its order has heard it, whatever is found for it now
+		}
 	}
 	if r.stored {
 		r.queueSettled(b)
@@ -297,7 +317,7 @@ func (r *receiving) decide(w *advances, n *arrival) Outcome {
 	case !r.stored && n.same != 0:
 		return OutcomeRepeated
 	case was.outcome == OutcomeApplied && (o == nil || o.id != was.order):
-		return OutcomeApplied // what was found for it then stands
+		return OutcomeApplied // it is not told to another one
 	case !n.ofOrders(), o == nil && n.ofOthers():
 		return OutcomeIgnored
 	case o == nil:
@@ -312,6 +332,9 @@ func (r *receiving) decide(w *advances, n *arrival) Outcome {
 
 // apply advances an order by a notification.
 func (r *receiving) apply(w *advances, o *lockedOrder, n *arrival) Outcome {
+	if r.broken && r.rows[n.id].outcome == OutcomeApplied {
+		return OutcomeUnapplied // its order has heard it before: there is nothing to mark
+	}
 	if r.broken {
 		w.advance(o, n.cause(), order.Notice{Attention: order.AttentionUnapplied})
 		return OutcomeUnapplied
@@ -473,7 +496,7 @@ func (r *receiving) queueNew(b *pgx.Batch) {
 	}
 	// Those of no order are in an index that others write to at the same time: in one
 	// order, so that nobody waits in a circle.
-	slices.SortFunc(fresh, func(x, y *arrival) int { return bytes.Compare(x.digest, y.digest) })
+	slices.SortFunc(fresh, byDigest)
 	rows := newNotificationRows(r.issuer, len(fresh))
 	ids := make([]int64, len(fresh))
 	for i, n := range fresh {

@@ -112,7 +112,16 @@ func (s *Store) due(ctx context.Context, ids []int64) ([]waiting, error) {
 func (s *Store) storedNotifications(ctx context.Context, condition string, args ...any) ([]waiting, error) {
 	ctx, cancel := context.WithTimeout(ctx, groupTimeout)
 	defer cancel()
-	rows, err := s.pool.Query(ctx, `SELECT n.id, n.issuer_id, n.digest, n.body, coalesce(n.correlation_id, '') FROM notifications n WHERE `+condition, args...)
+	return s.readStored(ctx, s.pool, condition, args...)
+}
+
+// querier is the pool or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+func (s *Store) readStored(ctx context.Context, q querier, condition string, args ...any) ([]waiting, error) {
+	rows, err := q.Query(ctx, `SELECT n.id, n.issuer_id, n.digest, n.body, coalesce(n.correlation_id, '') FROM notifications n WHERE `+condition, args...)
 	if err != nil {
 		return nil, fmt.Errorf("looking for stored notifications: %w", err)
 	}
