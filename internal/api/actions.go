@@ -71,9 +71,9 @@ func (s *server) holdOrder(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	status := http.StatusOK
-	if o.HoldPending {
-		status = http.StatusAccepted
+	status := http.StatusAccepted // also when D1's answer came at this very moment
+	if o.State.Status == order.Held {
+		status = http.StatusOK
 	}
 	w.Header().Set("ETag", etag(o))
 	writeJSON(w, status, viewOrder(o))

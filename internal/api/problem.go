@@ -87,7 +87,8 @@ var (
 	errNotRaised = newProblem(http.StatusConflict, "not-raised", "The order has no such attention",
 		"There is nothing to clear: it was never raised, or its cause has ended. Nothing was changed.")
 	errNotReorderable = newProblem(http.StatusConflict, "not-reorderable", "The order cannot be ordered again",
-		"Only an order that failed, was cancelled, or came back can be ordered again. Its card may still come. Nothing was stored.")
+		"Only an order that failed, was cancelled, or came back can be ordered again, and only one whose content is here: "+
+			"not one that an older system placed. Nothing was stored.")
 	errCardDataRequired = newProblem(http.StatusUnprocessableEntity, "card-data-required", "New card data is required",
 		"The card data of the first order cannot serve again: D1's key for it is not in use any more. Send encryptedData. Nothing was stored.")
 	errShipped = newProblem(http.StatusConflict, "already-shipped", "The card has left",

@@ -159,7 +159,7 @@ func viewContent(body []byte, guard order.PANGuard) *contentView {
 	}
 	// A code is no place for a card number, but D1's mistakes are not ours to repeat.
 	code := func(s string) string {
-		if guard.Finds(s, true) {
+		if guard.Finds(s, false) {
 			return maskDigits(s)
 		}
 		return s

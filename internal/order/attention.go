@@ -262,6 +262,9 @@ func (s *State) settleAttention(before State) {
 	if !s.Waiting() { // it needs no sending any more
 		s.drop(AttentionUnreadable, AttentionResending, AttentionGivenUp)
 	}
+	if s.Status == Held { // whoever releases it has it tried anew
+		s.drop(AttentionResending, AttentionGivenUp)
+	}
 	if !s.Waiting() && s.Status != Rejected {
 		s.drop(AttentionCardDataNeeded)
 	}

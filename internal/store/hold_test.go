@@ -307,3 +307,39 @@ func TestConsumerRuleUnderConcurrency(t *testing.T) {
 	}
 	f.whole()
 }
+
+// A schedule is a hold of its own: a person's hold outlasts it, a release leaves the rest of
+// it in force, and a release of the schedule itself ends it.
+func TestHoldAndSchedule(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	later := request("card", "r")
+	later.NotBefore = time.Now().Add(time.Hour)
+	id := f.accepts(later).ID
+	is := func(o *store.Order, status order.Status, reason order.HoldReason) {
+		t.Helper()
+		if o.State.Status != status || o.State.Hold != reason {
+			t.Errorf("%s by %q, want %s by %q", o.State.Status, o.State.Hold, status, reason)
+		}
+	}
+	is(f.order(id), order.Held, order.HeldBySchedule)
+	is(f.held(id, ""), order.Held, order.HeldByPerson)
+	is(f.released(id), order.Held, order.HeldBySchedule)
+	is(f.held(id, ""), order.Held, order.HeldByPerson)
+	f.exec(`UPDATE orders SET not_before = now() - interval '1 s'`)
+	f.exec(`UPDATE order_state SET next_check_at = now()`)
+	if _, err := f.Check(t.Context(), issuer, 10); err != nil {
+		t.Fatal(err)
+	}
+	is(f.order(id), order.Held, order.HeldByPerson)
+	is(f.released(id), order.Accepted, "")
+
+	later = request("card-2", "r-2")
+	later.NotBefore = time.Now().Add(time.Hour)
+	second := f.accepts(later).ID
+	is(f.released(second), order.Accepted, "")
+	if m := f.claim(10, time.Minute); len(m) != 2 {
+		t.Errorf("%d are sent", len(m))
+	}
+	f.whole()
+}
