@@ -24,7 +24,7 @@ func TestDecodeActions(t *testing.T) {
 		return reason + "|" + override, faults
 	}
 	note := func(text string) (string, order.Faults) { return order.DecodeNote([]byte(text), rules) }
-	clear := func(text string) (string, order.Faults) { return order.DecodeClear([]byte(text), rules) }
+	clearance := func(text string) (string, order.Faults) { return order.DecodeClear([]byte(text), rules) }
 	longest := strings.Repeat("é", 200)
 	for _, test := range []struct {
 		decode func(string) (string, order.Faults)
@@ -68,9 +68,9 @@ func TestDecodeActions(t *testing.T) {
 		{note, `{"text":" "}`, "/text invalid-format"},
 		{note, `{"note":"x"}`, "/text required, /note unknown-member"},
 		{note, `{"text":"it is ` + visaPAN + `"}`, "/text card-number"},
-		{clear, `{"note":"done"}`, "done"},
-		{clear, `{}`, "/note required"},
-		{clear, `{"note":"` + issuerPAN + `"}`, "/note card-number"},
+		{clearance, `{"note":"done"}`, "done"},
+		{clearance, `{}`, "/note required"},
+		{clearance, `{"note":"` + issuerPAN + `"}`, "/note card-number"},
 		{nothing, `{}`, ""},
 		{nothing, `{"reason":"a"}`, "/reason unknown-member"},
 		{nothing, `"x"`, " wrong-type"},

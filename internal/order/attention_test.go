@@ -1,10 +1,7 @@
 package order_test
 
 import (
-	"fmt"
-	"os"
 	"slices"
-	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -28,7 +25,7 @@ func reports(operationID, status string, operation order.OperationStatus) order.
 // What a person has dealt with comes again only when its cause does.
 func TestAcknowledge(t *testing.T) {
 	t.Parallel()
-	clear := func(a order.Attention, operations ...string) order.Acknowledge {
+	cleared := func(a order.Attention, operations ...string) order.Acknowledge {
 		return order.Acknowledge{Attention: a, Operations: operations}
 	}
 	taken := order.Taken{OperationID: "op"}
@@ -44,34 +41,34 @@ func TestAcknowledge(t *testing.T) {
 		want      bool // whether it is there at the end
 		done      bool // whether it counts as dealt with
 	}{
-		"a status": {order.AttentionFailed, []order.Evidence{taken, failed, clear(order.AttentionFailed)}, false, true},
+		"a status": {order.AttentionFailed, []order.Evidence{taken, failed, cleared(order.AttentionFailed)}, false, true},
 		"the same word again": {order.AttentionFailed,
-			[]order.Evidence{taken, failed, clear(order.AttentionFailed), failed, order.Details{}}, false, true},
-		"twice":             {order.AttentionFailed, []order.Evidence{taken, failed, clear(order.AttentionFailed), clear(order.AttentionFailed)}, false, true},
-		"what is not there": {order.AttentionSilent, []order.Evidence{taken, clear(order.AttentionSilent), order.Silence{}}, true, false},
+			[]order.Evidence{taken, failed, cleared(order.AttentionFailed), failed, order.Details{}}, false, true},
+		"twice":             {order.AttentionFailed, []order.Evidence{taken, failed, cleared(order.AttentionFailed), cleared(order.AttentionFailed)}, false, true},
+		"what is not there": {order.AttentionSilent, []order.Evidence{taken, cleared(order.AttentionSilent), order.Silence{}}, true, false},
 		"a status that was left": {order.AttentionException,
-			[]order.Evidence{taken, exception, clear(order.AttentionException), ready}, false, false},
+			[]order.Evidence{taken, exception, cleared(order.AttentionException), ready}, false, false},
 		"a status that came again": {order.AttentionException,
-			[]order.Evidence{taken, exception, clear(order.AttentionException), ready, reports("op", "CARD_PROD_EXCEPTION", order.OperationPending)}, true, false},
+			[]order.Evidence{taken, exception, cleared(order.AttentionException), ready, reports("op", "CARD_PROD_EXCEPTION", order.OperationPending)}, true, false},
 		"rejected again": {order.AttentionRejected,
-			[]order.Evidence{order.Refusal{}, clear(order.AttentionRejected), order.Retry{}, order.Refusal{}}, true, false},
+			[]order.Evidence{order.Refusal{}, cleared(order.AttentionRejected), order.Retry{}, order.Refusal{}}, true, false},
 		"silence that goes on": {order.AttentionSilent,
-			[]order.Evidence{taken, order.Silence{}, clear(order.AttentionSilent), order.Silence{}}, false, true},
+			[]order.Evidence{taken, order.Silence{}, cleared(order.AttentionSilent), order.Silence{}}, false, true},
 		"silence after news": {order.AttentionSilent,
-			[]order.Evidence{taken, order.Silence{}, clear(order.AttentionSilent),
+			[]order.Evidence{taken, order.Silence{}, cleared(order.AttentionSilent),
 				ready, order.Silence{}}, true, false},
 		"silence that ended with the order": {order.AttentionSilent,
 			[]order.Evidence{taken, order.Silence{}, failed}, false, false},
 		"the same second card": {order.AttentionSecondCard,
-			[]order.Evidence{taken, second, clear(order.AttentionSecondCard, "op", "second"), second, both, second}, false, true},
+			[]order.Evidence{taken, second, cleared(order.AttentionSecondCard, "op", "second"), second, both, second}, false, true},
 		"a third card": {order.AttentionSecondCard,
-			[]order.Evidence{taken, second, clear(order.AttentionSecondCard, "op", "second"), reports("third", "", order.OperationPending)}, true, true},
+			[]order.Evidence{taken, second, cleared(order.AttentionSecondCard, "op", "second"), reports("third", "", order.OperationPending)}, true, true},
 		"a third card seen with others": {order.AttentionSecondCard,
-			[]order.Evidence{taken, second, clear(order.AttentionSecondCard, "op", "second"), order.Operations{IDs: []string{"op", "second", "third"}}}, true, true},
+			[]order.Evidence{taken, second, cleared(order.AttentionSecondCard, "op", "second"), order.Operations{IDs: []string{"op", "second", "third"}}}, true, true},
 		"an unknown status again": {order.AttentionUnknownStatus,
-			[]order.Evidence{taken, unknown, clear(order.AttentionUnknownStatus), unknown}, false, true},
+			[]order.Evidence{taken, unknown, cleared(order.AttentionUnknownStatus), unknown}, false, true},
 		"another unknown status after a step": {order.AttentionUnknownStatus,
-			[]order.Evidence{taken, unknown, clear(order.AttentionUnknownStatus), ready, unknown}, true, false},
+			[]order.Evidence{taken, unknown, cleared(order.AttentionUnknownStatus), ready, unknown}, true, false},
 		"a hold by rule": {order.AttentionHeldByRule, []order.Evidence{order.Hold{Reason: order.HeldByRule}}, true, false},
 		"a hold by rule that a person took over": {order.AttentionHeldByRule,
 			[]order.Evidence{order.Hold{Reason: order.HeldByRule}, order.Hold{Reason: order.HeldByPerson}}, false, false},
@@ -144,30 +141,5 @@ func TestAdvice(t *testing.T) {
 	}
 	if order.KnownAttention("nothing") {
 		t.Error("nothing is known")
-	}
-}
-
-// The runbook has every attention, in the words of the code.
-func TestRunbook(t *testing.T) {
-	t.Parallel()
-	text, err := os.ReadFile("../../docs/operations.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	const head = "| code | what is the matter | who | next step |\n|---|---|---|---|\n"
-	row := func(code string, a order.Advice) string {
-		return fmt.Sprintf("| `%s` | %s | %s | %s |\n", code, a.Detail, a.Actor, a.Next)
-	}
-	orders, lanes := head, head
-	for _, a := range order.Attentions() {
-		orders += row(string(a), a.Advice())
-	}
-	for _, a := range order.LaneAttentions {
-		lanes += row(string(a), a.Advice())
-	}
-	for _, table := range []string{orders, lanes} {
-		if !strings.Contains(string(text), table+"\n") {
-			t.Errorf("docs/operations.md lacks this table:\n%s", table)
-		}
 	}
 }

@@ -89,16 +89,16 @@ func TestClearAttention(t *testing.T) {
 	t.Parallel()
 	f := open(t)
 	id := f.accept("card", "r").ID
-	clear := func(a order.Attention) (*store.Order, error) {
+	cleared := func(a order.Attention) (*store.Order, error) {
 		t.Helper()
 		return f.ClearAttention(t.Context(), store.Clearance{Action: action(id), Attention: a, Note: "dealt with"})
 	}
-	if _, err := clear(order.AttentionRejected); !errors.Is(err, store.ErrNotRaised) {
+	if _, err := cleared(order.AttentionRejected); !errors.Is(err, store.ErrNotRaised) {
 		t.Errorf("cleared what is not there: %v", err)
 	}
 	f.reject(id)
 	version := f.order(id).State.Version
-	o, err := clear(order.AttentionRejected)
+	o, err := cleared(order.AttentionRejected)
 	if err != nil || len(o.State.Attention) != 0 || o.State.Version != version+1 {
 		t.Fatalf("cleared: %+v, %v", o, err)
 	}
@@ -107,7 +107,7 @@ func TestClearAttention(t *testing.T) {
 	if want := fmt.Sprintf(`{"noteId": %q, "attention": "rejected"}`, noteID); e.Type != store.EventAttentionCleared || e.Cause.Actor != "ada" || string(e.Cause.Detail) != want {
 		t.Errorf("event %+v %s", e, e.Cause.Detail)
 	}
-	if o, err = clear(order.AttentionRejected); err != nil || o.State.Version != version+1 {
+	if o, err = cleared(order.AttentionRejected); err != nil || o.State.Version != version+1 {
 		t.Errorf("cleared twice: %+v, %v", o, err)
 	}
 	if list, err := f.Orders(t.Context(), issuer, store.Filter{Attention: store.AnyAttention, Limit: 10}); err != nil || len(list) != 0 {
