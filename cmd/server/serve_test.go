@@ -503,7 +503,7 @@ func TestConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := fmt.Sprint(effective); got != "{development map[directUrl:[set] maxConns:16 url:[set]] "+
-		"[{map[afterUnknown:resend breakerThreshold:5 callTimeout:30s concurrency:16 giveUpAfter:72h0m0s poll:1s ratePerSecond:0 resendAfter:5m0s retry404For:15m0s stopAfterRefusals:5]}] "+
+		"[{map[afterUnknown:resend breakerThreshold:5 callTimeout:30s changeTimeout:72h0m0s concurrency:16 giveUpAfter:72h0m0s poll:1s ratePerSecond:0 resendAfter:5m0s retry404For:15m0s silentAfter:24h0m0s stopAfterRefusals:5]}] "+
 		"{"+effective.Programs.Digest+" map[ISSUER0001:[{gold-debit [FR DE GB]}]]}}" || len(effective.Programs.Digest) != 64 {
 		t.Errorf("in effect: %s", got)
 	}

@@ -25,6 +25,7 @@ type Metrics struct {
 	notifications *prometheus.CounterVec
 	refused       *prometheus.CounterVec
 	ignored       *prometheus.CounterVec
+	unknown       *prometheus.CounterVec
 	batchRows     *prometheus.CounterVec
 	panics        prometheus.Counter
 }
@@ -53,6 +54,10 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 			Name: "cardorder_ignored_notifications_total",
 			Help: "Operations in D1's notifications that are about no order of this service, by issuer and D1's kind of operation.",
 		}, []string{"issuer", "operation"}),
+		unknown: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cardorder_unknown_statuses_total",
+			Help: "Operations in D1's notifications with a status that is not known here, by issuer; repeats apart.",
+		}, []string{"issuer"}),
 		batchRows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cardorder_batch_rows_total",
 			Help: "Rows of batches by issuer and what became of them.",
@@ -66,6 +71,7 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 		for _, outcome := range notificationOutcomes {
 			m.notifications.WithLabelValues(issuer, string(outcome))
 		}
+		m.unknown.WithLabelValues(issuer)
 		for _, reason := range refusals {
 			m.refused.WithLabelValues(issuer, string(reason))
 		}
@@ -79,7 +85,7 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 		}
 	}
 	m.refused.WithLabelValues("", string(refusedCredentials))
-	r.MustRegister(m.requests, m.duration, m.notifications, m.refused, m.ignored, m.batchRows, m.panics)
+	r.MustRegister(m.requests, m.duration, m.notifications, m.refused, m.ignored, m.unknown, m.batchRows, m.panics)
 	return m
 }
 

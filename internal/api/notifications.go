@@ -17,6 +17,7 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"cardorder/internal/d1client"
+	"cardorder/internal/order"
 	"cardorder/internal/store"
 )
 
@@ -213,6 +214,9 @@ func (c *receivedCall) keep(ctx context.Context, elements [][]byte) bool {
 		n.Metrics.notifications.WithLabelValues(c.issuer.ID, string(outcome)).Inc()
 		if outcome == store.OutcomeIgnored {
 			n.Metrics.ignored.WithLabelValues(c.issuer.ID, operationLabel(list[i].Operation)).Inc()
+		}
+		if outcome != store.OutcomeRepeated && order.HasUnknownStatus(list[i].Evidence) {
+			n.Metrics.unknown.WithLabelValues(c.issuer.ID).Inc()
 		}
 		c.counts[string(outcome)]++
 	}

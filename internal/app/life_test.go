@@ -2,13 +2,20 @@ package app_test
 
 import (
 	"encoding/json"
+	"fmt"
+	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"cardorder/internal/config"
+	"cardorder/internal/d1client"
 	"cardorder/internal/d1sim"
 	"cardorder/internal/local"
+	"cardorder/internal/order"
+	"cardorder/internal/store"
 )
 
 // vocabulary gives D1's and the carriers' words their meanings.
@@ -76,9 +83,9 @@ func TestCardIsFollowedToTheDoor(t *testing.T) {
 			id := b.place(b.thales("door"))
 			b.wait(d1sim.Condition{Cards: 1, Status: d1sim.CardShipped})
 			b.settings(func(s *d1sim.Settings) { s.HoldNotifications = false })
-			a := b.await(id, "DELIVERED")
+			b.await(id, "DELIVERED")
 			b.wait(d1sim.Condition{Idle: true})
-			if a = b.await(id, "DELIVERED"); len(a.view.Attention) > 0 {
+			if a := b.await(id, "DELIVERED"); len(a.view.Attention) > 0 {
 				t.Errorf("attention %v", a.view.Attention)
 			}
 			got := b.parcels(id)
@@ -243,11 +250,113 @@ func TestUnknownStatus(t *testing.T) {
 		t.Errorf("it moved the order to %s", a.view.Status)
 	}
 	if n := b.raises("unknown-status"); n != "1" {
-		t.Errorf("it was counted as %s", n)
+		t.Errorf("it was raised %s times", n)
 	}
+	b.wantMetrics(`cardorder_unknown_statuses_total{issuer="ISSUER0001"} 2`)
 	b.settings(func(s *d1sim.Settings) { s.StopAt = "" })
 	if a := b.await(id, "SHIPPED"); !a.needs("unknown-status") {
 		t.Errorf("attention %v", a.view.Attention)
 	}
 	b.noGaps(id)
+}
+
+// anyNotification is something that D1 may say of an order, in words of all kinds.
+func anyNotification(r *rand.Rand, i int, operationID string) body {
+	pick := func(words ...string) string { return words[r.IntN(len(words))] }
+	details := body{
+		"status": pick("CARD_PROD_REQUESTED", "DATA_PREPARED", "DATA_EXCEPTION", "CARD_PROD_READY", "CARD_PROD_HELD", "CARD_PROD_ONGOING",
+			"CARD_PROD_EXCEPTION", "CARD_PROD_CANCELED", "CARD_PROD_DONE", "CARD_SHIPPED", "CARD_SHIPPED", "CARD_RETURNED", "CARD_PROD_POLISHED", ""),
+		"dueDate": pick("", "2026-12-01", "2026-12-24T10:00:00+01:00"), "productionSite": pick("", "Tczew", "Pont-Audemer"),
+		"shipment": body{"trackingNumber": pick("", fmt.Sprintf(`T1"\,{}-%d`, i), fmt.Sprintf("T2-%d", i)), "status": pick("", "IN_TRANSIT", "POD", "RETURN_TO_SENDER")},
+	}
+	op := body{
+		"operation": "PRODUCE", "operationId": operationID, "status": pick("PENDING", "SUCCESSFUL", "FAILED"),
+		"startTime": "2026-01-01T00:00:00Z", "cardId": fmt.Sprintf("card-any-%d", i), "details": details,
+	}
+	if r.IntN(4) == 0 {
+		op["operation"], op["operationId"] = "STANDALONE_TRACKING", fmt.Sprintf("hub-%d-%d", i, r.IntN(3))
+		details["trackingType"] = pick("PRODUCTION", "SHIPMENT", "RETURN", "CUSTOMS")
+	}
+	return op
+}
+
+// Whatever D1 says of orders, in whatever order, call and company, and however often:
+// each stands where the set of what was said puts it.
+func TestNotificationsInAnyOrder(t *testing.T) {
+	t.Parallel()
+	const count = 25
+	sim := fast
+	sim.StopAt, sim.HoldNotifications = d1sim.CardProdRequested, true
+	b := newBank(t, sim, vocabulary)
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 0))
+	in := &b.env.ServiceConfig().Issuers[0]
+	words := order.Vocabulary{OnHold: in.OnHoldStatuses, Delivered: in.DeliveredStatuses, Returned: in.ReturnedStatuses}
+
+	ids, want := make([]string, count), make([]order.State, count)
+	var told []body
+	for i := range ids {
+		ids[i] = b.place(b.thales(fmt.Sprintf("any-%d", i)))
+		operationID := b.await(ids[i], "SUBMITTED").view.OperationID
+		want[i], _ = order.Advance(order.NewState(order.Shipped), order.Clock{}, order.Taken{OperationID: operationID})
+		for range r.IntN(10) {
+			n := anyNotification(r, i, operationID)
+			told = append(told, n)
+			op, err := d1client.ParseOperation(mustJSON(t, n))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var evidence order.Evidence = op.Report(words)
+			if op.Operation == store.OperationTracking {
+				evidence = op.Tracking(words)
+			}
+			want[i], _ = order.Advance(want[i], order.Clock{}, evidence)
+		}
+	}
+	again := append(slices.Clone(told), told[:len(told)/3]...)
+	r.Shuffle(len(again), func(i, j int) { again[i], again[j] = again[j], again[i] })
+	var calls sync.WaitGroup
+	for _, some := range [][]body{again[:len(again)/2], again[len(again)/2:]} {
+		calls.Go(func() {
+			for call := range slices.Chunk(some, 7) {
+				status, err := b.env.Management.SendNotification(t.Context(), local.IssuerID, mustJSON(t, body{"operations": call}))
+				if status != http.StatusNoContent {
+					t.Errorf("answered %d, %v", status, err)
+				}
+			}
+		})
+	}
+	calls.Wait()
+	b.eventually("everything is applied", func() bool {
+		return query[int](b, `SELECT count(*) FROM notifications WHERE outcome <> 'applied'`) == 0
+	})
+	for i, id := range ids {
+		var got struct {
+			Status                  order.Status
+			DueDate, ProductionSite string
+			Attention               []struct{ Code order.Attention }
+			Shipments               []struct {
+				TrackingNumber string
+				OrderStatus    order.Status
+			}
+		}
+		if err := json.Unmarshal([]byte(b.get(id).text), &got); err != nil {
+			t.Fatal(err)
+		}
+		var attention []order.Attention
+		for _, a := range got.Attention {
+			attention = append(attention, a.Code)
+		}
+		w := want[i]
+		if got.Status != w.Status || got.DueDate != w.DueDate.Value || got.ProductionSite != w.ProductionSite.Value || !slices.Equal(attention, w.Attention) {
+			t.Errorf("seed %d, order %d: got %s %q due %q at %q, want %s %q due %q at %q", seed, i,
+				got.Status, attention, got.DueDate, got.ProductionSite, w.Status, w.Attention, w.DueDate.Value, w.ProductionSite.Value)
+		}
+		for _, p := range got.Shipments {
+			if p.OrderStatus != w.Parcel(p.TrackingNumber) {
+				t.Errorf("seed %d, order %d: parcel %q is %q, want %q", seed, i, p.TrackingNumber, p.OrderStatus, w.Parcel(p.TrackingNumber))
+			}
+		}
+		b.noGaps(id)
+	}
 }

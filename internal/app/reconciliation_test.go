@@ -224,3 +224,41 @@ func TestDriftRefusals(t *testing.T) {
 		t.Errorf("the empty list is %d %s", a.status, a.text)
 	}
 }
+
+// What became of a change shows in D1's answers, too.
+func TestLostWordOfAChangeIsFoundByAsking(t *testing.T) {
+	t.Parallel()
+	sim := fast
+	sim.Faults = &d1sim.Faults{LostNotifications: 1}
+	sim.StopAt, sim.StatusWithChanges = d1sim.CardProdReady, true
+	b := newBank(t, sim, talkative)
+	id := b.place(b.thales("moved"))
+	b.await(id, "SUBMITTED")
+	c, err := b.client().ChangeOrder(t.Context(), id, client.NewChange{
+		Type:               client.ChangeRedirect,
+		NewDeliveryAddress: &client.Address{FirstName: "Ada", LastName: "Example", Line1: "2 Rue de la Paix", ZipCode: "75002", City: "Paris", CountryCode: "FR"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.eventually("the change is accepted", func() bool {
+		now, err := b.client().Change(t.Context(), id, c.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return now.State == client.ChangeAccepted
+	})
+	b.await(id, "READY")
+	found := b.found(id)
+	if !slices.ContainsFunc(found, func(e client.Event) bool { return e.Type == "change-changed" }) {
+		t.Errorf("found %+v", found)
+	}
+	// Asked again, D1 says the same again, and it is no news.
+	asked := b.asked("card-moved")
+	b.eventually("D1 is asked again", func() bool { return b.asked("card-moved") > asked })
+	b.settled()
+	if again := b.found(id); len(again) != len(found) {
+		t.Errorf("found %+v", again)
+	}
+	b.noGaps(id)
+}

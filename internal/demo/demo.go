@@ -1,5 +1,5 @@
-// Package demo plays core banking: it places three orders over REST, follows
-// their lives, and tells whether they arrived.
+// Package demo plays core banking: it places three orders over REST, redirects one
+// when D1 has it, follows their lives, and tells whether they arrived.
 package demo
 
 import (
@@ -37,7 +37,8 @@ type placed struct {
 	name   string
 	target client.Status // the status at which it has arrived
 	order  *client.Order
-	seen   int // timeline entries already told
+	seen   int             // timeline entries already told
+	moveTo *client.Address // where it is redirected to once D1 has it; nil when it was
 }
 
 // arrived tells whether the order is where it should come to, or beyond.
@@ -78,7 +79,7 @@ func Run(ctx context.Context, t Target, out io.Writer) error {
 		if t.ToTheDoor && o.target == client.StatusShipped {
 			o.target = client.StatusDelivered
 		}
-		p := &placed{name: o.name, target: o.target, order: &answer.Order}
+		p := &placed{name: o.name, target: o.target, order: &answer.Order, moveTo: o.moveTo}
 		say(out, p, time.Now(), "POST /orders answered 201: "+p.order.ID)
 		list = append(list, p)
 	}
@@ -101,7 +102,11 @@ func follow(ctx context.Context, bank *client.Client, list []*placed, out io.Wri
 	for {
 		arrived := 0
 		for _, p := range list {
-			if err := tell(ctx, bank, p, out); err != nil {
+			err := tell(ctx, bank, p, out)
+			if err == nil {
+				err = move(ctx, bank, p, out)
+			}
+			if err != nil {
 				return orNotArrived(ctx, err)
 			}
 			if p.arrived() {
@@ -132,6 +137,8 @@ func tell(ctx context.Context, bank *client.Client, p *placed, out io.Writer) er
 	}
 	for _, e := range timeline[min(p.seen, len(timeline)):] {
 		switch {
+		case e.Event != nil && e.Event.Type == "change-changed":
+			say(out, p, e.At, fmt.Sprintf("change %s (%s)", e.Event.Detail, e.Event.Cause))
 		case e.Event != nil && e.Event.PreviousStatus != e.Event.Status:
 			say(out, p, e.At, fmt.Sprintf("%-15s (%s)", e.Event.Status, e.Event.Cause))
 		case e.Event != nil && len(e.Event.Attention) > 0:
@@ -145,6 +152,23 @@ func tell(ctx context.Context, bank *client.Client, p *placed, out io.Writer) er
 	}
 	p.seen = max(p.seen, len(timeline))
 	return nil
+}
+
+// move redirects an order that is under way. One that is beyond it goes where it goes.
+func move(ctx context.Context, bank *client.Client, p *placed, out io.Writer) error {
+	if p.moveTo == nil || p.order.OperationID == "" {
+		return nil
+	}
+	change, err := bank.ChangeOrder(ctx, p.order.ID, client.NewChange{Type: client.ChangeRedirect, NewDeliveryAddress: p.moveTo})
+	p.moveTo = nil
+	if problem, is := errors.AsType[*client.Problem](err); is {
+		say(out, p, time.Now(), "POST /orders/{id}/changes refused: "+problem.Title)
+		return nil
+	}
+	if err == nil {
+		say(out, p, time.Now(), fmt.Sprintf("POST /orders/{id}/changes answered 201: %s %s", change.Type, change.State))
+	}
+	return err
 }
 
 func say(out io.Writer, p *placed, at time.Time, text string) {
@@ -173,26 +197,29 @@ type demoOrder struct {
 	name   string
 	target client.Status
 	order  client.NewOrder
+	moveTo *client.Address
 }
 
 // demoOrders are three orders, one for each way a card can go.
 func demoOrders(run string) []demoOrder {
 	list := []demoOrder{
-		{"THALES individual", client.StatusShipped, client.NewOrder{
+		{name: "THALES individual", target: client.StatusShipped, order: client.NewOrder{
 			DistributionChannel: client.ChannelThales,
 			Services:            client.Services{Issuance: client.IssuanceCreation, Delivery: "POST", CardCarrier: "WELCOME"},
 			Shipment: &client.Shipment{Type: client.ShipmentIndividual, DeliveryAddress: &client.Address{
 				FirstName: "Ada", LastName: "Example", Line1: "1 Rue de la Paix", ZipCode: "75002", City: "Paris", CountryCode: "FR",
 			}},
+		}, moveTo: &client.Address{
+			FirstName: "Ada", LastName: "Example", Line1: "2 Quai des Celestins", ZipCode: "69002", City: "Lyon", CountryCode: "FR",
 		}},
-		{"THALES bulk", client.StatusShipped, client.NewOrder{
+		{name: "THALES bulk", target: client.StatusShipped, order: client.NewOrder{
 			DistributionChannel: client.ChannelThales,
 			Services:            client.Services{Issuance: client.IssuanceRenewal, Delivery: "COURIER"},
 			Shipment: &client.Shipment{Type: client.ShipmentBulk, GroupID: "branch-07", OrderID: "box-1", DeliveryAddress: &client.Address{
 				CompanyName: "Example Bank", Line1: "7 High Street", ZipCode: "N1 1AA", City: "London", CountryCode: "GB",
 			}},
 		}},
-		{"INSTANT", client.StatusProduced, client.NewOrder{
+		{name: "INSTANT", target: client.StatusProduced, order: client.NewOrder{
 			DistributionChannel: client.ChannelInstant,
 			Services:            client.Services{Issuance: client.IssuanceReplacement},
 			PersoStation:        "branch-07-printer-2",

@@ -251,14 +251,14 @@ func (r Report) apply(s *State) {
 		return
 	}
 	p, known := r.place()
-	if !known && r.Status != "" {
+	if r.unknown() {
 		s.raise(AttentionUnknownStatus)
 	}
 	end, ended := r.end(p)
 	if ended && end.rank >= p.rank {
 		p = end
 	}
-	if r.Now && known && p.kind != dead {
+	if r.Now && known {
 		s.lift(p)
 	}
 	s.reach(p)
@@ -280,6 +280,17 @@ func (r Report) place() (p place, known bool) {
 		return p, true
 	}
 	return submitted, false
+}
+
+func (r Report) unknown() bool {
+	_, known := r.place()
+	return !known && r.Status != ""
+}
+
+// HasUnknownStatus tells whether D1 reports a status that has no meaning here.
+func HasUnknownStatus(e Evidence) bool {
+	reported, ok := e.(interface{ unknown() bool })
+	return ok && reported.unknown()
 }
 
 // end is the end that a failed operation means for an order at p. A card that was
@@ -328,13 +339,13 @@ func (s *State) reach(p place) {
 	if endedHere || s.EndRank > 0 && s.TopRank > s.EndRank {
 		s.raise(AttentionContradiction)
 	}
-	if p.rank > s.Rank || p.rank == s.Rank && p.status == Failed && s.Status == Exception {
+	if p.rank > s.Rank || p.rank == s.Rank && p.status == Failed {
 		s.Status, s.Rank = p.status, p.rank
 	}
 }
 
-// lift ends a side state when D1 says now that production is at a step, or in another
-// side state beyond the steps. It never lowers a step that was reached before.
+// lift ends a side state when D1 says now that production is at a step, or beside or at
+// an end beyond the steps. It never lowers a step that was reached before.
 func (s *State) lift(p place) {
 	if (s.Status == OnHold || s.Status == Exception) && (p.kind == step || p.rank > s.StepRank) {
 		s.Rank, s.Status = s.StepRank, stepAt(s.StepRank)

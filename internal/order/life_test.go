@@ -51,6 +51,8 @@ func TestLife(t *testing.T) {
 		cancelled               = says("CARD_PROD_CANCELED", successful)
 		unknownStatus           = says("CARD_PROD_POLISHED", pending)
 	)
+	nowOnHold, nowFailed := onHold, says("DATA_EXCEPTION", failed)
+	nowOnHold.Now, nowFailed.Now = true, true
 	type list = []order.Attention
 	for name, c := range map[string]struct {
 		evidence  []order.Evidence
@@ -122,6 +124,9 @@ func TestLife(t *testing.T) {
 		"cancelled, now ongoing":          {[]order.Evidence{cancelled, now("CARD_PROD_ONGOING")}, order.Cancelled, nil},
 		"on hold, now failed":             {[]order.Evidence{onHold, order.Report{OperationID: "op", Operation: failed, Now: true}}, order.Failed, list{order.AttentionFailed}},
 		"trouble, now the same trouble":   {[]order.Evidence{ongoing, trouble, now("CARD_PROD_EXCEPTION")}, order.Exception, list{order.AttentionException}},
+		"trouble, now on hold":            {[]order.Evidence{ready, trouble, nowOnHold}, order.OnHold, nil},
+		"trouble, now on hold before it":  {[]order.Evidence{ongoing, trouble, nowOnHold}, order.Exception, list{order.AttentionException}},
+		"on hold, now failed for data":    {[]order.Evidence{onHold, nowFailed}, order.Failed, list{order.AttentionContradiction, order.AttentionFailed}},
 		"a first word of now is on hold":  {[]order.Evidence{order.Report{OperationID: "op", Status: "X", OnHold: true, Now: true}}, order.OnHold, nil},
 		"shipped is not on hold by state": {[]order.Evidence{shipped, onHold}, order.Shipped, nil},
 

@@ -40,18 +40,15 @@ var tracked = map[[2]string]place{
 }
 
 func (t Tracking) apply(s *State) {
-	p, known := tracked[[2]string{t.Type, t.Status}]
-	if !known && t.Status != "" {
+	p := tracked[[2]string{t.Type, t.Status}]
+	if t.unknown() {
 		s.raise(AttentionUnknownStatus)
 	}
-	if !known || t.Operation != OperationSuccessful {
+	if t.Operation != OperationSuccessful {
 		p = place{}
 	}
 	switch {
 	case t.Type != TrackReturn:
-		if p == shipped {
-			s.reach(p)
-		}
 		s.carry(p, t.Parcel)
 	case p == returned:
 		// The number may be that of the way back, and its carrier delivers there too.
@@ -60,15 +57,18 @@ func (t Tracking) apply(s *State) {
 	}
 }
 
+func (t Tracking) unknown() bool {
+	_, known := tracked[[2]string{t.Type, t.Status}]
+	return !known && t.Status != ""
+}
+
 // carry notes what a report that puts the order at p says of its parcel. Before it is
 // handed to the carrier a number is only an announcement.
 func (s *State) carry(p place, parcel Parcel) {
 	if p.rank < shipped.rank && parcel.Status == "" {
 		return
 	}
-	if parcel.TrackingNumber != "" {
-		s.hear(parcel.TrackingNumber, shipped)
-	}
+	s.hear(parcel.TrackingNumber, shipped)
 	if parcel.Status == Delivered {
 		s.hear(parcel.TrackingNumber, delivered)
 	}
@@ -78,9 +78,8 @@ func (s *State) carry(p place, parcel Parcel) {
 	s.settleParcels()
 }
 
-// State.Parcels is the set of what was ever heard of parcels, as "number=rank": how far
-// each has come, and besides whether it came back. What names no number is about one
-// parcel, nobody knows which.
+// State.Parcels is the set of all that was ever heard of parcels, as "number=rank" and
+// sorted. What names no number is about one parcel, nobody knows which.
 
 // maxParcels bounds the tracking numbers of an order that count. More than a few is no
 // card's doing. Those that come first in the alphabet are kept: these, too, are the
@@ -90,19 +89,11 @@ const maxParcels = 8
 // hear adds a word about a parcel to those that are known.
 func (s *State) hear(number string, p place) {
 	s.reach(p)
-	word := parcelWord(number, p.rank)
-	i := slices.IndexFunc(s.Parcels, func(known string) bool {
-		n, rank := parseParcel(known)
-		return n == number && (rank == returned.rank) == (p == returned)
-	})
-	switch {
-	case i < 0:
-		s.Parcels = append(s.Parcels, word)
-	case s.Parcels[i] < word:
-		s.Parcels[i] = word
-	default:
+	word := number + "=" + strconv.Itoa(p.rank)
+	if slices.Contains(s.Parcels, word) {
 		return
 	}
+	s.Parcels = append(s.Parcels, word)
 	slices.Sort(s.Parcels)
 	var numbers []string
 	for _, known := range s.Parcels {
@@ -134,7 +125,7 @@ func (s *State) settleParcels() {
 		if number, rank := parseParcel(word); rank == returned.rank {
 			back[number] = true
 		} else {
-			sent[number] = rank
+			sent[number] = max(sent[number], rank)
 		}
 	}
 	if len(sent)+len(back) == 0 {
@@ -182,10 +173,8 @@ func (s State) Parcel(number string) Status {
 	return at.status
 }
 
-func parcelWord(number string, rank int) string { return number + "=" + strconv.Itoa(rank) }
-
 func parseParcel(word string) (number string, rank int) {
 	i := strings.LastIndexByte(word, '=')
-	rank, _ = strconv.Atoi(word[i+1:]) // written by parcelWord
+	rank, _ = strconv.Atoi(word[i+1:]) // written by hear
 	return word[:max(i, 0)], rank
 }

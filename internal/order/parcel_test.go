@@ -89,10 +89,11 @@ func TestParcels(t *testing.T) {
 		"hub: the way back was handed over": {list(carrier("T1", ""), hub(order.TrackReturn, "CARD_SHIPPED", "R1", "")), order.Shipped, attentions(order.AttentionUnknownStatus)},
 		"hub: an unknown type":              {list(done, hub("CUSTOMS", "CARD_SHIPPED", "T1", "")), order.Produced, attentions(order.AttentionUnknownStatus)},
 
-		"failed, yet delivered":        {list(failed45, carrier("T1", gone)), order.Delivered, attentions(order.AttentionContradiction)},
-		"cancelled, yet returned":      {list(cancelled, back("T1")), order.Returned, attentions(order.AttentionContradiction, order.AttentionReturned)},
-		"shipped, the operation fails": {list(unfailed), order.Shipped, attentions(order.AttentionContradiction)},
-		"the second card came back":    {list(order.Taken{OperationID: "op"}, carrier("T1", ""), second), order.Shipped, attentions(order.AttentionSecondCard)},
+		"failed, yet delivered":         {list(failed45, carrier("T1", gone)), order.Delivered, attentions(order.AttentionContradiction)},
+		"cancelled, yet returned":       {list(cancelled, back("T1")), order.Returned, attentions(order.AttentionContradiction, order.AttentionReturned)},
+		"shipped, the operation fails":  {list(unfailed), order.Shipped, attentions(order.AttentionContradiction)},
+		"returned, the operation fails": {list(order.Report{OperationID: "op", Operation: failed, Status: "CARD_RETURNED"}), order.Returned, attentions(order.AttentionReturned)},
+		"the second card came back":     {list(order.Taken{OperationID: "op"}, carrier("T1", ""), second), order.Shipped, attentions(order.AttentionSecondCard)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -131,11 +132,11 @@ func TestTrackingIsNeverAdopted(t *testing.T) {
 func TestManyParcels(t *testing.T) {
 	t.Parallel()
 	var heard []order.Evidence
-	for i := range 200 {
+	for i := range 40 {
 		heard = append(heard, carrier(fmt.Sprintf("T%03d", i), []order.Status{"", order.Delivered, order.Returned}[i%3]))
 	}
 	want := after(heard...)
-	if len(want.Parcels) > 16 || want.Status != order.Delivered || !slices.Equal(want.Attention, attentions(order.AttentionManyParcels)) {
+	if len(want.Parcels) > 24 || want.Status != order.Delivered || !slices.Equal(want.Attention, attentions(order.AttentionManyParcels)) {
 		t.Errorf("got %d words, %s %q", len(want.Parcels), want.Status, want.Attention)
 	}
 	rapid.Check(t, func(t *rapid.T) {
@@ -145,10 +146,25 @@ func TestManyParcels(t *testing.T) {
 	})
 }
 
+func TestHasUnknownStatus(t *testing.T) {
+	t.Parallel()
+	for want, list := range map[bool][]order.Evidence{
+		true: {says("CARD_PROD_POLISHED", pending), hub("CUSTOMS", "CARD_SHIPPED", "", ""), hub(order.TrackReturn, "CARD_LOST", "", "")},
+		false: {nil, order.Taken{}, says("", pending), says("CARD_RETURNED", failed), onHold, hub("CUSTOMS", "", "", ""),
+			hub(order.TrackReturn, "CARD_RETURNED", "", "")},
+	} {
+		for _, e := range list {
+			if got := order.HasUnknownStatus(e); got != want {
+				t.Errorf("%+v: %t", e, got)
+			}
+		}
+	}
+}
+
 func TestParcelOfAnOrder(t *testing.T) {
 	t.Parallel()
-	s := after(carrier("T1", ""), carrier("T1=6", order.Delivered), carrier("T2", order.Returned))
-	for number, want := range map[string]order.Status{"T1": order.Shipped, "T1=6": order.Delivered, "T2": order.Returned, "T3": "", "": ""} {
+	s := after(carrier("", ""), carrier("T1", ""), carrier("T1=6", order.Delivered), carrier("T2", order.Returned))
+	for number, want := range map[string]order.Status{"T1": order.Shipped, "T1=6": order.Delivered, "T2": order.Returned, "": order.Shipped, "T3": ""} {
 		if got := s.Parcel(number); got != want {
 			t.Errorf("%q is %q, want %q", number, got, want)
 		}

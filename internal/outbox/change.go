@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"net/http"
 
 	"cardorder/internal/d1client"
 	"cardorder/internal/order"
@@ -32,7 +33,7 @@ func changed(m store.Message, attempt store.Attempt, a d1client.Answer) store.Co
 	case d1client.Taken:
 		c.Change = &store.ChangeAnswer{Taken: true, OperationID: a.OperationID}
 	case d1client.Refused:
-		c.Change = &store.ChangeAnswer{} // a plain no
+		c.Change = &store.ChangeAnswer{MayHave: a.Status != http.StatusBadRequest && a.Status != http.StatusNotFound}
 	default:
 		c.Next = store.Next{
 			RunIn: max(a.RetryAfter, backoff(m.Tries)), Tries: m.Tries + 1,

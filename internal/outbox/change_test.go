@@ -21,7 +21,9 @@ func TestChanged(t *testing.T) {
 	}{
 		{"taken", d1client.Answer{Outcome: d1client.Taken, OperationID: "op"}, &store.ChangeAnswer{Taken: true, OperationID: "op"}, store.Next{}},
 		{"taken without an id", d1client.Answer{Outcome: d1client.Taken}, &store.ChangeAnswer{Taken: true}, store.Next{}},
-		{"refused", d1client.Answer{Outcome: d1client.Refused, Reply: d1client.Reply{Status: 409}}, &store.ChangeAnswer{}, store.Next{}},
+		{"a field is wrong", d1client.Answer{Outcome: d1client.Refused, Reply: d1client.Reply{Status: 400}}, &store.ChangeAnswer{}, store.Next{}},
+		{"no such order", d1client.Answer{Outcome: d1client.Refused, Reply: d1client.Reply{Status: 404}}, &store.ChangeAnswer{}, store.Next{}},
+		{"refused, perhaps for being done", d1client.Answer{Outcome: d1client.Refused, Reply: d1client.Reply{Status: 409}}, &store.ChangeAnswer{MayHave: true}, store.Next{}},
 		{"not taken", d1client.Answer{Outcome: d1client.NotTaken}, nil, store.Next{Tries: 4, Unsent: true}},
 		{"no answer", d1client.Answer{}, nil, store.Next{Tries: 4}},
 	} {

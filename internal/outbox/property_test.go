@@ -74,6 +74,7 @@ func TestAnyOrderOfEvents(t *testing.T) {
 			{3, w.accept}, {2, w.upload}, {6, w.claim}, {4, w.begin}, {5, w.arrive}, {5, w.answer}, {5, w.work}, {3, w.overtake}, {1, w.probe},
 			{2, w.crash}, {1, w.giveBack}, {3, w.produce}, {2, w.notify}, {1, w.sweep},
 			{1, w.refresh}, {2, w.retry}, {3, w.act}, {1, w.pause}, {1, w.resume}, {1, w.check}, {6, w.pass}, {2, w.history},
+			{4, w.change}, {2, w.decideChange}, {2, w.tellOfChange}, {1, w.expire},
 		}
 		var weighted []func(*rapid.T)
 		for _, a := range actions {
@@ -111,6 +112,7 @@ type anyWorld struct {
 	batches []uuid.UUID
 	workers []*worker
 	made    []*made
+	wanted  []*wanted
 	parsed  map[string]store.Notification // by their bytes
 	exempt  map[string]bool               // requests that D1 got in a history that was lost: it alone can tell
 	names   int
@@ -127,6 +129,7 @@ type made struct {
 	at                time.Duration
 	step              int // of steps
 	failed            bool
+	cancelled         bool // because it was asked to
 }
 
 var steps = []string{"CARD_PROD_REQUESTED", "DATA_PREPARED", "CARD_PROD_READY", "CARD_PROD_ONGOING", "CARD_PROD_DONE", "CARD_SHIPPED"}
@@ -200,6 +203,7 @@ func (w *anyWorld) acceptance(t *rapid.T) store.Acceptance {
 		Production: order.Production{
 			ConsumerID: "consumer", CardProductID: "gold", IssuerRequestID: request, Channel: order.ChannelThales,
 			Services: order.Services{Issuance: order.IssuanceReplacement, Delivery: "POST"}, EncryptedData: "a.b.c.d.e",
+			Shipment: &order.Shipment{Type: order.ShipmentIndividual, DeliveryAddress: &order.Address{Line1: "1 Old Street", ZipCode: "1", City: "Lyon", CountryCode: "FR"}},
 		},
 	}
 	if below(t, "override", 3) == 0 {
@@ -323,7 +327,11 @@ func (w *anyWorld) crash(t *rapid.T) {
 		return
 	}
 	if x.inFlight && !x.asks() && w.leased(x, 0) && below(t, "arrives", 2) == 0 {
-		w.take(x.IssuerRequestID, x.CardID)
+		if x.Kind == store.KindChange {
+			w.takeChange(x.Message)
+		} else {
+			w.take(x.IssuerRequestID, x.CardID)
+		}
 	}
 	w.dismiss(x)
 }
@@ -345,9 +353,12 @@ func (w *anyWorld) call(x *worker, how func() string) {
 	w.must(err)
 	attempt := store.Attempt{ID: id, StartedAt: time.Now()}
 	var c store.Completion
-	if x.asks() {
+	switch {
+	case x.Kind == store.KindChange:
+		c = w.sendChange(x, attempt, how())
+	case x.asks():
 		c = w.ask(x, attempt, how())
-	} else {
+	default:
 		kind := "late" // its deadline passed before anything arrived
 		if w.leased(x, 0) {
 			kind = how()
@@ -482,7 +493,8 @@ func (w *anyWorld) answer(t *rapid.T) {
 	w.must(w.conn.QueryRow(w.ctx, all, m.ID, m.Token, m.OrderID).Scan(&held, &before))
 	w.must(w.st.Complete(w.ctx, list))
 	w.must(w.conn.QueryRow(w.ctx, all, m.ID, m.Token, m.OrderID).Scan(new(bool), &after))
-	if !held && len(list[0].Seen) == 0 && before != after {
+	told := len(list[0].Seen) > 0 || list[0].Change != nil && list[0].Change.Taken
+	if !held && !told && before != after {
 		w.Fatalf("a lost claim changed %s: %s, then %s", m.IssuerRequestID, before, after)
 	}
 }
@@ -497,7 +509,7 @@ func (w *anyWorld) work(t *rapid.T) {
 
 // produce is the bureau at work.
 func (w *anyWorld) produce(t *rapid.T) {
-	m, ok := pick(t, "operation", w.made, func(m *made) bool { return !m.failed && m.step < len(steps)-1 })
+	m, ok := pick(t, "operation", w.made, func(m *made) bool { return !m.failed && !m.cancelled && m.step < len(steps)-1 })
 	if !ok {
 		return
 	}
@@ -610,6 +622,7 @@ func (w *anyWorld) wait(d time.Duration) {
 		"operations":    "created_at",
 		"notifications": "created_at last_seen_at next_try_at",
 		"card_guard":    "creation_until",
+		"order_changes": "created_at sent_at updated_at expires_at",
 	} {
 		w.exec(shift(table, columns)+` WHERE issuer_id = $2`, d, w.issuer)
 	}
@@ -672,7 +685,8 @@ const wrong = `
 			AND NOT EXISTS (SELECT FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
 				WHERE o.issuer_id = g.issuer_id AND o.id = u.id AND ended_at IS NULL AND o.card_id = g.card_id)
 		UNION ALL SELECT 'two operations and no alarm: ' || s.order_id FROM order_state s WHERE s.issuer_id = $1 AND NOT 'second-card' = ANY (attention)
-			AND operation_id IS NOT NULL AND EXISTS (SELECT FROM operations p WHERE p.issuer_id = s.issuer_id AND p.order_id = s.order_id AND p.operation_id <> s.operation_id)
+			AND operation_id IS NOT NULL AND EXISTS (SELECT FROM operations p WHERE p.issuer_id = s.issuer_id AND p.order_id = s.order_id AND p.operation_id <> s.operation_id AND p.operation = 'PRODUCE')
+		UNION ALL ` + wrongChanges + `
 	) a`
 
 func (w *anyWorld) invariants() {
@@ -687,7 +701,7 @@ func (w *anyWorld) invariants() {
 	// By their own clocks, no two workers may send the same order.
 	senders := make(map[uuid.UUID]int)
 	for _, x := range w.workers {
-		if !x.asks() && x.done == nil && w.leased(x, 0) && (x.inFlight || w.stillHolds(x)) {
+		if x.Kind == store.KindSubmit && !x.asks() && x.done == nil && w.leased(x, 0) && (x.inFlight || w.stillHolds(x)) {
 			senders[x.OrderID]++
 		}
 	}
@@ -696,6 +710,7 @@ func (w *anyWorld) invariants() {
 			w.Errorf("%d workers may send order %s", n, id)
 		}
 	}
+	w.cancelsAreExact()
 	for _, o := range w.orders {
 		cards := len(w.cards(o))
 		if cards > 1 && w.promised() {
@@ -781,11 +796,16 @@ func (w *anyWorld) settle() {
 		for _, m := range w.made {
 			w.tell(m, m.step, m.failed)
 		}
+		for _, c := range w.wanted {
+			c.decided = true
+			w.tellChange(c)
+		}
 		w.wait(2 * time.Hour)
 		w.sweep(nil)
 		round()
 	}
 	w.invariants()
+	w.changesAreSettled()
 	for _, o := range w.orders {
 		state, cards := w.state(o), w.cards(o)
 		switch {

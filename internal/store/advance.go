@@ -269,7 +269,9 @@ type advances struct {
 	changes  []changeRow    // what becomes of changes, each once
 	changing []*lockedOrder // whose list of open changes differs, each once
 	sending  []*lockedOrder // that may have a change to be sent, each once
-	placed   []placedChange
+	// changeOperations are what D1 calls changes.
+	changeOperations []changeOperation
+	placed           []placedChange
 }
 
 // event is a row of order_events.

@@ -422,6 +422,7 @@ type ChangeAnswer struct {
 	Taken       bool               // it has it; whether it does it, a notification tells
 	OperationID string             // of the change, "" when D1 named none
 	Reason      order.ChangeReason // why it was refused; "" for D1's plain no
+	MayHave     bool               // it may be refused because an earlier try was taken, if there was one
 }
 
 // openChange is a change that D1 may still say something about. Those of an order stand in
@@ -451,9 +452,18 @@ func (c openChange) forgotten() bool {
 	return settled && c.OperationID == "" && (!c.Tried || c.Reason == order.ReasonRefused)
 }
 
+// mayBe tells whether the change may be what a notification is about that is not of an
+// operation known.
+func (c openChange) mayBe(n *Notification) bool {
+	return (c.waits() || c.State == order.ChangeExpired) && (c.OperationID == "" || n.OperationID == "")
+}
+
 // changeAtD1 is true for rows c of order_changes that D1 may have and may still answer, by
 // a notification n whose operation is not known to be another's.
-const changeAtD1 = `c.state IN ('REQUESTED', 'SENT', 'EXPIRED') AND c.sent_at IS NOT NULL AND (c.operation_id IS NULL OR n.operation_id = '')`
+const changeAtD1 = changeWaits + ` AND c.sent_at IS NOT NULL`
+
+// changeWaits is the same of those that D1 may have and those that it will get.
+const changeWaits = `c.state IN ('REQUESTED', 'SENT', 'EXPIRED') AND (c.operation_id IS NULL OR n.operation_id = '')`
 
 // changeRow is what becomes of a change.
 type changeRow struct {
@@ -473,12 +483,12 @@ type changeDetail struct {
 }
 
 // changeReported settles the change that an UPDATE_ORDER notification of the order is
-// about. It tells whether the order has such a change: if not, the notification has to
-// wait, for it may come before D1's answer to the change itself is stored.
+// about. It tells whether the order has such a change, or certainly none: else the
+// notification has to wait, for it may come before D1's answer to the change is stored.
 func (a *advances) changeReported(o *lockedOrder, cause Cause, n *Notification) bool {
 	c, found := reportedChange(o.open, n)
 	if !found {
-		return false
+		return !slices.ContainsFunc(o.open, func(c openChange) bool { return c.mayBe(n) })
 	}
 	c.OperationID = cmp.Or(c.OperationID, n.OperationID)
 	said := order.OperationStatus(n.Status)
@@ -529,7 +539,7 @@ func reportedChange(open []openChange, n *Notification) (openChange, bool) {
 		switch {
 		case n.OperationID != "" && c.OperationID == n.OperationID, n.IssuerRequestID == c.ID.String():
 			return c, true
-		case c.Tried && (c.waits() || c.State == order.ChangeExpired) && (c.OperationID == "" || n.OperationID == ""):
+		case c.Tried && c.mayBe(n):
 			candidates = append(candidates, c)
 		}
 	}
@@ -544,9 +554,12 @@ func reportedChange(open []openChange, n *Notification) (openChange, bool) {
 // only for the holder, for another worker may have been luckier. It tells whether the
 // message stays.
 func (a *advances) changeAnswered(o *lockedOrder, done *Completion, held bool) (stays bool) {
+	if done.Change != nil && done.Change.OperationID != "" {
+		a.changeOperations = append(a.changeOperations, changeOperation{o.orderKey, done.Message.Change.ID, done.Change.OperationID})
+	}
 	i := slices.IndexFunc(o.open, func(c openChange) bool { return c.ID == done.Message.Change.ID })
 	if i < 0 {
-		return false
+		return false // settled meanwhile
 	}
 	c, cause := o.open[i], Cause{Kind: CauseAttempt, ID: done.Attempt.ID.String()}
 	switch answer := done.Change; {
@@ -560,6 +573,9 @@ func (a *advances) changeAnswered(o *lockedOrder, done *Completion, held bool) (
 		a.moveChange(o, cause, changeRow{open: c, sent: true})
 	case !held || !c.waits():
 		return false
+	case answer != nil && answer.MayHave && c.Tried:
+		c.State, c.Reason = order.ChangeSent, ""
+		a.moveChange(o, cause, changeRow{open: c})
 	case answer != nil:
 		c.State, c.Reason = order.ChangeRefused, cmp.Or(answer.Reason, order.ReasonRefused)
 		a.moveChange(o, cause, changeRow{open: c})
@@ -571,6 +587,14 @@ func (a *advances) changeAnswered(o *lockedOrder, done *Completion, held bool) (
 	}
 	a.sendChange(o)
 	return false
+}
+
+// changeOperation is an operation by which D1 knows a change. One that is sent again may
+// have several.
+type changeOperation struct {
+	key         orderKey
+	change      uuid.UUID
+	operationID string
 }
 
 // placeCancel has D1 cancel an order if it turns out to have it: a worker has it, or D1 may,
@@ -704,9 +728,10 @@ func (o *lockedOrder) nextChange() (next openChange, ok bool) {
 
 // queueChanges queues what becomes of changes, and the messages that bring them to D1.
 func (a *advances) queueChanges(b *pgx.Batch) {
-	if len(a.changing) == 0 && len(a.sending) == 0 {
+	if len(a.changing) == 0 && len(a.sending) == 0 && len(a.changeOperations) == 0 {
 		return
 	}
+	a.queueChangeOperations(b)
 	a.queuePlacedChanges(b)
 	a.queueOpenChanges(b)
 	a.queueChangeRows(b)
@@ -747,6 +772,29 @@ func (a *advances) queueOpenChanges(b *pgx.Batch) {
 		WHERE s.issuer_id = t.issuer_id AND s.order_id = t.order_id`, issuers, ids, lists)
 }
 
+// queueChangeOperations queues what D1 calls changes, also those that are settled.
+func (a *advances) queueChangeOperations(b *pgx.Batch) {
+	n := len(a.changeOperations)
+	if n == 0 {
+		return
+	}
+	issuers, orders, ids, operations := make(texts, n), make(uuids, n), make(uuids, n), make(texts, n)
+	for i := range a.changeOperations {
+		c := &a.changeOperations[i]
+		issuers[i], orders[i], ids[i], operations[i] = c.key.issuer, pgID(&c.key.id), pgID(&c.change), c.operationID
+	}
+	exec(b, insertChangeOperations, issuers, operations, orders, OperationChange, AttemptChange)
+	exec(b, `
+		UPDATE order_changes c SET operation_id = t.operation_id
+		FROM unnest($1::text[], $2::uuid[], $3::text[]) AS t(issuer_id, id, operation_id)
+		WHERE c.issuer_id = t.issuer_id AND c.id = t.id AND c.operation_id IS NULL`, issuers, ids, operations)
+}
+
+const insertChangeOperations = `
+	INSERT INTO operations (issuer_id, operation_id, order_id, operation, source)
+	SELECT i, p, o, $4, $5 FROM unnest($1::text[], $2::text[], $3::uuid[]) AS t(i, p, o) WHERE p <> '' ORDER BY i, p
+	ON CONFLICT DO NOTHING`
+
 // queueChangeRows queues the new states of changes, and the ends of the messages of those
 // that need no sending any more. An address is of no use once D1 does not want it.
 func (a *advances) queueChangeRows(b *pgx.Batch) {
@@ -773,10 +821,7 @@ func (a *advances) queueChangeRows(b *pgx.Batch) {
 			AS t(issuer_id, id, state, reason, operation_id, sent, timeout)
 		WHERE c.issuer_id = t.issuer_id AND c.id = t.id`,
 		issuers, ids, states, reasons, operations, sents, timeouts)
-	exec(b, `
-		INSERT INTO operations (issuer_id, operation_id, order_id, operation, source)
-		SELECT i, p, o, $4, $5 FROM unnest($1::text[], $2::text[], $3::uuid[]) AS t(i, p, o) WHERE p <> '' ORDER BY i, p
-		ON CONFLICT DO NOTHING`, issuers, operations, orders, OperationChange, AttemptChange)
+	exec(b, insertChangeOperations, issuers, operations, orders, OperationChange, AttemptChange)
 	exec(b, `
 		DELETE FROM outbox m USING unnest($1::text[], $2::uuid[], $3::uuid[], $4::text[]) AS t(issuer_id, order_id, id, state)
 		WHERE m.issuer_id = t.issuer_id AND m.order_id = t.order_id AND m.kind = 'change' AND m.change_id = t.id AND t.state <> 'REQUESTED'`,

@@ -116,8 +116,8 @@ func (f *fixture) wantEvents(id uuid.UUID, want ...string) {
 	}
 }
 
-// submitted is an order that D1 has, under operation.
-func (f *fixture) submitted(card, operation string) uuid.UUID {
+// atD1 is an order that D1 has, under operation.
+func (f *fixture) atD1(card, operation string) uuid.UUID {
 	f.t.Helper()
 	o := f.accept(card, "request-"+card)
 	f.complete(taken(f.claimOf(o.ID), operation))
@@ -394,7 +394,7 @@ func TestCancelAfterARestore(t *testing.T) {
 func TestChangeAtD1(t *testing.T) {
 	t.Parallel()
 	f := open(t)
-	id := f.submitted("card", "operation")
+	id := f.atD1("card", "operation")
 	c := f.change(placement(id, order.ChangeRedirect))
 	f.wantStands(c, "REQUESTED")
 	if c.ExpiresAt == nil || c.SentAt != nil {
@@ -463,7 +463,7 @@ func TestCancelGoesFirst(t *testing.T) {
 	t.Parallel()
 	for _, claimed := range []bool{false, true} {
 		f := open(t)
-		id := f.submitted("card", "operation")
+		id := f.atD1("card", "operation")
 		faster := f.change(placement(id, order.ChangeAccelerate))
 		var m store.Message
 		if claimed {
@@ -508,7 +508,7 @@ func TestChangesFollowTheOrder(t *testing.T) {
 		{"CARD_SHIPPED", order.OperationSuccessful, "REFUSED shipped-first", "REFUSED shipped-first"},
 	} {
 		operation := fmt.Sprint("operation-", i)
-		id := f.submitted(fmt.Sprint("card-", i), operation)
+		id := f.atD1(fmt.Sprint("card-", i), operation)
 		cancel := f.change(placement(id, order.ChangeCancel))
 		f.complete(took(f.claimOf(id), operation+"-cancel"))
 		redirect := f.change(placement(id, order.ChangeRedirect))
@@ -538,7 +538,7 @@ func TestChangesFollowTheOrder(t *testing.T) {
 func TestChangeIdempotency(t *testing.T) {
 	t.Parallel()
 	f := open(t)
-	id, other := f.submitted("card", "operation"), f.submitted("other", "operation-2")
+	id, other := f.atD1("card", "operation"), f.atD1("other", "operation-2")
 	first := f.change(keyed(id, order.ChangeAccelerate, "key"))
 	f.complete(took(f.claimOf(id), "change-op"))
 	before := f.order(id).State.Version
@@ -591,7 +591,7 @@ func isFaults(err error) bool {
 func TestChangeIdempotencyRace(t *testing.T) {
 	t.Parallel()
 	f := open(t)
-	ids := []uuid.UUID{f.submitted("a", "op-a"), f.submitted("b", "op-b")}
+	ids := []uuid.UUID{f.atD1("a", "op-a"), f.atD1("b", "op-b")}
 	var wait sync.WaitGroup
 	results := make([]string, 16)
 	for i := range results {
@@ -624,7 +624,7 @@ func TestChangeIdempotencyRace(t *testing.T) {
 func TestExpireChanges(t *testing.T) {
 	t.Parallel()
 	f := open(t)
-	sent, unsent, waiting := f.submitted("sent", "op-1"), f.submitted("unsent", "op-2"), f.accept("waiting", "r").ID
+	sent, unsent, waiting := f.atD1("sent", "op-1"), f.atD1("unsent", "op-2"), f.accept("waiting", "r").ID
 	a := f.change(placement(sent, order.ChangeCancel))
 	f.complete(took(f.claimOf(sent), "change-op"))
 	b := f.change(placement(unsent, order.ChangeRedirect))
@@ -707,7 +707,7 @@ func TestBatchCancelBecomesChanges(t *testing.T) {
 func TestListChanges(t *testing.T) {
 	t.Parallel()
 	f := open(t)
-	id, other := f.submitted("card", "operation"), f.submitted("other", "operation-2")
+	id, other := f.atD1("card", "operation"), f.atD1("other", "operation-2")
 	var want []uuid.UUID
 	for range 3 {
 		c := f.change(placement(id, order.ChangeAccelerate))
@@ -861,7 +861,7 @@ func TestChangeReported(t *testing.T) {
 		{"by the order's request", order.ChangeRedirect, answered(""), byRequest(updated(1, "change-op", done)), store.OutcomeApplied, "ACCEPTED", order.Submitted, nil},
 		{"by the card", order.ChangeRedirect, answered(""), updated(1, "change-op", done), store.OutcomeApplied, "ACCEPTED", order.Submitted, nil},
 		{"by the card alone", order.ChangeRedirect, answered("change-op"), byCardOnly(updated(1, "", done)), store.OutcomeApplied, "ACCEPTED", order.Submitted, nil},
-		{"another operation", order.ChangeRedirect, answered("change-op"), byRequest(updated(1, "other-op", done)), store.OutcomeParked, "SENT", order.Submitted, nil},
+		{"another operation", order.ChangeRedirect, answered("change-op"), byRequest(updated(1, "other-op", done)), store.OutcomeApplied, "SENT", order.Submitted, nil},
 		{"not known to be there", order.ChangeRedirect, func(*fixture, uuid.UUID) {}, byRequest(updated(1, "change-op", done)), store.OutcomeParked, "REQUESTED", order.Submitted, nil},
 		{"after a lost answer", order.ChangeRedirect, unanswered, byRequest(updated(1, "change-op", done)), store.OutcomeApplied, "ACCEPTED", order.Submitted, nil},
 		{"under way after a lost answer", order.ChangeCancel, unanswered, byRequest(updated(1, "change-op", pending)), store.OutcomeApplied, "SENT", order.Submitted, nil},
@@ -873,7 +873,7 @@ func TestChangeReported(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			f := open(t)
-			id := f.submitted("card", "operation")
+			id := f.atD1("card", "operation")
 			change := f.change(placement(id, c.kind))
 			c.before(f, id)
 			if got := f.receive(c.says); got[0] != c.outcome {
@@ -903,7 +903,7 @@ func TestChangeReported(t *testing.T) {
 func TestChangeReportedFirst(t *testing.T) {
 	t.Parallel()
 	f := open(t)
-	id := f.submitted("card", "operation")
+	id := f.atD1("card", "operation")
 	c := f.change(placement(id, order.ChangeCancel))
 	m := f.claimOf(id)
 	n := updated(1, "change-op", order.OperationSuccessful)
@@ -922,7 +922,7 @@ func TestChangeReportedFirst(t *testing.T) {
 func TestSeveralChangesReported(t *testing.T) {
 	t.Parallel()
 	f := open(t)
-	id := f.submitted("card", "operation")
+	id := f.atD1("card", "operation")
 	faster := f.change(placement(id, order.ChangeAccelerate))
 	f.complete(took(f.claimOf(id), "op-faster"))
 	cancel := f.change(placement(id, order.ChangeCancel))
@@ -934,4 +934,80 @@ func TestSeveralChangesReported(t *testing.T) {
 	f.wantStands(faster, "SENT")
 	f.receive(updated(2, "op-faster", order.OperationSuccessful))
 	f.wantStands(faster, "ACCEPTED")
+}
+
+// What D1 calls a change is kept also when the change was settled while it was on the wire:
+// its notification must not wait for ever.
+func TestChangeSettledOnTheWire(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.atD1("card", "operation")
+	change := f.change(placement(id, order.ChangeCancel))
+	m := f.claimOf(id)
+	f.receive(notification(9, "operation", "CARD_PROD_CANCELED"))
+	f.wantStands(change, "ACCEPTED")
+	f.complete(took(m, "change-op"))
+	if got := f.receive(updated(1, "change-op", order.OperationSuccessful)); got[0] != store.OutcomeApplied {
+		t.Errorf("the notification is %s", got[0])
+	}
+	c, err := f.Change(t.Context(), issuer, id, change.ID)
+	if err != nil || c.OperationID != "change-op" || c.State != order.ChangeAccepted {
+		t.Errorf("the change is %+v, %v", c, err)
+	}
+}
+
+// A no to a repeat is the last word only when it says that the first one was none either.
+func TestChangeRefusedWhenRepeated(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		repeated, mayHave bool
+		want              string
+	}{
+		"the first try":                  {false, false, "REFUSED refused-by-bureau"},
+		"the first try, perhaps done":    {false, true, "REFUSED refused-by-bureau"},
+		"after a lost answer":            {true, false, "REFUSED refused-by-bureau"},
+		"after a lost one, perhaps done": {true, true, "SENT"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := open(t)
+			id := f.atD1("card", "operation")
+			change := f.change(placement(id, order.ChangeRedirect))
+			if c.repeated {
+				f.complete(lost(f.claimOf(id)))
+			}
+			refused := refusedChange(f.claimOf(id))
+			refused.Change.MayHave = c.mayHave
+			f.complete(refused)
+			f.wantStands(change, c.want)
+			f.consistent()
+		})
+	}
+}
+
+// Only what is known as a change's operation settles it when D1 is asked.
+func TestChangeShown(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.atD1("card", "operation")
+	change := f.change(placement(id, order.ChangeRedirect))
+	f.complete(took(f.claimOf(id), "change-op"))
+	for _, c := range []struct {
+		shown store.ShownChange
+		want  string
+	}{
+		{store.ShownChange{OperationID: "other-op", Status: order.OperationFailed}, "SENT"},
+		{store.ShownChange{OperationID: "change-op", Status: order.OperationPending}, "SENT"},
+		{store.ShownChange{OperationID: "change-op", Status: order.OperationSuccessful}, "ACCEPTED"},
+		{store.ShownChange{OperationID: "change-op", Status: order.OperationFailed}, "ACCEPTED"},
+	} {
+		if _, err := f.Refresh(t.Context(), action(id)); err != nil {
+			t.Fatal(err)
+		}
+		a := attempt("found")
+		a.Kind = store.AttemptAsk
+		f.complete(store.Completion{Message: f.claimOf(id), Attempt: a, Changes: []store.ShownChange{c.shown}, Next: store.Next{Done: true}})
+		f.wantStands(change, c.want)
+	}
+	f.consistent()
 }

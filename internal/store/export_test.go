@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // CommitTogether stores orders as one group and returns what each caller is told.
@@ -40,3 +42,6 @@ func (s *Store) SawFurther() {
 	defer s.wal.mu.Unlock()
 	s.wal.position += 1 << 40
 }
+
+// Pool is for statements beside those of a fixture's own connection.
+func (s *Store) Pool() *pgxpool.Pool { return s.pool }

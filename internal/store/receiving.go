@@ -110,8 +110,8 @@ func (r *receiving) ask(b *pgx.Batch) {
 //	                     unknown, none; else the card, if exactly one order of it was sent
 //	                     and has no operation yet
 //	UPDATE_ORDER         the operation; else issuerRequestId: the change's, or that of the
-//	                     order, if exactly one change of it was sent; else the card, if
-//	                     exactly one change of it was
+//	                     order, if exactly one change of it was sent or nobody waits for
+//	                     any; else the card, if exactly one change of it was sent
 //	STANDALONE_TRACKING  the operation; else the tracking number; else the card's last
 //	                     order that was shipped, else its last that D1 has: of a card that
 //	                     others make and send, the tracking hub is the first to say so
@@ -130,7 +130,10 @@ const match = `
 			WHEN n.operation = 'UPDATE_ORDER' AND n.request_id <> '' THEN coalesce(
 				(SELECT c.order_id FROM order_changes c WHERE c.issuer_id = $1 AND c.id = n.change_id),
 				(SELECT (array_agg(c.order_id))[1] FROM orders o JOIN order_changes c ON c.issuer_id = o.issuer_id AND c.order_id = o.id
-				WHERE o.issuer_id = $1 AND o.issuer_request_id = n.request_id AND ` + changeAtD1 + ` HAVING count(*) = 1))
+				WHERE o.issuer_id = $1 AND o.issuer_request_id = n.request_id AND ` + changeAtD1 + ` HAVING count(*) = 1),
+				(SELECT o.id FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
+				WHERE o.issuer_id = $1 AND o.issuer_request_id = n.request_id AND s.rank > 0 AND NOT EXISTS (SELECT FROM order_changes c
+					WHERE c.issuer_id = o.issuer_id AND c.order_id = o.id AND ` + changeWaits + `)))
 			WHEN n.operation = 'STANDALONE_TRACKING' AND n.tracking_number <> '' THEN
 				(SELECT h.order_id FROM shipments h JOIN order_state s ON s.issuer_id = h.issuer_id AND s.order_id = h.order_id
 				WHERE h.issuer_id = $1 AND h.tracking_number = n.tracking_number AND s.status NOT IN ('ACCEPTED', 'HELD')

@@ -762,6 +762,9 @@ func TestPlans(t *testing.T) {
 	const nameless = `'01a20a68-0000-7000-8000-000000000040' AND '01a20a68-0000-7000-8000-000000000060'`
 	f.exec(`UPDATE order_state SET status = 'SUBMITTED', rank = 10, status_since = now() - interval '1 h', ended_at = NULL WHERE order_id BETWEEN ` + nameless)
 	f.exec(`DELETE FROM outbox WHERE order_id BETWEEN ` + nameless)
+	f.exec(`INSERT INTO order_changes (issuer_id, id, order_id, key, type, state, created_by, expires_at, operation_id)
+		SELECT issuer_id, id, id, issuer_request_id, 'CANCEL', CASE WHEN random() < 0.01 THEN 'SENT' ELSE 'ACCEPTED' END, 'test',
+			now() + random() * interval '72 h', 'change-' || issuer_request_id FROM orders`)
 	f.exec(`VACUUM ANALYZE`)
 	batch := uuid.MustParse("01a20a68-0000-7000-9000-000000000007")
 	plans := &planner{}
@@ -905,8 +908,27 @@ func TestPlans(t *testing.T) {
 			return err
 		},
 		"card data": func() error { _, err := st.MarkCardDataNeeded(t.Context(), issuer, []string{"key"}); return err },
-		"beat":      func() error { _, err := st.Beat(t.Context(), store.Replica{ID: uuid.New()}); return err },
-		"pause":     func() error { _, err := st.PauseLane(t.Context(), lane, "ada", "why"); return err },
+		"change": func() error {
+			id := uuid.MustParse("01a20a68-0000-7000-8000-000000000041")
+			c, _, err := st.PlaceChange(t.Context(), placement(id, order.ChangeAccelerate))
+			if err != nil {
+				return err
+			}
+			return st.Complete(t.Context(), []store.Completion{took(store.Message{
+				Kind: store.KindChange, IssuerID: issuer, OrderID: id, Change: &store.ChangeMessage{ID: c.ID},
+			}, "change-op")})
+		},
+		"change of what was not sent": func() error {
+			_, _, err := st.PlaceChange(t.Context(), placement(uuid.MustParse("01a20a68-0000-7000-8000-000000000020"), order.ChangeCancel))
+			return err
+		},
+		"changes": func() error {
+			_, err := st.Changes(t.Context(), issuer, uuid.MustParse("01a20a68-0000-7000-8000-000000000050"), uuid.Nil, 50)
+			return err
+		},
+		"changes expire": func() error { _, err := st.ExpireChanges(t.Context()); return err },
+		"beat":           func() error { _, err := st.Beat(t.Context(), store.Replica{ID: uuid.New()}); return err },
+		"pause":          func() error { _, err := st.PauseLane(t.Context(), lane, "ada", "why"); return err },
 		"timeline": func() error {
 			f.checkTimeline(st, false)
 			f.elsewhere()

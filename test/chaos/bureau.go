@@ -71,6 +71,12 @@ func newBureau(r *rand.Rand) bureau {
 		"holdNotifications":       false,
 		"duplicateNotifications":  false,
 		"reverseNotifications":    false,
+		"lateChange":              pick(r, d1sim.LateChangeNotified, d1sim.LateChangeRefused),
+		"changeDelay":             between(r, [2]time.Duration{0, 500 * time.Millisecond}).String(),
+		"changePending":           r.IntN(2) == 0,
+		"repeatedChange":          pick(r, d1sim.RepeatAgain, d1sim.RepeatSame),
+		"statusWithChanges":       r.IntN(2) == 0,
+		"canceledStatus":          pick(r, d1sim.OperationSuccessful, d1sim.OperationFailed),
 	}
 	// Noise that never ends, besides the trouble that comes and goes.
 	share := func() float64 { return float64(r.IntN(4)) / 100 }

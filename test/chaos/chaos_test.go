@@ -41,7 +41,7 @@ func TestStatusOf(t *testing.T) {
 	t.Parallel()
 	for _, status := range []string{
 		d1sim.CardProdRequested, d1sim.DataException, d1sim.DataPrepared, d1sim.CardProdReady, d1sim.CardProdOngoing,
-		d1sim.CardProdException, d1sim.CardProdDone, d1sim.CardShipped,
+		d1sim.CardProdException, d1sim.CardProdDone, d1sim.CardShipped, d1sim.CardProdCanceled,
 	} {
 		if statusOf(d1sim.Card{Status: status, OperationStatus: d1sim.OperationPending}) == "" {
 			t.Errorf("%s has none", status)

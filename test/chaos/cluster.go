@@ -173,6 +173,10 @@ func (c *cluster) startSimulator(ctx context.Context, b bureau) (err error) {
 	}
 }
 
+// changeTimeout is for how long D1's word on a change is waited for: if it got lost with a
+// card that has left, nobody will ever know.
+const changeTimeout = 30 * time.Second
+
 // configure makes the replicas: the example configuration with shorter times, and
 // every connection through a proxy.
 func (c *cluster) configure(ctx context.Context, count int, b bureau) error {
@@ -213,6 +217,7 @@ func (c *cluster) configure(ctx context.Context, count int, b bureau) error {
 			"concurrency: 16", fmt.Sprintf("concurrency: %d", b.concurrency*count), "ratePerSecond: 0", fmt.Sprintf("ratePerSecond: %d", b.rate),
 			"breakerThreshold: 5", fmt.Sprintf("breakerThreshold: %d", b.breakerThreshold),
 			"stopAfterRefusals: 5", fmt.Sprintf("stopAfterRefusals: %d", b.stopAfterRefusals),
+			"changeTimeout: 72h", "changeTimeout: "+changeTimeout.String(),
 			"level: info", "level: debug", "poll: 1s", "poll: 200ms", "sensitiveData: false", "sensitiveData: true",
 			"[orders:read, orders:write]", "[orders:read, orders:write, orders:operate]",
 		)

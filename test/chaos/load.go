@@ -25,9 +25,18 @@ var (
 // placed is an order that core banking placed, as core banking remembers it.
 type placed struct {
 	order *client.NewOrder
-	key   string // Idempotency-Key, "" without one
-	batch string // id of the batch it came with, "" without one
-	id    string // what the service calls it; "" while that is not known
+	key   string  // Idempotency-Key, "" without one
+	batch string  // id of the batch it came with, "" without one
+	id    string  // what the service calls it; "" while that is not known
+	want  *wanted // a change of it that somebody wants, nil for none
+}
+
+// wanted is a change of an order that is on its way, or still here.
+type wanted struct {
+	client.NewChange
+	after  time.Duration // since the order is known to be there
+	id     string        // what the service calls it; "" where it was refused at once
+	denied string        // why it was
 }
 
 // load is core banking: several clients that place orders without a break, and send
@@ -57,7 +66,7 @@ func (l *load) run(whole context.Context, seed uint64, during time.Duration) {
 	early, end := context.WithTimeout(ctx, max(during/2, during-time.Minute))
 	defer end()
 	l.working.Go(func() { l.upload(early, whole, random(seed, "batches")) })
-	r := random(seed, "orders")
+	r, changes := random(seed, "orders"), random(seed, "changes")
 	for n := 0; sleep(ctx, time.Duration(r.ExpFloat64()*float64(time.Second)/l.rate)); n++ {
 		o, err := l.newOrder(r, n)
 		if err != nil {
@@ -73,6 +82,7 @@ func (l *load) run(whole context.Context, seed uint64, during time.Duration) {
 		default:
 			o.IssuerRequestID = fmt.Sprintf("chaos-request-%d", n)
 		}
+		p.want = newChange(changes, n, o)
 		l.mu.Lock()
 		l.orders = append(l.orders, p)
 		l.mu.Unlock()
@@ -80,8 +90,12 @@ func (l *load) run(whole context.Context, seed uint64, during time.Duration) {
 		if r.IntN(15) == 0 {
 			times = 2 // an impatient caller, at the same moment
 		}
-		for range times {
-			l.working.Go(func() { l.place(whole, p) })
+		for i := range times {
+			l.working.Go(func() {
+				if l.place(whole, p) && i == 0 && p.want != nil {
+					l.change(whole, p)
+				}
+			})
 		}
 	}
 }
@@ -129,8 +143,9 @@ func (l *load) orderAgain(o *client.NewOrder, earlier int) {
 	o.DuplicateOverride = &client.DuplicateOverride{Reason: "the card was damaged"}
 }
 
-// place places an order, again and again until it is known to be there.
-func (l *load) place(ctx context.Context, p *placed) {
+// place places an order, again and again until it is known to be there, and tells whether
+// it is.
+func (l *load) place(ctx context.Context, p *placed) bool {
 	l.wait(1)
 	defer l.wait(-1)
 	var answer client.Placed
@@ -140,7 +155,7 @@ func (l *load) place(ctx context.Context, p *placed) {
 	})
 	if err != nil {
 		l.fail("placing %s %s: %v", p.order.IssuerRequestID, p.key, err)
-		return
+		return false
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -148,6 +163,49 @@ func (l *load) place(ctx context.Context, p *placed) {
 		l.fail("one request, two orders: %s and %s", p.id, answer.ID)
 	}
 	p.id = answer.ID
+	return true
+}
+
+// elsewhere is where redirected cards go.
+const elsewhere = "Lyon"
+
+// newChange is what somebody wants of an order a moment later, nil for nothing, as mostly.
+func newChange(r *rand.Rand, n int, o *client.NewOrder) *wanted {
+	kind, after := pick(r, client.ChangeCancel, client.ChangeCancel, client.ChangeRedirect, client.ChangeAccelerate), time.Duration(r.ExpFloat64()*float64(time.Second))
+	if r.IntN(6) > 0 {
+		return nil
+	}
+	w := &wanted{NewChange: client.NewChange{Type: kind, IdempotencyKey: fmt.Sprintf("chaos-change-%d", n)}, after: after}
+	switch {
+	case kind != client.ChangeRedirect:
+	case o.Shipment == nil: // it goes to no address
+		w.Type = client.ChangeCancel
+	default:
+		address := *o.Shipment.DeliveryAddress
+		address.City, address.ZipCode = elsewhere, "69001"
+		w.NewDeliveryAddress = &address
+	}
+	return w
+}
+
+// change has an order changed, again and again until it is known what becomes of that.
+func (l *load) change(ctx context.Context, p *placed) {
+	l.wait(1)
+	defer l.wait(-1)
+	sleep(ctx, p.want.after)
+	var answer client.PlacedChange
+	err := l.insist(ctx, func(c *client.Client) (err error) {
+		answer, err = c.ChangeOrder(ctx, p.id, p.want.NewChange)
+		return err
+	})
+	p.want.id = answer.ID
+	switch problem, ok := errors.AsType[*client.Problem](err); {
+	case err == nil:
+	case ok && (problem.Type == client.ProblemAlreadyShipped || problem.Type == client.ProblemNotChangeable):
+		p.want.denied = problem.Type
+	default:
+		l.fail("changing order %s: %v", p.id, err)
+	}
 }
 
 func (l *load) wait(n int) {

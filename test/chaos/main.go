@@ -17,9 +17,11 @@ import (
 	"flag"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -102,7 +104,7 @@ func run(ctx context.Context, o options) bool {
 	if err == nil {
 		err = os.Chmod(dir, 0o711) // PostgreSQL may run as another user
 	}
-	v := &verdict{dir: dir, attention: make(map[string]int)}
+	v := &verdict{dir: dir, attention: make(map[string]int), changes: make(map[string]int)}
 	if err == nil {
 		err = try(ctx, o, v)
 	}
@@ -201,6 +203,9 @@ func report(c *cluster, l *load, v *verdict, counts *tally) {
 		len(l.orders), len(l.batches), v.cancelled, l.retries, starts)
 	sum := counts.each(func(name string, count int) { say("%5d  %s", count, name) })
 	say("%d faults in all", sum)
+	for _, name := range slices.Sorted(maps.Keys(v.changes)) {
+		say("%5d  %s", v.changes[name], name)
+	}
 	var flags []string
 	for name, n := range v.attention {
 		flags = append(flags, fmt.Sprintf("%s %d", name, n))

@@ -21,11 +21,13 @@ import (
 // verdict is what is wrong after all.
 type verdict struct {
 	dir     string
-	twoByD1 map[string]bool // requests for which D1 made two cards on its own
+	twoByD1 map[string]bool      // requests for which D1 made two cards on its own
+	asked   map[string]time.Time // when D1 last heard of a request
 
 	mu                   sync.Mutex
 	lost, doubled, wrong int
 	cancelled            int
+	changes              map[string]int
 	attention            map[string]int
 	told                 int
 }
@@ -106,6 +108,8 @@ func (c *cluster) underWay(ctx context.Context) (string, error) {
 		`SELECT count(*), 'orders that have not ended, the first one ' || (array_agg(order_id || ', ' || status || ' ' || attention::text || ', asked about ' || checks ||
 			' times, next in ' || date_trunc('second', next_check_at - now()) ORDER BY next_check_at))[1]
 			FROM order_state WHERE ended_at IS NULL AND status <> 'REJECTED'`,
+		`SELECT count(*), 'changes of orders that are open, the first one ' || (array_agg(type || ' ' || state || ' of order ' || order_id ORDER BY id))[1]
+			FROM order_changes WHERE state IN ('REQUESTED', 'SENT')`,
 	} {
 		n, what, err := c.database.count(ctx, query)
 		if err != nil || n > 0 {
@@ -137,8 +141,9 @@ func (c *cluster) verify(ctx context.Context, l *load, v *verdict) error {
 	if err != nil {
 		return err
 	}
-	v.twoByD1 = make(map[string]bool)
+	v.twoByD1, v.asked = make(map[string]bool), make(map[string]time.Time)
 	for _, r := range asked {
+		v.asked[r.IssuerRequestID] = r.Time
 		if r.Script == d1sim.ActionTwoOperations {
 			v.twoByD1[r.IssuerRequestID] = true
 		}
@@ -193,13 +198,13 @@ func (c *cluster) verify(ctx context.Context, l *load, v *verdict) error {
 
 // statusOf is where an order stands when its card stands there.
 func statusOf(card d1sim.Card) client.Status {
-	if card.OperationStatus == d1sim.OperationFailed {
+	if card.OperationStatus == d1sim.OperationFailed && card.Status != d1sim.CardProdCanceled {
 		return client.StatusFailed
 	}
 	return map[string]client.Status{
 		d1sim.CardProdRequested: client.StatusSubmitted, d1sim.DataPrepared: client.StatusDataPrepared,
 		d1sim.CardProdReady: client.StatusReady, d1sim.CardProdOngoing: client.StatusInProduction,
-		d1sim.CardProdDone: client.StatusProduced, d1sim.CardShipped: client.StatusShipped,
+		d1sim.CardProdDone: client.StatusProduced, d1sim.CardShipped: client.StatusShipped, d1sim.CardProdCanceled: client.StatusCancelled,
 		d1sim.DataException: client.StatusException, d1sim.CardProdException: client.StatusException,
 	}[card.Status]
 }
@@ -245,12 +250,12 @@ func (c *cluster) check(ctx context.Context, l *load, v *verdict, p *placed, car
 		fault(&v.wrong, "is marked second-card and has %d cards", len(list))
 	}
 	switch {
-	case o.Status == client.StatusCancelled && p.batch != "":
+	case o.Status == client.StatusCancelled && len(list) == 0:
 		v.mu.Lock()
 		v.cancelled++
 		v.mu.Unlock()
-		if len(list) > 0 {
-			fault(&v.wrong, "is cancelled and has a card")
+		if p.batch == "" && (p.want == nil || p.want.Type != client.ChangeCancel) {
+			fault(&v.wrong, "is cancelled and nobody wanted that")
 		}
 	case len(list) == 0:
 		fault(&v.lost, "has no card: %s %v", o.Status, flags)
@@ -275,12 +280,17 @@ func (c *cluster) check(ctx context.Context, l *load, v *verdict, p *placed, car
 	if seq != o.Version || last != o.Status {
 		fault(&v.wrong, "is %s of version %d, its timeline ends with %s of version %d", o.Status, o.Version, last, seq)
 	}
+	unanswered := false
+	if p.want != nil && p.want.id != "" {
+		ch := c.checkChange(ctx, l, v, p, o, list, fault)
+		unanswered = ch != nil && ch.State == client.ChangeExpired
+	}
 	for _, flag := range flags {
 		v.mu.Lock()
 		v.attention[flag]++
 		v.mu.Unlock()
-		stopped := p.batch != "" && flag == "stop-too-late"
-		if flag != "second-card" && !stopped && !slices.Contains(expectedAttention, flag) {
+		excused := p.batch != "" && flag == "stop-too-late" || unanswered && flag == "change-unanswered"
+		if flag != "second-card" && !excused && !slices.Contains(expectedAttention, flag) {
 			fault(&v.wrong, "calls for a human: %s", flag)
 		}
 	}
@@ -288,6 +298,47 @@ func (c *cluster) check(ctx context.Context, l *load, v *verdict, p *placed, car
 		c.keepEvidence(ctx, v, o, timeline, list)
 	}
 	return o.IssuerRequestID
+}
+
+// checkChange holds what became of a change against what D1 did.
+func (c *cluster) checkChange(
+	ctx context.Context, l *load, v *verdict, p *placed, o *client.Order, cards []d1sim.Card, fault func(*int, string, ...any),
+) *client.Change {
+	var ch *client.Change
+	err := l.insist(ctx, func(cl *client.Client) (err error) {
+		ch, err = cl.Change(ctx, p.id, p.want.id)
+		return err
+	})
+	if err != nil {
+		fault(&v.lost, "lacks the change %s: %v", p.want.id, err)
+		return nil
+	}
+	v.mu.Lock()
+	v.changes[strings.Join(strings.Fields(fmt.Sprintf("%s %s %s", ch.Type, ch.State, ch.Reason)), " ")]++
+	v.mu.Unlock()
+	card := func(is func(d1sim.Card) bool) bool { return slices.ContainsFunc(cards, is) }
+	switch accepted := ch.State == client.ChangeAccepted; {
+	case ch.State == client.ChangeRequested || ch.State == client.ChangeSent:
+		fault(&v.wrong, "has a change that is %s for ever", ch.State)
+	case !accepted: // which says nothing: D1 may have done it the first time, and refused the second
+	case ch.Reason == "before-dispatch" && ch.Type == client.ChangeCancel:
+		if len(cards) > 0 || v.asked[o.IssuerRequestID].After(ch.UpdatedAt) {
+			fault(&v.wrong, "was cancelled before D1 heard of it, and D1 heard of it")
+		}
+	case ch.Type == client.ChangeCancel:
+		if o.Status != client.StatusCancelled || !card(func(card d1sim.Card) bool { return card.Status == d1sim.CardProdCanceled }) {
+			fault(&v.wrong, "is %s, and its cancel was accepted", o.Status)
+		}
+	case ch.Type == client.ChangeRedirect:
+		if !card(func(card d1sim.Card) bool { return card.DeliveryCity == elsewhere }) {
+			fault(&v.wrong, "goes elsewhere than where it was redirected to")
+		}
+	case ch.Type == client.ChangeAccelerate:
+		if !card(func(card d1sim.Card) bool { return card.Accelerated }) {
+			fault(&v.wrong, "was not accelerated")
+		}
+	}
+	return ch
 }
 
 // keepEvidence writes down what is known of an order that is not right.
