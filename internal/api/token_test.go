@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -84,8 +85,8 @@ func TestTokenIsForItsIssuerAndExpires(t *testing.T) {
 	if reason := d.tokens.verify("", "ISSUER0001"); reason != refusedNoToken {
 		t.Errorf("no token: %q", reason)
 	}
-	for range maxKnownTokens { // what is remembered is bounded
-		other, err := d.tokens.sign("d1", []string{"ISSUER0001"})
+	for i := range 2 * maxKnownTokens { // what is remembered is bounded
+		other, err := d.tokens.sign(strconv.Itoa(i), []string{"ISSUER0001"})
 		if err != nil || d.tokens.verify(other, "ISSUER0001") != "" || len(d.tokens.known) > maxKnownTokens {
 			t.Fatalf("%d tokens are remembered (%v)", len(d.tokens.known), err)
 		}

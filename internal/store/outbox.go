@@ -224,7 +224,7 @@ const claimProbe = `
 const claimRest = `claimed AS (
 		UPDATE outbox m SET
 			claim_token = $4, leased_until = now() + $5::interval,
-			first_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.first_sent_at, now()) ELSE m.first_sent_at END,
+			first_sent_at = CASE m.kind WHEN 'ask' THEN m.first_sent_at ELSE coalesce(m.first_sent_at, now()) END,
 			maybe_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.maybe_sent_at, CASE WHEN m.claim_token IS NOT NULL THEN greatest(m.run_at, m.leased_until) END) END
 		WHERE m.id = ANY (ARRAY(SELECT id FROM due))
 		RETURNING m.*
