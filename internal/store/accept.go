@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -164,9 +165,9 @@ type entry struct {
 	hash     []byte
 	batchID  *uuid.UUID
 	class    Class
-	hold     bool           // it is to be kept back
-	delay    time.Duration  // for which it is kept back at least
-	look     *time.Duration // after which it is first looked at; nil for never
+	hold     bool          // it is to be kept back
+	delay    time.Duration // for which it is kept back at least
+	look     int32         // seconds after which it is first looked at; negative for never
 
 	verdict verdict
 	other   uuid.UUID
@@ -259,9 +260,9 @@ func (s *Store) planLook(e *entry) {
 	clock := order.Clock{
 		Now: now, Limits: limits, Issuance: e.order.Terms.Services.Issuance, Urgent: e.order.Urgent, Accepted: now.Add(-off),
 	}
+	e.look = -1
 	if look := order.NextLook(state, clock, 0); !look.IsZero() {
-		after := max(0, look.Sub(now))
-		e.look = &after
+		e.look = int32(min(max(0, look.Sub(now)/time.Second), math.MaxInt32)) //nolint:gosec // bounded
 	}
 }
 

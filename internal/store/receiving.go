@@ -14,7 +14,7 @@ import (
 )
 
 // receiving is one transaction that brings notifications to their orders: it takes two
-// round trips, however many they are. Those that have just come get a row each, written
+// round trips, however many they are, and a third one where an order's operation is new. Those that have just come get a row each, written
 // once with what became of them; stored ones have theirs.
 //
 // Locks: orders, then rows of notifications that match none by id, then operations and
@@ -53,7 +53,7 @@ func (r *receiving) run(ctx context.Context) error {
 	if len(r.list) == 0 {
 		return nil
 	}
-	if err := r.store.inTwoTrips(ctx, r.ask, r.answer); err != nil {
+	if err := r.store.inTrips(ctx, r.ask, r.askOperations, r.answer); err != nil {
 		return err
 	}
 	r.store.logChanges(ctx, r.locked)
@@ -81,7 +81,6 @@ func (r *receiving) ask(b *pgx.Batch) {
 	r.queueMatch(b)
 	orders := r.matched()
 	orders.queueLocks(b, r.locked)
-	orders.queueKnownOperations(b, r.locked, r.owners)
 	orders.queueHalts(b, r.locked)
 	if slices.ContainsFunc(r.list, func(n *arrival) bool { return !n.Shipment.empty() }) {
 		r.shipments = make(map[shipmentKey]ShipmentUpdate)
@@ -101,6 +100,35 @@ func (r *receiving) ask(b *pgx.Batch) {
 			return rows.Scan(&n.id)
 		})
 	})
+}
+
+// askOperations queues the reading of what operations D1 has for orders, where that
+// matters: D1 speaks of another one than the order's own, or there is more than one. As a
+// rule it queues nothing.
+func (r *receiving) askOperations(b *pgx.Batch) {
+	var keys []orderKey
+	for _, n := range r.list {
+		o := r.locked[n.order]
+		if o == nil {
+			continue
+		}
+		own := o.state.OperationID
+		if own == "" || n.Operation == OperationProduce && n.OperationID != own ||
+			slices.Contains(o.state.Attention, order.AttentionSecondCard) || slices.Contains(o.state.Acknowledged, order.AttentionSecondCard) {
+			keys = append(keys, n.order)
+			continue
+		}
+		if len(o.operations) == 0 {
+			o.operations = append(o.operations, own)
+			r.owners[own] = n.order
+		}
+	}
+	if len(keys) > 0 {
+		for _, key := range keys {
+			r.locked[key].operations = nil // they are read
+		}
+		keysGiven(keys).queueKnownOperations(b, r.locked, r.owners)
+	}
 }
 
 // match finds the order of each notification, and leaves their ids to the statements
@@ -298,7 +326,7 @@ func (r *receiving) queueUnapplied(b *pgx.Batch, orders keySet) {
 // answer decides what becomes of each notification, and queues all that is written.
 func (r *receiving) answer(b *pgx.Batch) {
 	r.found, r.seen, r.shipped = nil, nil, make(map[shipmentKey]ShipmentUpdate)
-	w := &advances{store: r.store}
+	w := &advances{store: r.store, orders: make([]*lockedOrder, 0, len(r.locked)), events: make([]event, 0, len(r.list))}
 	for _, n := range r.list {
 		n.outcome = r.decide(w, n)
 		if r.rows[n.id].outcome == OutcomeApplied && n.outcome != OutcomeUnapplied {
