@@ -746,7 +746,7 @@ func TestListChanges(t *testing.T) {
 	}
 }
 
-// However a cancel races with the workers: the order is cancelled here and never sent, or
+// However a cancel races with the workers, and those with notifications: the order is cancelled here and never sent, or
 // D1 is sent the cancel too.
 func TestCancelRace(t *testing.T) {
 	t.Parallel()
@@ -781,8 +781,15 @@ func TestCancelRace(t *testing.T) {
 					sent[m.OrderID] = true
 					mu.Unlock()
 					c := taken(m, "op-"+m.CardID)
+					n := notification(int(m.ID), "op-"+m.CardID, "CARD_PROD_REQUESTED")
+					n.IssuerRequestID = m.IssuerRequestID
 					if m.Kind == store.KindChange {
-						c = took(m, "change-"+m.CardID)
+						c, n = took(m, "change-"+m.CardID), updated(int(m.ID), "change-"+m.CardID, order.OperationPending)
+					}
+					if m.ID%2 == 0 { // D1 tells of it before its answer is stored
+						if _, err := f.Receive(t.Context(), issuer, []store.Notification{n}); err != nil {
+							t.Error(err)
+						}
 					}
 					if err := f.Complete(t.Context(), []store.Completion{c}); err != nil {
 						t.Error(err)
