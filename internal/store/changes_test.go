@@ -1035,3 +1035,26 @@ func TestChangeIsKeptFromTheReleaseBefore(t *testing.T) {
 		t.Errorf("claimed %s", m.Kind)
 	}
 }
+
+// Where a card goes after all is known for one that takes its place.
+func TestRedirectedTo(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.atD1("card", "operation")
+	goesTo := func(want *order.Address) {
+		t.Helper()
+		got, err := f.RedirectedTo(t.Context(), issuer, id)
+		if err != nil || (got == nil) != (want == nil) || got != nil && *got != *want {
+			t.Errorf("it goes to %+v, %v; want %+v", got, err, want)
+		}
+	}
+	goesTo(nil)
+	f.change(placement(id, order.ChangeRedirect))
+	f.complete(took(f.claimOf(id), "change-op"))
+	goesTo(nil)
+	f.receive(updated(1, "change-op", order.OperationSuccessful))
+	goesTo(newAddress)
+	f.change(placement(id, order.ChangeRedirect))
+	f.complete(refusedChange(f.claimOf(id)))
+	goesTo(newAddress)
+}
