@@ -262,6 +262,8 @@ func TestCancelAtD1(t *testing.T) {
 		"the answer is lost":          {set: func(*d1sim.Settings) {}, script: &d1sim.Script{Action: d1sim.ActionLostAfter}},
 		"lost, and again is too late": {set: func(s *d1sim.Settings) { s.LateChange = d1sim.LateChangeRefused }, script: &d1sim.Script{Action: d1sim.ActionLostAfter}},
 		"lost, and again is the same": {set: func(s *d1sim.Settings) { s.RepeatedChange = d1sim.RepeatSame }, script: &d1sim.Script{Action: d1sim.ActionLostAfter}},
+		"lost, without any id":        {set: func(s *d1sim.Settings) { s.NotifyWithoutRequestIDs = true }, script: &d1sim.Script{Action: d1sim.ActionLostAfter}},
+		"no operation, no id":         {set: func(s *d1sim.Settings) { s.NotifyWithoutRequestIDs = true }, script: &d1sim.Script{Action: d1sim.ActionNoOperationID}},
 		"the request is lost":         {set: func(*d1sim.Settings) {}, script: &d1sim.Script{Action: d1sim.ActionLostBefore}},
 		"429 at first":                {set: func(*d1sim.Settings) {}, script: &d1sim.Script{Action: d1sim.ActionAnswer, Status: 429}},
 		"503 at first":                {set: func(*d1sim.Settings) {}, script: &d1sim.Script{Action: d1sim.ActionAnswer, Status: 503, Times: 2}},

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 
@@ -83,6 +84,23 @@ func TestImportOfRepetitions(t *testing.T) {
 		}
 		if got := value[int](f, `SELECT count(*) FROM orders`); got != want {
 			t.Errorf("dry run %v: %d orders, want %d", dryRun, got, want)
+		}
+	}
+}
+
+// An import of a million orders stays as fast as it began: every look is by an index,
+// whatever the statistics say.
+func TestImportReadsNoTable(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	plans := &planner{}
+	st := f.traced(plans)
+	if _, err := st.Import(t.Context(), issuer, "test", importOf(20), false); err != nil {
+		t.Fatal(err)
+	}
+	for _, plan := range plans.explain(f) {
+		if strings.Contains(plan, "Seq Scan") {
+			t.Errorf("it reads a whole table:\n%s", plan)
 		}
 	}
 }

@@ -139,7 +139,7 @@ func (r *receiving) askOperations(b *pgx.Batch) {
 //	                     and has no operation yet
 //	UPDATE_ORDER         the operation; else issuerRequestId: the change's, or that of the
 //	                     order, if exactly one change of it was sent or nobody waits for
-//	                     any; else the card, if exactly one change of it was sent
+//	                     any; else the card, by the same rules
 //	STANDALONE_TRACKING  the operation; else the tracking number; else the card's last
 //	                     order that was shipped, else its last that D1 has: of a card that
 //	                     others make and send, the tracking hub is the first to say so
@@ -179,8 +179,12 @@ const match = `
 					AND n.start_time >= coalesce(s.first_sent_at, m.first_sent_at) - $9::interval
 				HAVING count(*) = 1)
 			WHEN n.operation = 'UPDATE_ORDER' AND n.request_id = '' AND NOT n.not_by_card THEN
-				(SELECT (array_agg(c.order_id))[1] FROM orders o JOIN order_changes c ON c.issuer_id = o.issuer_id AND c.order_id = o.id
-				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND ` + changeAtD1 + ` HAVING count(*) = 1)
+				coalesce((SELECT (array_agg(c.order_id))[1] FROM orders o JOIN order_changes c ON c.issuer_id = o.issuer_id AND c.order_id = o.id
+				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND ` + changeAtD1 + ` HAVING count(*) = 1),
+				(SELECT (array_agg(DISTINCT o.id))[1] FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
+					JOIN order_changes c ON c.issuer_id = o.issuer_id AND c.order_id = o.id
+				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND s.rank > 0
+				HAVING count(DISTINCT o.id) = 1 AND NOT bool_or(` + changeWaits + `)))
 			WHEN n.operation = 'STANDALONE_TRACKING' THEN
 				(SELECT o.id FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
 				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND s.rank > 0 AND s.status NOT IN ('FAILED', 'CANCELLED')
