@@ -163,10 +163,13 @@ func (s *Store) Retry(ctx context.Context, r Retry) (*Order, error) {
 		if err := mayRetry(ctx, tx, o, r.DuplicateOverride != ""); err != nil {
 			return err
 		}
+		evidence := []order.Evidence{order.Retry{}}
 		if sealed != nil {
-			exec(b, `UPDATE order_payload SET encrypted_data = $3 WHERE issuer_id = $1 AND order_id = $2`, o.issuer, o.id, sealed)
+			exec(b, `UPDATE order_payload SET encrypted_data = $3, key_id = $4 WHERE issuer_id = $1 AND order_id = $2`,
+				o.issuer, o.id, sealed, keyIDOf(r.EncryptedData))
+			evidence = append(evidence, order.Cured{Attention: order.AttentionCardDataNeeded})
 		}
-		w.advance(o, cause, order.Retry{})
+		w.advance(o, cause, evidence...)
 		w.withdrawCancels(o, cause)
 		return nil
 	})
