@@ -3,11 +3,11 @@
 // the row that makes it survive a crash is committed here.
 //
 // Locks are taken in one order everywhere: the batch, the lane, consumers, an order that a
-// new one stands in for; of new orders, the keys by
-// which they are recognised; notifications by digest, order_state rows by (issuer_id,
-// order_id), operations, messages, card_guard by card. A deadlock (orders of one group
-// that want the same card are inserted one after the other) or a serialization failure
-// repeats the whole transaction.
+// new one stands in for; of new orders, the keys by which they are recognised;
+// notifications by digest, order_state rows by (issuer_id, order_id), operations,
+// messages, card_guard by card. A deadlock (orders of one group that want the same card
+// are inserted one after the other) or a serialization failure repeats the whole
+// transaction.
 package store
 
 import (
