@@ -201,8 +201,13 @@ func (Retry) apply(s *State) {
 
 // Retryable tells whether a person may have the sending of the order started anew.
 func (s State) Retryable() bool {
-	return s.Status == Rejected || s.Status == OutcomeUnknown ||
-		slices.Contains(s.Attention, AttentionGivenUp) || slices.Contains(s.Attention, AttentionCardDataNeeded) || s.HasAcknowledged(AttentionCardDataNeeded)
+	return s.Status == Rejected || s.Status == OutcomeUnknown || slices.Contains(s.Attention, AttentionGivenUp)
+}
+
+// NeedsCardData tells whether the order's card data may be replaced although its sending
+// needs no new start.
+func (s State) NeedsCardData() bool {
+	return slices.Contains(s.Attention, AttentionCardDataNeeded) || s.HasAcknowledged(AttentionCardDataNeeded)
 }
 
 // Taken is D1's word that it took the order. OperationID may be empty: D1's

@@ -70,36 +70,10 @@ var reorderable = []order.Status{order.Failed, order.Cancelled, order.Returned}
 // that comes again leads to its order again, whatever became of the first one. The errors
 // are Accept's, and ErrNotFound, ErrVersion or ErrNotReorderable.
 func (s *Store) Reorder(ctx context.Context, r Reorder) (*Accepted, error) {
-	first, err := s.Order(ctx, r.Action.IssuerID, r.OrderID)
-	if err != nil {
-		return nil, err
+	if r.hopeless() {
+		return nil, r.Faults
 	}
-	var refusal error
-	switch {
-	case !slices.Contains(reorderable, first.State.Status):
-		refusal = ErrNotReorderable
-	case r.Version != 0 && r.Version != first.State.Version:
-		refusal = ErrVersion
-	}
-	a := r.Acceptance
-	if refusal != nil { // so that it is no new order, but still leads to one
-		a.Faults = append(slices.Clip(a.Faults), order.Fault{Code: order.CodeNotAllowed, Detail: refusal.Error()})
-	}
-	accepted, err := s.reorder(ctx, r, a)
-	if _, refused := errors.AsType[order.Faults](err); refused && refusal != nil {
-		return nil, refusal
-	}
-	if err != nil {
-		return nil, fmt.Errorf("ordering again: %w", err)
-	}
-	return accepted, nil
-}
-
-func (s *Store) reorder(ctx context.Context, r Reorder, a Acceptance) (*Accepted, error) {
-	if a.hopeless() {
-		return nil, a.Faults
-	}
-	e, err := s.newEntry(a)
+	e, err := s.newEntry(r.Acceptance)
 	if err != nil {
 		return nil, err
 	}
@@ -108,48 +82,70 @@ func (s *Store) reorder(ctx context.Context, r Reorder, a Acceptance) (*Accepted
 		return nil, fmt.Errorf("writing the detail of a reorder: %w", err)
 	}
 	var locked map[orderKey]*lockedOrder
+	var refusal error
 	err = s.inTx(ctx, func(tx pgx.Tx) (err error) {
-		locked = nil
-		guard := cardGuard{tx: tx, issuer: a.IssuerID, card: e.order.CardID}
-		creation, err := guard.creation(ctx)
-		if err != nil {
-			return err
-		}
-		e.recreates = creation == r.OrderID
-		if err := s.insert(ctx, tx, []*entry{e}); err != nil || e.verdict != verdictAccepted {
-			return err
-		}
-		if creation, err = guard.creation(ctx); err != nil { // locked now
-			return err
-		}
-		if e.recreates && creation != r.OrderID && creation != uuid.Nil && !e.overrides() {
-			return &ConflictError{DuplicateOrder, creation}
-		}
 		key := orderKey{r.Action.IssuerID, r.OrderID}
 		if locked, _, err = lockOrders(ctx, tx, []orderKey{key}, nil); err != nil {
 			return err
 		}
-		o := locked[key]
-		switch {
-		case o == nil:
+		first := locked[key]
+		if first == nil {
 			return ErrNotFound
-		case r.Version != 0 && r.Version != o.state.Version:
-			return ErrVersion
-		case !slices.Contains(reorderable, o.state.Status):
-			return ErrNotReorderable
+		}
+		// What is refused is no new order, but may have led to one before.
+		if refusal = r.refusal(first); refusal != nil {
+			e.Faults = append(slices.Clip(r.Faults), order.Fault{Code: order.CodeNotAllowed, Detail: refusal.Error()})
+		} else {
+			e.Faults = r.Faults
+		}
+		if err := s.insertInstead(ctx, tx, e, first); err != nil || e.verdict != verdictAccepted {
+			return err
 		}
 		w := advances{store: s}
-		w.advance(o, Cause{Kind: CauseRequest, Actor: r.Actor, Action: EventReordered, Detail: detail}, order.Details{})
+		w.advance(first, Cause{Kind: CauseRequest, Actor: r.Actor, Action: EventReordered, Detail: detail}, order.Details{})
 		var b pgx.Batch
 		w.queue(&b)
 		return send(ctx, tx, &b)
 	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("ordering again: %w", err)
+	}
+	if e.verdict == verdictRefused && refusal != nil {
+		return nil, refusal
 	}
 	s.announce([]*entry{e})
 	s.logChanges(ctx, locked)
 	return s.accepted(ctx, e)
+}
+
+// refusal tells why the first order allows none in its place, or nil.
+func (r *Reorder) refusal(first *lockedOrder) error {
+	switch {
+	case r.Version != 0 && r.Version != first.state.Version:
+		return ErrVersion
+	case !slices.Contains(reorderable, first.state.Status):
+		return ErrNotReorderable
+	}
+	return nil
+}
+
+// insertInstead is insert for an order that stands in for another: a CREATION that this one
+// made does not bar it.
+func (s *Store) insertInstead(ctx context.Context, tx pgx.Tx, e *entry, first *lockedOrder) error {
+	guard := cardGuard{tx: tx, issuer: first.issuer, card: first.cardID}
+	creation, err := guard.creation(ctx)
+	if err != nil {
+		return err
+	}
+	e.recreates = creation == first.id
+	if err := s.insert(ctx, tx, []*entry{e}); err != nil || e.verdict != verdictAccepted || !e.recreates || e.overrides() {
+		return err
+	}
+	// The card's guard is locked only now: another one may have been made at this moment.
+	if creation, err = guard.creation(ctx); err == nil && creation != uuid.Nil && creation != first.id {
+		err = &ConflictError{DuplicateOrder, creation}
+	}
+	return err
 }
 
 // cardGuard is the duplicate guard of one card.

@@ -1,10 +1,13 @@
 package store_test
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -102,6 +105,36 @@ func TestReorder(t *testing.T) {
 	}
 }
 
+// However many reorder an order at once, one order takes its place.
+func TestConcurrentReorders(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	first := f.accept("card", "r")
+	f.complete(taken(f.claim(1, time.Minute)[0], "operation"))
+	failed := notification(1, "operation", "")
+	failed.Evidence = order.Report{OperationID: "operation", Operation: order.OperationFailed}
+	f.receive(failed)
+	var made atomic.Int32
+	var wg sync.WaitGroup
+	for i := range 8 {
+		r := f.again(first, fmt.Sprint("key-", i/2)) // each key twice
+		wg.Go(func() {
+			a, err := f.Reorder(context.Background(), r)
+			if kind, _ := conflictOf(err); err != nil && kind != store.DuplicateOrder {
+				t.Error(err)
+			}
+			if err == nil && !a.Replayed {
+				made.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if n := len(f.order(first.ID).ReplacedBy); made.Load() != 1 || n != 1 {
+		t.Errorf("%d calls made an order, %d are there", made.Load(), n)
+	}
+	f.whole()
+}
+
 func isConflict(err error, kind store.ConflictKind, id uuid.UUID) bool {
 	k, i := conflictOf(err)
 	return k == kind && i == id
@@ -157,6 +190,9 @@ func TestCardDataNeeded(t *testing.T) {
 	}
 	if got := needed(); !slices.Equal(got, []uuid.UUID{held, waiting, rejected}) {
 		t.Errorf("%v need card data", got)
+	}
+	if _, err := f.Retry(t.Context(), store.Retry{Action: action(waiting)}); !errors.Is(err, store.ErrNotRetryable) {
+		t.Errorf("without card data: %v", err)
 	}
 	// New card data cures it, in whatever state the order waits.
 	for _, id := range []uuid.UUID{held, waiting, rejected} {

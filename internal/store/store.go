@@ -2,11 +2,12 @@
 // transactions that matter. Nothing is answered, sent or acknowledged before
 // the row that makes it survive a crash is committed here.
 //
-// Locks are taken in one order everywhere: the batch, the lane, consumers; of new orders, the keys by
-// which they are recognised; notifications by digest, order_state rows by (issuer_id,
-// order_id), operations, messages, card_guard by card. A deadlock (orders of one group
-// that want the same card are inserted one after the other) or a serialization failure
-// repeats the whole transaction.
+// Locks are taken in one order everywhere: the batch, the lane, consumers, an order that a
+// new one stands in for; of new orders, the keys by which they are recognised;
+// notifications by digest, order_state rows by (issuer_id, order_id), operations,
+// messages, card_guard by card. A deadlock (orders of one group that want the same card
+// are inserted one after the other) or a serialization failure repeats the whole
+// transaction.
 package store
 
 import (
@@ -86,6 +87,7 @@ type Store struct {
 	wal       walMemory
 	stats     statsMemory
 	floors    floors
+	timers    timers
 }
 
 // Open connects to the database. The schema is not looked at: see Migrated.

@@ -882,6 +882,15 @@ func TestPlans(t *testing.T) {
 			_, err := st.ReleaseOrder(t.Context(), h)
 			return err
 		},
+		"reorder": func() error {
+			id := uuid.MustParse("01a20a68-0000-7000-8000-000000000005")
+			f.exec(`UPDATE order_state SET status = 'FAILED' WHERE order_id = $1`, id)
+			f.exec(`UPDATE card_guard SET order_ids = '{}' WHERE card_id = 'card-5'`)
+			a := acceptance("card-5", "", "reorder")
+			a.Request.ReplacesOrderID = id.String()
+			_, err := st.Reorder(t.Context(), store.Reorder{Action: action(id), Acceptance: a})
+			return err
+		},
 		"note and timeline": func() error {
 			a := action(uuid.MustParse("01a20a68-0000-7000-8000-000000000002"))
 			if _, _, err := st.AddNote(t.Context(), store.NewNote{Action: a, Key: "k", Text: "x"}); err != nil {
