@@ -99,6 +99,10 @@ func TestRequests(t *testing.T) {
 			_, err := c.Drift(ctx, client.DriftFilter{From: from, To: from.Add(time.Hour), Limit: 3, Cursor: "cu"})
 			return err
 		}, "GET /drift?cursor=cu&from=2026-03-01T11%3A00%3A00.5Z&limit=3&to=2026-03-01T12%3A00%3A00.5Z", nil},
+		"daily report": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.DailyReport(ctx, client.ReportPeriod{From: "2026-03-01", To: "2026-03-31", TimeZone: "Europe/Paris"})
+			return err
+		}, "GET /reports/daily?from=2026-03-01&timeZone=Europe%2FParis&to=2026-03-31", nil},
 		"change": {func(ctx context.Context, c *client.Client) error {
 			_, err := c.ChangeOrder(ctx, "o/1", client.NewChange{Type: client.ChangeCancel, IdempotencyKey: "k", Version: 4})
 			return err

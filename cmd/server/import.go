@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 
 	"cardorder/internal/app"
@@ -35,8 +37,13 @@ func importOrders(ctx context.Context, args []string, stdout, stderr io.Writer) 
 	issuer := flags.String("issuer", "", "the issuer's `id` (required)")
 	dryRun := flags.Bool("dry-run", false, "tell what would happen, and leave everything as it is")
 	name, rest := "", args
-	if len(args) > 0 && !strings.HasPrefix(args[len(args)-1], "-") {
-		name, rest = args[len(args)-1], args[:len(args)-1]
+	if err := flags.Parse(args); err == nil && flags.NArg() > 0 { // the file may stand before flags
+		name, rest = flags.Arg(0), append(slices.Clone(args[:len(args)-flags.NArg()]), flags.Args()[1:]...)
+	} else if err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return err
+		}
+		return errUsage
 	}
 	if err := parse(flags, rest, stderr, "config", "issuer"); err != nil {
 		return err

@@ -39,6 +39,10 @@ func TestUsage(t *testing.T) {
 		{"serve --port 1", 2, "flag provided but not defined: -port"},
 		{"config", 2, "--config is required\nUsage of config:"},
 		{"restored", 2, "--config is required\nUsage of restored:"},
+		{"import", 2, "--config is required\n--issuer is required\nusage: server import"},
+		{"import --config x --issuer ISSUER0001", 2, "--issuer"},
+		{"import --config x --issuer ISSUER0001 orders.txt", 2, "a file that ends in .csv or .ndjson is required"},
+		{"import --config /missing.yaml --issuer ISSUER0001 orders.csv", 1, "reading the configuration: open /missing.yaml"},
 		{"migrate", 2, "usage: server migrate up|status"},
 		{"migrate down --config x", 2, "usage: server migrate up|status"},
 		{"migrate up", 2, "--config is required\nUsage of migrate up:"},
@@ -64,7 +68,7 @@ func TestUsage(t *testing.T) {
 	for _, arg := range []string{"help", "-h", "--help"} {
 		p := run(t, []string{arg})
 		p.wantExit(0)
-		wantParts(t, p.stdout.String(), "Usage: server <command>", "serve", "dev", "demo", "migrate", "restored", "healthcheck", "keygen", "config")
+		wantParts(t, p.stdout.String(), "Usage: server <command>", "serve", "dev", "demo", "migrate", "import", "restored", "healthcheck", "keygen", "config")
 	}
 }
 

@@ -64,8 +64,8 @@ const (
 )
 
 func encodePlace(p store.DriftPlace) string {
-	b := binary.BigEndian.AppendUint64([]byte{placeVersion}, uint64(p.At.UnixMicro())) //nolint:gosec // after 1970
-	b = binary.BigEndian.AppendUint32(append(b, p.OrderID[:]...), uint32(p.Seq))       //nolint:gosec // an int4 of the database's
+	b := binary.BigEndian.AppendUint64([]byte{placeVersion}, uint64(p.At.UnixMicro()))
+	b = binary.BigEndian.AppendUint32(append(b, p.OrderID[:]...), uint32(p.Seq)) //nolint:gosec // an int4 of the database's
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 

@@ -283,10 +283,11 @@ func chunks(body []byte) iter.Seq[[][]byte] {
 	}
 }
 
-// parseNotification reads what can be read of one operation; what cannot, is left empty.
+// parseNotification reads what can be read of one operation, which must be valid JSON; what
+// cannot, is left empty.
 func parseNotification(issuer *Issuer, raw []byte, correlation string) store.Notification {
 	note := store.Notification{Raw: raw, Content: d1client.Canonical(raw), CorrelationID: correlation}
-	op, err := d1client.ParseOperation(raw)
+	op, err := d1client.ParseElement(raw)
 	if err != nil {
 		return note
 	}
@@ -309,7 +310,7 @@ func parseNotification(issuer *Issuer, raw []byte, correlation string) store.Not
 // parseStored reads a stored notification. One of an issuer that is no longer configured
 // says nothing: it waits.
 func (s *server) parseStored(issuer string, raw []byte, correlation string) store.Notification {
-	if s.issuers[issuer] == nil {
+	if s.issuers[issuer] == nil || !json.Valid(raw) { // or it could not be opened
 		return store.Notification{}
 	}
 	return parseNotification(s.issuers[issuer], raw, correlation)

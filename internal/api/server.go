@@ -115,6 +115,7 @@ func NewHandler(cfg Config) http.Handler {
 			r.With(read).Get("/order-batches/{batchId}", s.handle(plain(s.getBatch)))
 		})
 		// These take as long as there are orders; each has its own bounds.
+		r.With(read).Get("/reports/daily", s.handle(s.dailyReport))
 		r.With(write).Post("/order-batches", s.handle(s.placeBatch))
 		r.With(read).Get("/order-batches/{batchId}/results", s.handle(s.getResults))
 		for _, action := range []store.BatchAction{store.BatchHold, store.BatchRelease, store.BatchCancel} {

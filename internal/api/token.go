@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -41,7 +42,14 @@ type tokenClaims struct {
 type tokens struct {
 	keys []TokenKey // the first one signs, all are good
 	now  func() time.Time
+
+	// D1 brings the same token for 15 minutes: its signature is checked once.
+	mu    sync.Mutex
+	known map[[sha256.Size]byte]tokenClaims
 }
+
+// maxKnownTokens is how many tokens are remembered: each issuer's, and those before.
+const maxKnownTokens = 256
 
 // maxTokenBody is the largest token request taken, in bytes.
 const maxTokenBody = 8 << 10
@@ -212,24 +220,16 @@ func (t *tokens) sign(subject string, issuers []string) (string, error) {
 }
 
 // verify checks that a token lets its bearer notify about an issuer, or tells why not.
-func (t *tokens) verify(token, issuer string) (refused refusal) {
+func (t *tokens) verify(token, issuer string) refusal {
 	if token == "" {
 		return refusedNoToken
 	}
-	parsed, err := jwt.ParseSigned(token, []jose.SignatureAlgorithm{jose.HS256})
-	if err != nil || len(parsed.Headers) != 1 {
-		return refusedToken
-	}
-	key := slices.IndexFunc(t.keys, func(k TokenKey) bool { return k.ID == parsed.Headers[0].KeyID })
-	if key < 0 {
-		return refusedToken
-	}
-	var claims tokenClaims
-	if parsed.Claims(t.keys[key].Secret, &claims) != nil || claims.Expiry == nil {
-		return refusedToken
+	claims, refused := t.claims(token)
+	if refused != "" {
+		return refused
 	}
 	// Replicas may differ in their clocks by a minute.
-	err = claims.ValidateWithLeeway(jwt.Expected{Issuer: tokenIssuer, Time: t.now()}, time.Minute)
+	err := claims.ValidateWithLeeway(jwt.Expected{Issuer: tokenIssuer, Time: t.now()}, time.Minute)
 	switch {
 	case errors.Is(err, jwt.ErrExpired):
 		return refusedTokenExpired
@@ -239,4 +239,30 @@ func (t *tokens) verify(token, issuer string) (refused refusal) {
 		return refusedTokenIssuer
 	}
 	return ""
+}
+
+// claims is what a token says that one of our keys signed.
+func (t *tokens) claims(token string) (claims tokenClaims, refused refusal) {
+	sum := sha256.Sum256([]byte(token))
+	t.mu.Lock()
+	claims, ok := t.known[sum]
+	t.mu.Unlock()
+	if ok {
+		return claims, ""
+	}
+	parsed, err := jwt.ParseSigned(token, []jose.SignatureAlgorithm{jose.HS256})
+	if err != nil || len(parsed.Headers) != 1 {
+		return claims, refusedToken
+	}
+	key := slices.IndexFunc(t.keys, func(k TokenKey) bool { return k.ID == parsed.Headers[0].KeyID })
+	if key < 0 || parsed.Claims(t.keys[key].Secret, &claims) != nil || claims.Expiry == nil {
+		return claims, refusedToken
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.known == nil || len(t.known) >= maxKnownTokens {
+		t.known = make(map[[sha256.Size]byte]tokenClaims)
+	}
+	t.known[sum] = claims
+	return claims, ""
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -84,6 +85,12 @@ func TestTokenIsForItsIssuerAndExpires(t *testing.T) {
 	if reason := d.tokens.verify("", "ISSUER0001"); reason != refusedNoToken {
 		t.Errorf("no token: %q", reason)
 	}
+	for i := range 2 * maxKnownTokens { // what is remembered is bounded
+		other, err := d.tokens.sign(strconv.Itoa(i), []string{"ISSUER0001"})
+		if err != nil || d.tokens.verify(other, "ISSUER0001") != "" || len(d.tokens.known) > maxKnownTokens {
+			t.Fatalf("%d tokens are remembered (%v)", len(d.tokens.known), err)
+		}
+	}
 	d.tokens.now = func() time.Time { return time.Now().Add(tokenLifetime + 2*time.Minute) }
 	if reason := d.tokens.verify(token, "ISSUER0001"); reason != refusedTokenExpired {
 		t.Errorf("an expired token: %q", reason)
@@ -155,6 +162,7 @@ func TestTokenKeysRotate(t *testing.T) {
 	if reason := after.tokens.verify(token, "ISSUER0001"); reason != "" {
 		t.Errorf("signed with the old key: %v", reason)
 	}
+	after = testD1Side() // a restart
 	after.tokens.keys = after.tokens.keys[:1]
 	if reason := after.tokens.verify(token, "ISSUER0001"); reason != refusedToken {
 		t.Errorf("a token of a dropped key: %q", reason)

@@ -262,6 +262,8 @@ func TestCancelAtD1(t *testing.T) {
 		"the answer is lost":          {set: func(*d1sim.Settings) {}, script: &d1sim.Script{Action: d1sim.ActionLostAfter}},
 		"lost, and again is too late": {set: func(s *d1sim.Settings) { s.LateChange = d1sim.LateChangeRefused }, script: &d1sim.Script{Action: d1sim.ActionLostAfter}},
 		"lost, and again is the same": {set: func(s *d1sim.Settings) { s.RepeatedChange = d1sim.RepeatSame }, script: &d1sim.Script{Action: d1sim.ActionLostAfter}},
+		"lost, without any id":        {set: func(s *d1sim.Settings) { s.NotifyWithoutRequestIDs = true }, script: &d1sim.Script{Action: d1sim.ActionLostAfter}},
+		"no operation, no id":         {set: func(s *d1sim.Settings) { s.NotifyWithoutRequestIDs = true }, script: &d1sim.Script{Action: d1sim.ActionNoOperationID}},
 		"the request is lost":         {set: func(*d1sim.Settings) {}, script: &d1sim.Script{Action: d1sim.ActionLostBefore}},
 		"429 at first":                {set: func(*d1sim.Settings) {}, script: &d1sim.Script{Action: d1sim.ActionAnswer, Status: 429}},
 		"503 at first":                {set: func(*d1sim.Settings) {}, script: &d1sim.Script{Action: d1sim.ActionAnswer, Status: 503, Times: 2}},
@@ -465,7 +467,7 @@ func TestAccelerateBeforeDispatch(t *testing.T) {
 func TestBatchCancelTooLate(t *testing.T) {
 	t.Parallel()
 	sim := halting(d1sim.CardProdReady)
-	sim.AnswerDelay, sim.HoldNotifications = d1sim.Duration(time.Second), true
+	sim.AnswerDelay, sim.HoldNotifications = d1sim.Duration(5*time.Second), true
 	b := newBank(t, sim, with(func(s *config.Sending) { s.CallTimeout = patience }))
 	file := b.lines(b.thales("batch-1"), b.thales("batch-2"), b.thales("batch-3"))
 	made := b.upload("", "batch-late", "application/x-ndjson", strings.NewReader(file), nil)
@@ -475,12 +477,12 @@ func TestBatchCancelTooLate(t *testing.T) {
 	}
 	b.settings(func(s *d1sim.Settings) { s.AnswerDelay, s.HoldNotifications = 0, false })
 	for _, r := range b.results(made.ID, "") {
-		a := b.await(r.Order, "CANCELLED")
+		b.await(r.Order, "CANCELLED")
 		b.eventually("its cancel is accepted", func() bool {
 			list := b.changes(r.Order)
 			return len(list) == 1 && list[0].Type == "CANCEL" && list[0].State == "ACCEPTED" && list[0].OperationID != ""
 		})
-		if a = b.get(r.Order); len(a.view.Attention) > 0 {
+		if a := b.get(r.Order); len(a.view.Attention) > 0 {
 			t.Errorf("attention: %s", a.text)
 		}
 		b.noGaps(r.Order)

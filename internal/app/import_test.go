@@ -219,3 +219,27 @@ func TestImportFaults(t *testing.T) {
 		}
 	}
 }
+
+// Nothing is kept of an imported order's content, and nothing that can be done with it
+// needs any.
+func TestImportedOrderOnItsWay(t *testing.T) {
+	t.Parallel()
+	sim := fast
+	sim.StopAt = d1sim.CardProdReady
+	b := newBank(t, sim)
+	operation := b.older(b.thales("way"))
+	if sum, faults := b.take(fmt.Sprintf("cardId,operationId,issuerRequestId,status\ncard-way,%s,request-way,SUBMITTED\n", operation), true, false); sum.Imported != 1 {
+		t.Fatalf("%+v %v", sum, faults)
+	}
+	id := b.byCard("card-way").view.ID
+	b.await(id, "READY")
+	cancel := b.want(id, body{"type": "CANCEL"})
+	b.changeIs(id, cancel.ID, "ACCEPTED")
+	b.await(id, "CANCELLED")
+	b.noGaps(id)
+	for _, problem := range []string{"unreadable", "panic"} {
+		if b.logged(problem) {
+			t.Errorf("the log tells of %s", problem)
+		}
+	}
+}

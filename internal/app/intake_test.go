@@ -146,6 +146,9 @@ func TestReplayOfNotifications(t *testing.T) {
 		t.Errorf("before there is an order: %+v, %v", done, err)
 	}
 	b.execute(`UPDATE notifications SET outcome = 'foreign', next_try_at = NULL WHERE outcome = 'parked'`)
+	if _, err := c.PauseLane(t.Context(), "d1", "only notifications are to tell of the order"); err != nil {
+		t.Fatal(err)
+	}
 	id := b.place(b.thales("late"))
 	for range 2 {
 		done, err := c.ReplayNotification(t.Context(), foreign)

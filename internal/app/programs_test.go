@@ -110,8 +110,10 @@ func TestProgramsAreShown(t *testing.T) {
 		`{"cardProductId":"gold","distributionChannels":["THALES"],"destinationCountries":["FR","DE"],"deliveryMethods":["POST"],` +
 		`"inserts":[],"paymentApplications":[{"config":"visa","odaKeyIndexes":["1"],"pvKeyIndexes":[]}],` +
 		`"alphaCard":false,"nameCharacters":"[A-Za-z ]","nameLength":20,"endsAt":"SHIPPED","duplicateWindowSeconds":360000,` +
-		`"sla":{"workingDays":{"CREATION":1,"RENEWAL":10},"cutOff":"12:00","timeZone":"Europe/Paris"}},` +
-		`{"cardProductId":"silver","alphaCard":false,"nameCharacters":"[\\p{L}\\p{M}\\p{Nd} .'/-]","nameLength":26,"duplicateWindowSeconds":2592000}]}`
+		`"sla":{"workingDays":{"CREATION":1,"RENEWAL":10},"cutOff":"12:00","timeZone":"Europe/Paris","weekend":["SATURDAY","SUNDAY"],"holidays":[]},` +
+		`"silentAfterSeconds":86400,"dispatchDelaySeconds":0},` +
+		`{"cardProductId":"silver","alphaCard":false,"nameCharacters":"[\\p{L}\\p{M}\\p{Nd} .'/-]","nameLength":26,"duplicateWindowSeconds":2592000,` +
+		`"silentAfterSeconds":86400,"dispatchDelaySeconds":0}]}`
 	if got := strings.TrimSpace(b.do(http.MethodGet, programs, nil, nil).text); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

@@ -174,13 +174,14 @@ func TestSilenceIsAskedAboutEverMoreRarely(t *testing.T) {
 func TestPausedLaneAsksNothing(t *testing.T) {
 	t.Parallel()
 	sim := fast
-	sim.HoldNotifications = true
+	sim.HoldNotifications, sim.StopAt = true, d1sim.CardProdRequested
 	b := newBank(t, sim, talkative)
 	id := b.place(b.thales("paused"))
 	b.await(id, "SUBMITTED")
 	if a := b.action(lanes+"/d1/pause", `{"reason":"D1 maintenance"}`, nil); a.status != http.StatusOK {
 		t.Fatal(a.text)
 	}
+	b.settings(func(s *d1sim.Settings) { s.StopAt = "" })
 	b.wait(d1sim.Condition{Status: d1sim.CardShipped, Cards: 1})
 	b.settled()
 	before, version := b.asked("card-paused"), b.get(id).view.Version
@@ -230,7 +231,7 @@ func TestLostWordOfAChangeIsFoundByAsking(t *testing.T) {
 	t.Parallel()
 	sim := fast
 	sim.Faults = &d1sim.Faults{LostNotifications: 1}
-	sim.StopAt, sim.StatusWithChanges = d1sim.CardProdReady, true
+	sim.StopAt, sim.StatusWithChanges = d1sim.CardProdRequested, true
 	b := newBank(t, sim, talkative)
 	id := b.place(b.thales("moved"))
 	b.await(id, "SUBMITTED")
@@ -248,7 +249,6 @@ func TestLostWordOfAChangeIsFoundByAsking(t *testing.T) {
 		}
 		return now.State == client.ChangeAccepted
 	})
-	b.await(id, "READY")
 	found := b.found(id)
 	if !slices.ContainsFunc(found, func(e client.Event) bool { return e.Type == "change-changed" }) {
 		t.Errorf("found %+v", found)

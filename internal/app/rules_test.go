@@ -561,8 +561,8 @@ func TestTroubleOpensTheBreaker(t *testing.T) {
 }
 
 // Rule 8: a cancel or a hold of an order that a worker has in hand comes too late to be
-// certain. It is never sent again: what D1 turns out not to have is stopped then, what it
-// has is told to a human.
+// certain. It is never sent again: what D1 turns out not to have is stopped then; of what
+// it has, a cancel becomes a change that it is sent, and a hold is told to a human.
 func TestStopThatComesTooLate(t *testing.T) {
 	t.Parallel()
 	slow := d1sim.Duration(1500 * time.Millisecond) // in which the cancel or the hold comes
@@ -582,7 +582,7 @@ func TestStopThatComesTooLate(t *testing.T) {
 		},
 		"cancel, taken": {
 			d1sim.Script{Action: d1sim.ActionDelay, Delay: slow}, "cancel",
-			func(a answer) bool { return a.view.Status == "SUBMITTED" && a.needs("stop-too-late") }, 1,
+			func(a answer) bool { return a.view.Status == "SUBMITTED" && len(a.view.Attention) == 0 }, 1,
 		},
 		"hold, taken": {
 			d1sim.Script{Action: d1sim.ActionDelay, Delay: slow}, "hold",
@@ -590,7 +590,7 @@ func TestStopThatComesTooLate(t *testing.T) {
 		},
 		"cancel, answer lost": {
 			d1sim.Script{Action: d1sim.ActionLostAfter, Delay: slow}, "cancel",
-			func(a answer) bool { return a.view.OperationID != "" && a.needs("stop-too-late") }, 1,
+			func(a answer) bool { return a.view.Status == "SUBMITTED" && len(a.view.Attention) == 0 }, 1,
 		},
 		"cancel, request lost": {
 			d1sim.Script{Action: d1sim.ActionLostBefore, Delay: slow}, "cancel",
@@ -601,6 +601,9 @@ func TestStopThatComesTooLate(t *testing.T) {
 			t.Parallel()
 			sim := asking()
 			sim.HoldNotifications = true // only D1's answers can tell
+			if c.cards == 1 {
+				sim.StopAt = d1sim.CardProdRequested // early enough for a change
+			}
 			b := newBank(t, sim, with(func(s *config.Sending) { s.CallTimeout = 5 * time.Second }))
 			c.script.Kind = d1sim.KindProduction
 			b.script(c.script)
@@ -619,6 +622,11 @@ func TestStopThatComesTooLate(t *testing.T) {
 				t.Errorf("%d cards, want %d", n, c.cards)
 			}
 			b.noGaps(id)
+			if c.action == "cancel" && c.cards == 1 {
+				b.wait(d1sim.Condition{Kind: d1sim.KindChange, Requests: 1})
+				b.settings(func(s *d1sim.Settings) { s.HoldNotifications = false })
+				b.await(id, "CANCELLED")
+			}
 			if c.action == "hold" && c.cards == 0 {
 				b.settings(func(s *d1sim.Settings) { s.HoldNotifications = false })
 				b.act(batch.ID, "release")

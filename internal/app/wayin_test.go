@@ -140,13 +140,11 @@ func (b *bank) wantStored(want int) {
 	}
 }
 
+// wantMetrics waits for lines: a handshake that failed is counted after its peer knows.
 func (b *bank) wantMetrics(want ...string) {
 	b.t.Helper()
-	text := b.metrics()
 	for _, line := range want {
-		if !strings.Contains(text, line+"\n") {
-			b.t.Errorf("the metrics lack %s", line)
-		}
+		b.eventually("the metrics say "+line, func() bool { return strings.Contains(b.metrics(), line+"\n") })
 	}
 }
 
@@ -189,6 +187,16 @@ func TestNotD1(t *testing.T) {
 		}
 	}
 
+	old, err := b.env.D1TLS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 //nolint:gosec // what must be refused
+	if conn, err := (&tls.Dialer{Config: old}).DialContext(t.Context(), "tcp", strings.TrimPrefix(b.env.Ready.NotificationsURL, "https://")); err == nil {
+		_ = conn.Close()
+		t.Error("TLS 1.1 is spoken")
+	}
+
 	// By the token.
 	_, others := good.token(1)
 	for name, token := range map[string]string{
@@ -204,6 +212,7 @@ func TestNotD1(t *testing.T) {
 	b.wantMetrics(
 		`cardorder_tls_handshakes_failed_total{listener="notifications",reason="no-certificate"} 1`,
 		`cardorder_tls_handshakes_failed_total{listener="notifications",reason="authority"} 1`,
+		`cardorder_tls_handshakes_failed_total{listener="notifications",reason="other"} 1`,
 		`cardorder_notification_calls_refused_total{issuer="ISSUER0001",reason="no-token"} 1`,
 		`cardorder_notification_calls_refused_total{issuer="ISSUER0001",reason="token"} 3`,
 		`cardorder_notification_calls_refused_total{issuer="ISSUER0001",reason="token-issuer"} 1`,
@@ -213,9 +222,9 @@ func TestNotD1(t *testing.T) {
 	if b.logged(secretContent) || b.logged(token) {
 		t.Error("what was sent stands in the log")
 	}
-	if !b.logged("refused=token-issuer") || !b.logged("client didn't provide a certificate") {
-		t.Error("the log does not tell of the refusals")
-	}
+	b.eventually("the log tells of the refusals", func() bool {
+		return b.logged("refused=token-issuer") && b.logged("client didn't provide a certificate")
+	})
 	// The test's own tokens are good when nothing is wrong with them.
 	for name, token := range map[string]string{"D1's": token, "the test's": b.forge(key, local.IssuerID, now.Add(time.Hour))} {
 		if status, text, err := good.notify(local.IssuerID, token); err != nil || status != http.StatusNoContent {

@@ -373,6 +373,8 @@ func (p *Program) check(ch *checker, path string) {
 			ch.fault(path+".stageBudgets", "has a name that is no status, or one at which nothing more is waited for")
 		} else if p.StageBudgets[status] <= 0 {
 			ch.fault(path+".stageBudgets."+status, "must be more than 0s")
+		} else if p.StageBudgets[status] > aYear {
+			ch.fault(path+".stageBudgets."+status, "must be at most %s", aYear)
 		}
 	}
 	if p.SilentAfter != nil {
@@ -385,6 +387,9 @@ func (p *Program) check(ch *checker, path string) {
 	ch.between(path+".maxOrdersPerConsumerPerDay", p.MaxOrdersPerConsumerPerDay, 0, 1_000_000)
 }
 
+// aYear is longer than anything that is waited for.
+const aYear = 366 * 24 * time.Hour
+
 // maxDispatchDelay is for how long an order can be kept back at its own request, too.
 const maxDispatchDelay = 90 * 24 * time.Hour
 
@@ -394,6 +399,9 @@ func (c *checker) silentAfter(path string, d time.Duration) {
 	const least = time.Minute
 	if d > 0 && d < least && c.environment != "development" {
 		c.fault(path, "must be at least %s, or 0s for never", least)
+	}
+	if d > aYear {
+		c.fault(path, "must be at most %s", aYear)
 	}
 }
 
@@ -464,6 +472,9 @@ func (s *SLA) check(ch *checker, path string) {
 	if s.Urgent != nil {
 		if s.Urgent.Within <= 0 {
 			ch.fault(path+".urgent.within", "must be more than 0s")
+		}
+		if s.Urgent.Within > aYear {
+			ch.fault(path+".urgent.within", "must be at most %s", aYear)
 		}
 		if ch.timeOfDay(path+".urgent.cutOff", s.Urgent.CutOff) {
 			ch.required(path+".timeZone", s.TimeZone)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"slices"
-	"strings"
 	"unicode/utf8"
 )
 
@@ -14,7 +13,7 @@ import (
 type members []member
 
 type member struct {
-	name  string
+	name  []byte
 	value []byte // valid JSON without space around it
 }
 
@@ -121,23 +120,23 @@ func isLetter(c byte) bool {
 	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c == '.' || c == '-' || c == '+' || c == 'E'
 }
 
-// unquote returns the text of a JSON string.
-func unquote(raw []byte) string {
+// unquote returns the text of a JSON string, which is a part of it where it can be.
+func unquote(raw []byte) []byte {
 	if plain := raw[1 : len(raw)-1]; bytes.IndexByte(plain, '\\') < 0 && utf8.Valid(plain) {
-		return string(plain)
+		return plain
 	}
 	var s string
 	if json.Unmarshal(raw, &s) != nil {
-		return ""
+		return nil
 	}
-	return s
+	return []byte(s)
 }
 
 // raw is a member's value, nil when there is none. Of members with one name the last
 // counts.
 func (m members) raw(name string) []byte {
 	for i := len(m) - 1; i >= 0; i-- {
-		if m[i].name == name {
+		if string(m[i].name) == name {
 			return m[i].value
 		}
 	}
@@ -149,7 +148,7 @@ func (m members) str(name string) string {
 	if len(raw) == 0 || raw[0] != '"' {
 		return ""
 	}
-	return unquote(raw)
+	return string(unquote(raw))
 }
 
 // has tells whether a member says anything at all, in whatever form.
@@ -176,11 +175,11 @@ func (m members) object(name string) members {
 // maxDepth is how deep Canonical goes: each level is gone over again.
 const maxDepth = 32
 
-// Canonical writes JSON in one form, whatever the order of its members and its spacing:
-// names are sorted, numbers stand as they were. What is not JSON, or nested absurdly, stays
-// as it is.
+// Canonical writes valid JSON in one form, whatever the order of its members and its
+// spacing: names are sorted, numbers stand as they were. What is nested absurdly stays as it
+// is.
 func Canonical(raw []byte) []byte {
-	if !json.Valid(raw) || depth(raw) > maxDepth {
+	if depth(raw) > maxDepth {
 		return raw
 	}
 	return appendCanonical(make([]byte, 0, len(raw)), raw[skipSpace(raw, 0):])
@@ -224,11 +223,11 @@ func appendCanonical(to, raw []byte) []byte {
 	case '{':
 		m, _ := splitObject(raw)
 		// Stable: of members with one name the last counts.
-		slices.SortStableFunc(m, func(x, y member) int { return strings.Compare(x.name, y.name) })
+		slices.SortStableFunc(m, func(x, y member) int { return bytes.Compare(x.name, y.name) })
 		to = append(to, '{')
 		first := true
 		for i := range m {
-			if i+1 < len(m) && m[i+1].name == m[i].name {
+			if i+1 < len(m) && bytes.Equal(m[i+1].name, m[i].name) {
 				continue
 			}
 			if !first {
@@ -253,10 +252,10 @@ func appendString(to, raw []byte) []byte {
 	return append(to, raw...)
 }
 
-func appendText(to []byte, s string) []byte {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
-			text, _ := json.Marshal(s) // a string can always be written
+func appendText(to, s []byte) []byte {
+	for _, c := range s {
+		if c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			text, _ := json.Marshal(string(s)) // a string can always be written
 			return append(to, text...)
 		}
 	}

@@ -2,6 +2,7 @@ package d1client
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -75,7 +76,17 @@ var errNotObject = errors.New("d1client: operation is not a JSON object")
 // and is made for hostile input: its strings are valid UTF-8 without control
 // characters, bounded in length, and fit for a database and a page.
 func ParseOperation(raw []byte) (Operation, error) {
-	m, ok := parseObject(raw)
+	if !json.Valid(raw) {
+		return Operation{}, errNotObject
+	}
+	op, err := ParseElement(raw)
+	op.Raw = bytes.Clone(raw)
+	return op, err
+}
+
+// ParseElement is ParseOperation for a part of valid JSON; Raw is left out.
+func ParseElement(raw []byte) (Operation, error) {
+	m, ok := splitObject(raw)
 	if !ok {
 		return Operation{}, errNotObject
 	}
@@ -110,7 +121,6 @@ func ParseOperation(raw []byte) (Operation, error) {
 				TrackingURL:    shipment.link("trackingUrl"),
 			},
 		},
-		Raw: bytes.Clone(raw),
 	}, nil
 }
 
@@ -184,6 +194,9 @@ var timeLayouts = []string{
 
 // parseTime returns the zero time for what is none.
 func parseTime(s string) time.Time {
+	if s == "" {
+		return time.Time{}
+	}
 	for _, layout := range timeLayouts {
 		// In UTC, so that the machine's own zone shows nowhere.
 		if t, err := time.ParseInLocation(layout, s, time.UTC); err == nil && plausible(t) {

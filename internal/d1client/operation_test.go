@@ -9,6 +9,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"cardorder/internal/order"
 )
 
 const wholeOperation = `{
@@ -175,6 +177,7 @@ func FuzzParseOperation(f *testing.F) {
 	for _, seed := range []string{
 		wholeOperation, `{}`, `null`, `[]`, `{"operationId":7,"details":[]}`, `{"details":{"shipment":null}}`,
 		"{\"status\":\"\\u0000\xff\\ud800\"}", `{"startTime":"9999-12-31T23:59:59-23:59"}`, `{"details":{"dueDate":"0000-00-00"}}`,
+		`{"status":"FAILED","details":{"status":"CARD_RETURNED","trackingType":"RETURN","shipment":{"trackingNumber":"=80","status":"POD"}}}`,
 	} {
 		f.Add([]byte(seed))
 	}
@@ -199,6 +202,11 @@ func FuzzParseOperation(f *testing.F) {
 			if _, err := at.MarshalJSON(); err != nil {
 				t.Error(err)
 			}
+		}
+		words := order.Vocabulary{OnHold: []string{"CARD_PROD_HELD"}, Delivered: []string{"POD"}, Returned: []string{"RTS"}}
+		state, _ := order.Advance(order.NewState(order.Shipped), order.Clock{}, op.Report(words), op.Tracking(words))
+		if again, changed := order.Advance(state, order.Clock{}, op.Tracking(words), op.Report(words)); changed {
+			t.Errorf("told again, %+v became %+v", state, again)
 		}
 	})
 }

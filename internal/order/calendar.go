@@ -118,18 +118,20 @@ func (c *Calendar) Due(received time.Time, issuance Issuance, urgent bool) time.
 	return due.UTC()
 }
 
-// dueDate reads D1's estimate: a date ends with its day at the centre.
+// dueDate reads D1's estimate: a date ends with its day at the centre. One that is in
+// no time of ours says nothing.
 func (c *Calendar) dueDate(text string) (time.Time, bool) {
 	zone := time.UTC
 	if c != nil {
 		zone = c.zone
 	}
+	ours := func(t time.Time) bool { return t.Year() >= 2000 && t.Year() < 3000 }
 	if day, err := time.Parse(time.DateOnly, text); err == nil {
-		return dateOf(day).at(dayLength, zone).UTC(), true
+		return dateOf(day).at(dayLength, zone).UTC(), ours(day)
 	}
 	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05.999999999-0700", "2006-01-02T15:04:05.999999999", "2006-01-02T15:04", "2006-01-02T15:04Z07:00"} {
 		if t, err := time.ParseInLocation(layout, text, zone); err == nil {
-			return t.UTC(), true
+			return t.UTC(), ours(t)
 		}
 	}
 	return time.Time{}, false

@@ -144,11 +144,11 @@ func (s State) wait(clock Clock, checks int) time.Duration {
 	if s.Rank == 0 || s.Ended() || first <= 0 {
 		return 0
 	}
-	last = max(first, last)
 	for range checks {
-		if first *= 2; first >= last {
-			return last
+		if first >= last/2 {
+			return max(first, last)
 		}
+		first *= 2
 	}
 	return first
 }

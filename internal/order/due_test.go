@@ -43,6 +43,8 @@ func TestDueAt(t *testing.T) {
 		{"to the minute", "2026-03-06T16:00", true, "2026-03-06T16:00:00+01:00"},
 		{"no date at all: as agreed", "soon", true, "2026-03-05T00:00:00+01:00"},
 		{"no such date: as agreed", "2026-02-30", true, "2026-03-05T00:00:00+01:00"},
+		{"not in our time: as agreed", "9999-12-31", true, "2026-03-05T00:00:00+01:00"},
+		{"before our time: as agreed", "0000-01-01T00:00:00Z", true, "2026-03-05T00:00:00+01:00"},
 		{"nothing known", "soon", false, ""},
 	} {
 		clock := limited(t, morning)
@@ -174,6 +176,7 @@ func TestToBeAsked(t *testing.T) {
 		{"asked once, and long ago", 10 * time.Hour, 27, 1, taken, true},
 		{"asked twice", 10 * time.Hour, 62.9, 2, taken, false},
 		{"asked twice, and long ago", 10 * time.Hour, 63, 2, taken, true},
+		{"with more patience than most", 366 * 24 * time.Hour, 366 * 24 * 1.8, 1, taken, true},
 		{"never asked", 0, 10_000, 0, taken, false},
 		{"without a name", 10 * time.Hour, 9. / 3600, 0, nameless, true},
 		{"without a name, asked three times", 10 * time.Hour, 134. / 3600, 3, nameless, false},

@@ -67,7 +67,7 @@ func (s State) Ended() bool {
 
 // Arrived tells whether the order ended as it was meant to.
 func (s State) Arrived() bool {
-	return s.Status == s.EndsAt || s.Rank > produced.rank && s.Status != Returned
+	return s.Status == s.EndsAt || s.Rank > produced.rank && s.Status != Returned && s.Status != Cancelled
 }
 
 // Made tells whether the card was made, whatever became of it then.

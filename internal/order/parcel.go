@@ -34,7 +34,7 @@ type Tracking struct {
 var tracked = map[[2]string]place{
 	{TrackProduction, "CARD_SHIPPED"}: shipped,
 	{TrackShipment, "CARD_SHIPPED"}:   shipped,
-	{TrackShipment, ""}:               shipped, // its carrier has it, or nothing could be told of it
+	{TrackShipment, ""}:               shipped, // its carrier has it: else there were nothing to tell
 	{TrackShipment, "CARD_RETURNED"}:  returned,
 	{TrackReturn, "CARD_RETURNED"}:    returned,
 }
@@ -164,13 +164,21 @@ func (s *State) settleParcels() {
 // Parcel is where the parcel with a tracking number is: Shipped, Delivered or Returned,
 // "" when that is not known.
 func (s State) Parcel(number string) Status {
-	var at place
+	furthest := 0
 	for _, word := range s.Parcels {
-		if known, rank := parseParcel(word); known == number && rank > at.rank {
-			at = map[int]place{shipped.rank: shipped, delivered.rank: delivered, returned.rank: returned}[rank]
+		if known, rank := parseParcel(word); known == number {
+			furthest = max(furthest, rank)
 		}
 	}
-	return at.status
+	switch {
+	case furthest == 0:
+		return ""
+	case furthest == returned.rank || s.Status == Returned: // then all came back
+		return Returned
+	case furthest == delivered.rank:
+		return Delivered
+	}
+	return Shipped
 }
 
 func parseParcel(word string) (number string, rank int) {

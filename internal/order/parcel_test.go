@@ -169,4 +169,8 @@ func TestParcelOfAnOrder(t *testing.T) {
 			t.Errorf("%q is %q, want %q", number, got, want)
 		}
 	}
+	// The only parcel is the one that came back.
+	if got := after(carrier("T1", ""), back("")).Parcel("T1"); got != order.Returned {
+		t.Errorf("got %q", got)
+	}
 }

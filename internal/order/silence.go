@@ -37,10 +37,10 @@ func (s State) sameWord(t State) bool {
 }
 
 // OnlyTime tells whether nothing but the passing of time has made one version of an order
-// of the one before.
+// of the one before: it is late, or was silent for too long.
 func (s State) OnlyTime(before State) bool {
-	byTime := func(a Attention) bool { return a == AttentionSilent }
-	timeless := func(list []Attention) []Attention { return slices.DeleteFunc(slices.Clone(list), byTime) }
-	return (s.Late != before.Late || slices.Contains(s.Attention, AttentionSilent) && !slices.Contains(before.Attention, AttentionSilent)) &&
-		s.sameWord(before) && slices.Equal(timeless(s.Attention), timeless(before.Attention))
+	silent := func(a Attention) bool { return a == AttentionSilent }
+	others := func(list []Attention) []Attention { return slices.DeleteFunc(slices.Clone(list), silent) }
+	byTime := s.Late != before.Late || slices.ContainsFunc(s.Attention, silent) && !slices.ContainsFunc(before.Attention, silent)
+	return byTime && s.sameWord(before) && slices.Equal(others(s.Attention), others(before.Attention))
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -161,15 +162,15 @@ type entry struct {
 	metadata *string // as JSON
 	replaces *uuid.UUID
 	sealed   sealedPayload
-	keyID    *string // of the card data
+	keyID    string // of the card data
 	hash     []byte
 	batchID  *uuid.UUID
 	class    Class
 	// recreates: it stands in for the very order whose CREATION would bar this one.
 	recreates bool
-	hold      bool           // it is to be kept back
-	delay     time.Duration  // for which it is kept back at least
-	look      *time.Duration // after which it is first looked at; nil for never
+	hold      bool          // it is to be kept back
+	delay     time.Duration // for which it is kept back at least
+	look      int32         // seconds after which it is first looked at; negative for never
 
 	verdict verdict
 	other   uuid.UUID
@@ -207,13 +208,12 @@ func (s *Store) newEntry(a Acceptance) (*entry, error) {
 		p.IssuerRequestID = id.String()
 	}
 	encryptedData := p.EncryptedData
-	keyID := keyIDOf(encryptedData)
 	p.EncryptedData = ""
 	production, err := p.Body()
 	if err != nil {
 		return nil, err
 	}
-	e := &entry{Acceptance: a, keyID: &keyID, hash: s.cfg.HashKeys.content(comparisonVersion, a.Request.Canonical), hold: a.Request.Hold}
+	e := &entry{Acceptance: a, keyID: keyIDOf(encryptedData), hash: s.cfg.HashKeys.content(comparisonVersion, a.Request.Canonical), hold: a.Request.Hold}
 	if e.sealed, err = s.cfg.Seal.sealPayload(a.IssuerID, id, production, encryptedData); err != nil {
 		return nil, err
 	}
@@ -263,9 +263,9 @@ func (s *Store) planLook(e *entry) {
 	clock := order.Clock{
 		Now: now, Limits: limits, Issuance: e.order.Terms.Services.Issuance, Urgent: e.order.Urgent, Accepted: now.Add(-off),
 	}
+	e.look = -1
 	if look := order.NextLook(state, clock, 0); !look.IsZero() {
-		after := max(0, look.Sub(now))
-		e.look = &after
+		e.look = int32(min(max(0, look.Sub(now)/time.Second), math.MaxInt32)) //nolint:gosec // bounded
 	}
 }
 

@@ -227,7 +227,7 @@ func (s *Store) placeChange(ctx context.Context, tx pgx.Tx, p ChangePlacement, o
 	}
 	w, cause := advances{store: s}, Cause{Kind: CauseRequest, Actor: p.Actor}
 	w.noteChange(o, changeRow{open: c})
-	var after pgx.Batch // what follows once the order has its message
+	then := func(*pgx.Batch) {} // once the order has its message
 	switch {
 	case plan == order.ChangeDone && kind == order.ChangeCancel:
 		w.advance(o, cause, order.Cancel{}) // which settles it
@@ -242,15 +242,19 @@ func (s *Store) placeChange(ctx context.Context, tx pgx.Tx, p ChangePlacement, o
 		if o.state.Hold == order.HeldBySchedule {
 			w.advance(o, cause, order.Release{})
 		}
-		exec(&after, `UPDATE outbox SET class = $4 WHERE issuer_id = $1 AND order_id = $2 AND kind = $3 AND class = $5`,
-			o.issuer, o.id, KindSubmit, ClassSingle, ClassBatch)
+		then = func(b *pgx.Batch) {
+			exec(b, `UPDATE outbox SET class = $4 WHERE issuer_id = $1 AND order_id = $2 AND kind = $3 AND class = $5`,
+				o.issuer, o.id, KindSubmit, ClassSingle, ClassBatch)
+		}
 	default:
 		w.changeEvent(o, cause, c)
 		if kind == order.ChangeCancel {
 			if !o.state.ToBeSent() { // D1 may have it all the same, so it is asked
 				w.advance(o, cause, order.Retry{}, order.LostAnswer{})
 			}
-			exec(&after, `UPDATE outbox SET halt = $4 WHERE issuer_id = $1 AND order_id = $2 AND kind = $3`, o.issuer, o.id, KindSubmit, BatchCancel)
+			then = func(b *pgx.Batch) {
+				exec(b, `UPDATE outbox SET halt = $4 WHERE issuer_id = $1 AND order_id = $2 AND kind = $3`, o.issuer, o.id, KindSubmit, BatchCancel)
+			}
 		}
 	}
 	if c.redirected {
@@ -260,7 +264,7 @@ func (s *Store) placeChange(ctx context.Context, tx pgx.Tx, p ChangePlacement, o
 	}
 	var b pgx.Batch
 	w.queue(&b)
-	b.QueuedQueries = append(b.QueuedQueries, after.QueuedQueries...)
+	then(&b)
 	return send(ctx, tx, &b)
 }
 
@@ -345,17 +349,17 @@ const expireBatch = 100
 // ExpireChanges ends the waiting for D1's word on changes whose time is over. It returns
 // how many there were; more may be left.
 func (s *Store) ExpireChanges(ctx context.Context) (n int, err error) {
+	keys, _, err := expiredChanges(ctx, s.pool, nil)
+	if err != nil || len(keys) == 0 { // as a rule
+		return 0, err
+	}
 	var locked map[orderKey]*lockedOrder
 	err = s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		n = 0
-		keys, _, err := expiredChanges(ctx, tx, nil)
-		if err != nil || len(keys) == 0 {
-			return err
-		}
 		if locked, _, err = lockOrders(ctx, tx, keys, nil); err != nil {
 			return err
 		}
-		// Once more under the locks: D1 may have answered meanwhile.
+		// Once more, under the locks: D1 may have answered meanwhile.
 		_, expired, err := expiredChanges(ctx, tx, keys)
 		if err != nil {
 			return err
@@ -388,9 +392,12 @@ func (s *Store) ExpireChanges(ctx context.Context) (n int, err error) {
 }
 
 // expiredChanges finds changes whose time is over, of the given orders or of all.
-func expiredChanges(ctx context.Context, tx pgx.Tx, of []orderKey) (keys []orderKey, expired map[uuid.UUID]bool, err error) {
+func expiredChanges(ctx context.Context, db interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}, of []orderKey,
+) (keys []orderKey, expired map[uuid.UUID]bool, err error) {
 	_, ids := columns(of)
-	rows, err := tx.Query(ctx, `
+	rows, err := db.Query(ctx, `
 		SELECT issuer_id, order_id, id FROM order_changes
 		WHERE state IN ('REQUESTED', 'SENT') AND expires_at <= now() AND ($1::uuid[] = '{}' OR order_id = ANY ($1))
 		ORDER BY expires_at LIMIT $2`, ids, expireBatch)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"cardorder/internal/order"
 	"cardorder/internal/store"
@@ -1010,4 +1011,20 @@ func TestChangeShown(t *testing.T) {
 		f.wantStands(change, c.want)
 	}
 	f.consistent()
+}
+
+// A replica of the release before knows no changes, and must not take one for an order.
+func TestChangeIsKeptFromTheReleaseBefore(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.atD1("card", "operation")
+	f.change(placement(id, order.ChangeCancel))
+	_, err := f.conn.Exec(t.Context(), `UPDATE outbox m SET claim_token = $1, leased_until = now() + interval '1 min',
+		first_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.first_sent_at, now()) ELSE m.first_sent_at END`, uuid.New())
+	if pg, ok := errors.AsType[*pgconn.PgError](err); !ok || pg.ConstraintName != "outbox_change_claimed" {
+		t.Errorf("its claim: %v", err)
+	}
+	if m := f.claimOf(id); m.Kind != store.KindChange {
+		t.Errorf("claimed %s", m.Kind)
+	}
 }

@@ -283,9 +283,10 @@ func queueQuestions(b *pgx.Batch, list []*lockedOrder) {
 }
 
 // Adopt sees to it that open orders of an issuer are looked at that have no time for it:
-// they were stored by an earlier release, or when their program had no limits. It goes
-// through them in the order of their ids, some hundred after the given one, and returns
-// how far it came, the nil id at the end. They get times within the next hour.
+// they were stored by an earlier release, or it looked at them last, or their program had
+// no limits then. It goes through them in the order of their ids, some hundred after the
+// given one, and returns how far it came, the nil id at the end. They get times within the
+// next hour, and what is scheduled the time that it is scheduled for.
 func (s *Store) Adopt(ctx context.Context, issuer string, after uuid.UUID) (last uuid.UUID, err error) {
 	err = s.inTx(ctx, func(tx pgx.Tx) error {
 		last, err = s.adopt(ctx, tx, issuer, after)
@@ -303,12 +304,12 @@ func (s *Store) adopt(ctx context.Context, tx pgx.Tx, issuer string, after uuid.
 	var b pgx.Batch
 	exec(&b, steadyPlans)
 	b.Queue(`
-		SELECT s.order_id, s.next_check_at IS NULL, s.due_date IS NOT NULL, o.card_product_id
+		SELECT s.order_id, s.next_check_at IS NULL, s.due_date IS NOT NULL OR s.hold = 'schedule' AND s.status = 'HELD', o.card_product_id
 		FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
 		WHERE s.issuer_id = $1 AND s.ended_at IS NULL AND s.order_id > $2
 		ORDER BY s.order_id LIMIT $3`, issuer, after, checkChunk).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
-			var none, due bool
+			var none, due bool // without a time, with something to look for in any case
 			var product string
 			if err := rows.Scan(&last, &none, &due, &product); err != nil {
 				return err
@@ -330,12 +331,14 @@ func (s *Store) adopt(ctx context.Context, tx pgx.Tx, issuer string, after uuid.
 	}
 	_, err = tx.Exec(ctx, `
 		WITH forgotten AS (
-			SELECT s.issuer_id, s.order_id FROM unnest($2::uuid[]) AS t(order_id)
+			SELECT s.issuer_id, s.order_id, CASE WHEN s.hold = 'schedule' THEN o.not_before END AS scheduled
+			FROM unnest($2::uuid[]) AS t(order_id)
 				JOIN order_state s ON s.issuer_id = $1 AND s.order_id = t.order_id
+				JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
 			WHERE s.next_check_at IS NULL AND s.ended_at IS NULL
 			FOR UPDATE OF s SKIP LOCKED
 		)
-		UPDATE order_state s SET next_check_at = now() + random() * interval '1 h'
+		UPDATE order_state s SET next_check_at = coalesce(scheduled, now() + random() * interval '1 h')
 		FROM forgotten f WHERE s.issuer_id = f.issuer_id AND s.order_id = f.order_id`, issuer, forgotten)
 	return last, err
 }

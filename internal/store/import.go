@@ -54,6 +54,10 @@ func (s *Store) Import(ctx context.Context, issuer, actor string, list []order.I
 	for try := 0; try < maxRounds; try++ {
 		err = s.inTx(ctx, func(tx pgx.Tx) error {
 			clear(outcomes)
+			// Tables that fill have no statistics that could be relied on.
+			if _, err := tx.Exec(ctx, steadyPlans); err != nil {
+				return err
+			}
 			if err := s.importIn(ctx, tx, issuer, actor, rows); err != nil {
 				return err
 			}
@@ -116,12 +120,14 @@ func findImported(ctx context.Context, tx pgx.Tx, issuer string, rows []*importe
 		requests[i], operations[i] = r.IssuerRequestID, r.OperationID
 	}
 	result, err := tx.Query(ctx, `
-		SELECT t.i, a.id, coalesce(a.card_id, ''), b.id, coalesce(b.card_id, ''), coalesce(p.operation, '')
+		SELECT t.i, a.id, coalesce(a.card_id, ''), b.id, coalesce(b.card_id, ''), coalesce(b.operation, '')
 		FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS t(request, operation, i)
-			LEFT JOIN orders a ON a.issuer_id = $1 AND a.issuer_request_id = t.request
-			LEFT JOIN operations p ON p.issuer_id = $1 AND p.operation_id = t.operation
-			LEFT JOIN orders b ON b.issuer_id = $1 AND b.id = p.order_id
-		WHERE a.id IS NOT NULL OR p.order_id IS NOT NULL`, issuer, requests, operations)
+			LEFT JOIN LATERAL (
+				SELECT o.id, o.card_id FROM orders o WHERE o.issuer_id = $1 AND o.issuer_request_id = t.request LIMIT 1) a ON true
+			LEFT JOIN LATERAL (
+				SELECT o.id, o.card_id, p.operation FROM operations p JOIN orders o ON o.issuer_id = p.issuer_id AND o.id = p.order_id
+				WHERE p.issuer_id = $1 AND p.operation_id = t.operation LIMIT 1) b ON true
+		WHERE a.id IS NOT NULL OR b.id IS NOT NULL`, issuer, requests, operations)
 	if err != nil {
 		return nil, fmt.Errorf("looking for imported orders: %w", err)
 	}
@@ -188,8 +194,8 @@ func (s *Store) insertImported(ctx context.Context, tx pgx.Tx, issuer, actor str
 			FROM input ORDER BY request
 			ON CONFLICT DO NOTHING RETURNING id
 		), state AS (
-			INSERT INTO order_state (issuer_id, order_id, version, status, ends_at, heard_at)
-			SELECT $1, id, 0, $14, ends_at, now() FROM input
+			INSERT INTO order_state (issuer_id, order_id, version, status, ends_at)
+			SELECT $1, id, 0, $14, ends_at FROM input
 		), operation AS (
 			INSERT INTO operations (issuer_id, operation_id, order_id, operation, source)
 			SELECT $1, operation, id, $15, 'import' FROM input WHERE operation <> '' ORDER BY operation
@@ -206,7 +212,11 @@ func (s *Store) insertImported(ctx context.Context, tx pgx.Tx, issuer, actor str
 	w := advances{store: s}
 	var open guardRows
 	for _, r := range rows {
-		o := &lockedOrder{orderKey: orderKey{issuer, r.id}, now: now, cardID: r.CardID, cardProductID: r.CardProductID, issuance: r.Issuance}
+		// Its times count from now: nobody knows since when D1 has it.
+		o := &lockedOrder{
+			orderKey: orderKey{issuer, r.id}, now: now, createdAt: now, heardAt: &now,
+			cardID: r.CardID, cardProductID: r.CardProductID, issuance: r.Issuance,
+		}
 		o.state = order.NewState(r.EndsAt)
 		o.state.Version = 0 // the first event is that of the import
 		o.stored = o.state
@@ -237,6 +247,9 @@ func (s *Store) wakeParked(ctx context.Context, issuer string, rows []*imported)
 		requests[i], operations[i] = r.IssuerRequestID, r.OperationID
 	}
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, steadyPlans); err != nil {
+			return err
+		}
 		_, err := tx.Exec(ctx, `
 			WITH named AS (
 				SELECT id FROM notifications WHERE issuer_id = $1 AND outcome = 'parked' AND issuer_request_id = ANY($2::text[])

@@ -34,7 +34,7 @@ const insertOrders = `
 		SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
 			$8::text[], $9::text[], $10::text[], $11::boolean[], $12::text[], $13::text[], $14::bytea[],
 			$15::text[], $16::text[], $17::bytea[], $18::bytea[], $19::uuid[], $20::uuid[], $21::boolean[], $22::smallint[], $23::boolean[], $24::text[],
-			$32::timestamptz[], $33::interval[], $34::interval[], $37::text[])
+			$32::timestamptz[], $33::interval[], $34::integer[], $37::text[])
 		AS t(issuer_id, id, issuer_request_id, card_id, consumer_id, card_product_id, distribution_channel,
 			group_id, terms, metadata, urgent, duplicate_override, warnings, content_hash,
 			created_by, key, production, encrypted_data, replaces_order_id, batch_id, hold, class, renews, ends_at,
@@ -73,7 +73,7 @@ const insertOrders = `
 		GROUP BY f.id
 	), state AS (
 		INSERT INTO order_state (issuer_id, order_id, version, status, ends_at, hold, next_check_at)
-		SELECT issuer_id, id, 1, status, ends_at, hold_reason, coalesce(not_before, now() + look) FROM fresh
+		SELECT issuer_id, id, 1, status, ends_at, hold_reason, coalesce(not_before, CASE WHEN look >= 0 THEN now() + look * interval '1 s' END) FROM fresh
 	), payload AS (
 		INSERT INTO order_payload (issuer_id, order_id, production, encrypted_data, key_id)
 		SELECT issuer_id, id, production, encrypted_data, key_id FROM fresh
@@ -91,12 +91,13 @@ const insertOrders = `
 // columns of insertOrders, one element for each order.
 type insertColumns struct {
 	issuer, request, card, consumer, product, channel, terms, warnings, client, endsAt []string
-	group, metadata, override, key, keyID                                              []*string
+	group, metadata, override, key                                                     []*string
+	keyID                                                                              texts
 	id, replaces, batch                                                                []pgtype.UUID
 	urgent, renews, hold                                                               []bool
 	notBefore                                                                          []pgtype.Timestamptz
 	delay                                                                              []time.Duration
-	look                                                                               []*time.Duration
+	look                                                                               []int32
 	hash, production, encryptedData                                                    [][]byte
 	class                                                                              []int16
 	overriding, creations                                                              []pgtype.UUID
@@ -189,8 +190,8 @@ func (c *insertColumns) add(e *entry) {
 	c.client, c.key = append(c.client, o.CreatedBy), append(c.key, optional(e.IdempotencyKey))
 	c.production, c.encryptedData = append(c.production, e.sealed.production), append(c.encryptedData, e.sealed.encryptedData)
 	c.replaces, c.batch = append(c.replaces, pgID(e.replaces)), append(c.batch, pgID(e.batchID))
-	c.hold, c.class = append(c.hold, e.hold), append(c.class, int16(e.class))
-	c.notBefore, c.delay, c.look = append(c.notBefore, timeOrNull(e.Request.NotBefore)), append(c.delay, e.delay), append(c.look, e.look)
+	c.class, c.look = append(c.class, int16(e.class)), append(c.look, e.look)
+	c.waits(e)
 	c.renews, c.endsAt = append(c.renews, !e.creation()), append(c.endsAt, string(o.State.EndsAt))
 	c.keyID = append(c.keyID, e.keyID)
 	if e.overrides() {
@@ -198,6 +199,21 @@ func (c *insertColumns) add(e *entry) {
 	}
 	if e.barred() {
 		c.creations = append(c.creations, id)
+	}
+}
+
+// waits adds why an order is not sent at once. Most are, and need nothing of that: what an
+// array lacks is NULL to the statement.
+func (c *insertColumns) waits(e *entry) {
+	n := len(c.id)
+	if e.hold {
+		c.hold = append(append(c.hold, make([]bool, n-1-len(c.hold))...), true)
+	}
+	if !e.Request.NotBefore.IsZero() {
+		c.notBefore = append(append(c.notBefore, make([]pgtype.Timestamptz, n-1-len(c.notBefore))...), timeOrNull(e.Request.NotBefore))
+	}
+	if e.delay > 0 {
+		c.delay = append(append(c.delay, make([]time.Duration, n-1-len(c.delay))...), e.delay)
 	}
 }
 

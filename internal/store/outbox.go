@@ -219,11 +219,12 @@ const claimProbe = `
 
 // claimRest claims the messages in due. A new first_sent_at is the time of the
 // transaction, by which an old one is told. The release before wrote the end of a lease
-// into run_at.
+// into run_at. For what is no change, order_changes is not looked at; for what is, the
+// order leaves one index to look it up by, whatever the statistics say.
 const claimRest = `claimed AS (
 		UPDATE outbox m SET
 			claim_token = $4, leased_until = now() + $5::interval,
-			first_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.first_sent_at, now()) ELSE m.first_sent_at END,
+			first_sent_at = CASE m.kind WHEN 'ask' THEN m.first_sent_at ELSE coalesce(m.first_sent_at, now()) END,
 			maybe_sent_at = CASE m.kind WHEN 'submit' THEN coalesce(m.maybe_sent_at, CASE WHEN m.claim_token IS NOT NULL THEN greatest(m.run_at, m.leased_until) END) END
 		WHERE m.id = ANY (ARRAY(SELECT id FROM due))
 		RETURNING m.*
@@ -236,7 +237,8 @@ const claimRest = `claimed AS (
 		(SELECT max(run_at) FROM due), p.production, p.encrypted_data, h.id, h.type, h.address
 	FROM claimed c JOIN orders o ON o.issuer_id = c.issuer_id AND o.id = c.order_id
 		LEFT JOIN order_payload p ON p.issuer_id = c.issuer_id AND p.order_id = c.order_id AND c.kind <> 'change'
-		LEFT JOIN order_changes h ON h.issuer_id = c.issuer_id AND h.id = c.change_id`
+		LEFT JOIN LATERAL (SELECT h.id, h.type, h.address FROM order_changes h
+			WHERE c.change_id IS NOT NULL AND h.issuer_id = c.issuer_id AND h.id = c.change_id ORDER BY h.id LIMIT 1) h ON true`
 
 func (s *Store) claim(ctx context.Context, sql, lane string, class Class, limit int, lease time.Duration, floor time.Time) ([]Message, error) {
 	token, err := uuid.NewV7()

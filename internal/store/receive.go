@@ -109,8 +109,9 @@ const smallCall = 32
 // are safe, and what could not be applied now is tried again by Sweep.
 func (s *Store) Receive(ctx context.Context, issuer string, list []Notification) ([]Outcome, error) {
 	c := &call{issuer: issuer, list: make([]*arrival, len(list)), done: make(chan error, 1)}
+	sum := s.cfg.HashKeys.sums()
 	for i := range list {
-		n := &arrival{Notification: &list[i], digest: s.cfg.HashKeys.sum(list[i].Content)}
+		n := &arrival{Notification: &list[i], digest: sum(list[i].Content)}
 		var err error
 		if n.body, err = s.cfg.Seal.seal(n.Raw, columnNotification, issuer, string(n.digest)); err != nil {
 			return nil, fmt.Errorf("storing notifications: %w", err)

@@ -14,7 +14,7 @@ import (
 )
 
 // receiving is one transaction that brings notifications to their orders: it takes two
-// round trips, however many they are. Those that have just come get a row each, written
+// round trips, however many they are, and a third one where an order's operation is new. Those that have just come get a row each, written
 // once with what became of them; stored ones have theirs.
 //
 // Locks: orders, then rows of notifications that match none by id, then operations and
@@ -53,7 +53,7 @@ func (r *receiving) run(ctx context.Context) error {
 	if len(r.list) == 0 {
 		return nil
 	}
-	if err := r.store.inTwoTrips(ctx, r.ask, r.answer); err != nil {
+	if err := r.store.inTrips(ctx, r.ask, r.askOperations, r.answer); err != nil {
 		return err
 	}
 	r.store.logChanges(ctx, r.locked)
@@ -81,7 +81,6 @@ func (r *receiving) ask(b *pgx.Batch) {
 	r.queueMatch(b)
 	orders := r.matched()
 	orders.queueLocks(b, r.locked)
-	orders.queueKnownOperations(b, r.locked, r.owners)
 	orders.queueHalts(b, r.locked)
 	if slices.ContainsFunc(r.list, func(n *arrival) bool { return !n.Shipment.empty() }) {
 		r.shipments = make(map[shipmentKey]ShipmentUpdate)
@@ -103,6 +102,35 @@ func (r *receiving) ask(b *pgx.Batch) {
 	})
 }
 
+// askOperations queues the reading of what operations D1 has for orders, where that
+// matters: D1 speaks of another one than the order's own, or there is more than one. As a
+// rule it queues nothing.
+func (r *receiving) askOperations(b *pgx.Batch) {
+	var keys []orderKey
+	for _, n := range r.list {
+		o := r.locked[n.order]
+		if o == nil {
+			continue
+		}
+		own := o.state.OperationID
+		if own == "" || n.Operation == OperationProduce && n.OperationID != own ||
+			slices.Contains(o.state.Attention, order.AttentionSecondCard) || slices.Contains(o.state.Acknowledged, order.AttentionSecondCard) {
+			keys = append(keys, n.order)
+			continue
+		}
+		if len(o.operations) == 0 {
+			o.operations = append(o.operations, own)
+			r.owners[own] = n.order
+		}
+	}
+	if len(keys) > 0 {
+		for _, key := range keys {
+			r.locked[key].operations = nil // they are read
+		}
+		keysGiven(keys).queueKnownOperations(b, r.locked, r.owners)
+	}
+}
+
 // match finds the order of each notification, and leaves their ids to the statements
 // after it.
 //
@@ -111,7 +139,7 @@ func (r *receiving) ask(b *pgx.Batch) {
 //	                     and has no operation yet
 //	UPDATE_ORDER         the operation; else issuerRequestId: the change's, or that of the
 //	                     order, if exactly one change of it was sent or nobody waits for
-//	                     any; else the card, if exactly one change of it was sent
+//	                     any; else the card, by the same rules
 //	STANDALONE_TRACKING  the operation; else the tracking number; else the card's last
 //	                     order that was shipped, else its last that D1 has: of a card that
 //	                     others make and send, the tracking hub is the first to say so
@@ -151,8 +179,12 @@ const match = `
 					AND n.start_time >= coalesce(s.first_sent_at, m.first_sent_at) - $9::interval
 				HAVING count(*) = 1)
 			WHEN n.operation = 'UPDATE_ORDER' AND n.request_id = '' AND NOT n.not_by_card THEN
-				(SELECT (array_agg(c.order_id))[1] FROM orders o JOIN order_changes c ON c.issuer_id = o.issuer_id AND c.order_id = o.id
-				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND ` + changeAtD1 + ` HAVING count(*) = 1)
+				coalesce((SELECT (array_agg(c.order_id))[1] FROM orders o JOIN order_changes c ON c.issuer_id = o.issuer_id AND c.order_id = o.id
+				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND ` + changeAtD1 + ` HAVING count(*) = 1),
+				(SELECT (array_agg(DISTINCT o.id))[1] FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
+					JOIN order_changes c ON c.issuer_id = o.issuer_id AND c.order_id = o.id
+				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND s.rank > 0
+				HAVING count(DISTINCT o.id) = 1 AND NOT bool_or(` + changeWaits + `)))
 			WHEN n.operation = 'STANDALONE_TRACKING' THEN
 				(SELECT o.id FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
 				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND s.rank > 0 AND s.status NOT IN ('FAILED', 'CANCELLED')
@@ -294,7 +326,7 @@ func (r *receiving) queueUnapplied(b *pgx.Batch, orders keySet) {
 // answer decides what becomes of each notification, and queues all that is written.
 func (r *receiving) answer(b *pgx.Batch) {
 	r.found, r.seen, r.shipped = nil, nil, make(map[shipmentKey]ShipmentUpdate)
-	w := &advances{store: r.store}
+	w := &advances{store: r.store, orders: make([]*lockedOrder, 0, len(r.locked)), events: make([]event, 0, len(r.list))}
 	for _, n := range r.list {
 		n.outcome = r.decide(w, n)
 		if r.rows[n.id].outcome == OutcomeApplied && n.outcome != OutcomeUnapplied {

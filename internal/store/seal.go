@@ -94,10 +94,16 @@ func (s *Sealer) sealPayload(issuer string, id uuid.UUID, production []byte, enc
 // HashKeys are the keys of the hashes by which content is recognised again.
 type HashKeys struct{ Current []byte }
 
-func (k HashKeys) sum(content []byte) []byte {
+func (k HashKeys) sum(content []byte) []byte { return k.sums()(content) }
+
+// sums returns sum for many contents, one after the other.
+func (k HashKeys) sums() func(content []byte) []byte {
 	mac := hmac.New(sha256.New, k.Current)
-	mac.Write(content)
-	return mac.Sum(nil)
+	return func(content []byte) []byte {
+		mac.Reset()
+		mac.Write(content)
+		return mac.Sum(nil)
+	}
 }
 
 // comparisonVersion names the way in which new orders are hashed for idempotency.

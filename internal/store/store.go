@@ -81,6 +81,7 @@ type Store struct {
 	calls   groups[*call] // with notifications
 	waiters chan struct{} // what waits long for a lock, each with a connection
 	lists   chan struct{} // lists being read: they may take long, and leave half of the connections
+	reports chan struct{} // the report being read
 
 	announcer announcer
 	wal       walMemory
@@ -120,7 +121,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the database pool: %w", err)
 	}
-	s := &Store{pool: pool, cfg: cfg, trouble: &t, lists: make(chan struct{}, max(1, pc.MaxConns/2))}
+	s := &Store{pool: pool, cfg: cfg, trouble: &t, lists: make(chan struct{}, max(1, pc.MaxConns/2)), reports: make(chan struct{}, 1)}
 	s.startCommitters()
 	s.startAnnouncer()
 	return s, nil
@@ -177,22 +178,32 @@ func (s *Store) inTxWith(ctx context.Context, options pgx.TxOptions, f func(pgx.
 // BEGIN, and what answer queues, when the results of that are there, with the COMMIT.
 // It repeats both as inTx does.
 func (s *Store) inTwoTrips(ctx context.Context, ask, answer func(*pgx.Batch)) error {
+	return s.inTrips(ctx, ask, func(*pgx.Batch) {}, answer)
+}
+
+// inTrips is inTwoTrips with a third trip between, when more queues anything.
+func (s *Store) inTrips(ctx context.Context, ask, more, answer func(*pgx.Batch)) error {
 	return repeat(ctx, func() error {
 		conn, err := s.pool.Acquire(ctx)
 		if err != nil {
 			return err
 		}
 		defer conn.Release() // which closes one that is still in a transaction
-		var first, second pgx.Batch
+		var first, between, last pgx.Batch
 		exec(&first, "BEGIN")
 		ask(&first)
-		if err := conn.SendBatch(ctx, &first).Close(); err != nil {
+		if err = conn.SendBatch(ctx, &first).Close(); err == nil {
+			if more(&between); between.Len() > 0 {
+				err = conn.SendBatch(ctx, &between).Close()
+			}
+		}
+		if err != nil {
 			rollBack(ctx, conn)
 			return err
 		}
-		answer(&second)
-		exec(&second, "COMMIT")
-		err = conn.SendBatch(ctx, &second).Close()
+		answer(&last)
+		exec(&last, "COMMIT")
+		err = conn.SendBatch(ctx, &last).Close()
 		if err != nil {
 			s.committed(err)
 			rollBack(ctx, conn)

@@ -69,7 +69,9 @@ func (f *fixture) whole() {
 func TestNothingIsLeftByHalf(t *testing.T) {
 	t.Parallel()
 	f := open(t)
-	replicas := []*store.Store{f.Store, f.traced(nil)}
+	limits := order.Limits{SilentAfter: 50 * time.Millisecond, Budget: map[order.Status]time.Duration{order.Accepted: 30 * time.Millisecond, order.Ready: time.Millisecond}}
+	limited := store.Config{Limits: func(string, string) *order.Limits { return &limits }}
+	replicas := []*store.Store{f.with(limited), f.with(limited)}
 	var mu sync.Mutex
 	accepted, firsts := make(map[uuid.UUID]bool), make(map[string]uuid.UUID)
 	expected := func(err error) {
@@ -90,6 +92,10 @@ func TestNothingIsLeftByHalf(t *testing.T) {
 		if r.IntN(2) == 0 {
 			a.Request.Production.Services.Issuance = order.IssuanceRenewal
 		}
+		if r.IntN(3) == 0 {
+			a.Request.NotBefore = time.Now().Add(time.Duration(r.IntN(300)) * time.Millisecond)
+		}
+		a.Request.Hold = r.IntN(10) == 0
 		return a
 	}
 	var batches sync.Map
