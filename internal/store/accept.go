@@ -162,7 +162,7 @@ type entry struct {
 	metadata *string // as JSON
 	replaces *uuid.UUID
 	sealed   sealedPayload
-	keyID    *string // of the card data
+	keyID    string // of the card data
 	hash     []byte
 	batchID  *uuid.UUID
 	class    Class
@@ -208,13 +208,12 @@ func (s *Store) newEntry(a Acceptance) (*entry, error) {
 		p.IssuerRequestID = id.String()
 	}
 	encryptedData := p.EncryptedData
-	keyID := keyIDOf(encryptedData)
 	p.EncryptedData = ""
 	production, err := p.Body()
 	if err != nil {
 		return nil, err
 	}
-	e := &entry{Acceptance: a, keyID: &keyID, hash: s.cfg.HashKeys.content(comparisonVersion, a.Request.Canonical), hold: a.Request.Hold}
+	e := &entry{Acceptance: a, keyID: keyIDOf(encryptedData), hash: s.cfg.HashKeys.content(comparisonVersion, a.Request.Canonical), hold: a.Request.Hold}
 	if e.sealed, err = s.cfg.Seal.sealPayload(a.IssuerID, id, production, encryptedData); err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -14,17 +15,31 @@ import (
 	"cardorder/internal/order"
 )
 
-// keyIDOf is the kid of a compact JWE, "" when there is none to be read.
+// keyIDOf is the kid of a compact JWE, "" when there is none to be read. It is read for
+// every order: a header as all write it is not decoded as a whole.
 func keyIDOf(jwe string) string {
-	var header struct {
-		KeyID string `json:"kid"`
-	}
 	encoded, _, _ := strings.Cut(jwe, ".")
-	text, err := base64.RawURLEncoding.DecodeString(encoded)
-	if err != nil || json.Unmarshal(text, &header) != nil || strings.ContainsRune(header.KeyID, 0) {
+	var room [512]byte
+	header, err := base64.RawURLEncoding.AppendDecode(room[:0], []byte(encoded))
+	if err != nil {
 		return ""
 	}
-	return header.KeyID
+	const member = `"kid":"`
+	if at := bytes.Index(header, []byte(member)); at >= 0 && bytes.Count(header, []byte(`"kid"`)) == 1 {
+		depth := bytes.Count(header[:at], []byte("{")) - bytes.Count(header[:at], []byte("}"))
+		value := header[at+len(member):]
+		end := bytes.IndexByte(value, '"')
+		if depth == 1 && end >= 0 && !bytes.ContainsAny(header, "\\\x00") {
+			return string(value[:end])
+		}
+	}
+	var whole struct {
+		KeyID string `json:"kid"`
+	}
+	if json.Unmarshal(header, &whole) != nil || strings.ContainsRune(whole.KeyID, 0) {
+		return ""
+	}
+	return whole.KeyID
 }
 
 // Bounds of one step of the search for orders that need other card data: how many open

@@ -91,7 +91,8 @@ const insertOrders = `
 // columns of insertOrders, one element for each order.
 type insertColumns struct {
 	issuer, request, card, consumer, product, channel, terms, warnings, client, endsAt []string
-	group, metadata, override, key, keyID                                              []*string
+	group, metadata, override, key                                                     []*string
+	keyID                                                                              texts
 	id, replaces, batch                                                                []pgtype.UUID
 	urgent, renews, hold                                                               []bool
 	notBefore                                                                          []pgtype.Timestamptz
