@@ -48,14 +48,24 @@ func (r Retry) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(r)) }
 // repetition gets [ProblemNotRetryable] or [ProblemVersionMismatch]: read the order
 // to see whether it is on its way.
 func (c *Client) Retry(ctx context.Context, orderID string, with Retry) (*Order, error) {
-	r, err := actionRequest("retrying an order", orderPath(orderID, "/retry"), with)
+	return c.act(ctx, "retrying an order", orderPath(orderID, "/retry"), with, with.Version)
+}
+
+// act makes a call that does something with an order, if that has a given version.
+func (c *Client) act(ctx context.Context, doing, path string, body any, version int) (*Order, error) {
+	r, err := actionRequest(doing, path, body)
 	if err != nil {
 		return nil, err
 	}
-	if with.Version != 0 {
-		r.header.Set("If-Match", `"`+strconv.Itoa(with.Version)+`"`)
-	}
+	r.match(version)
 	return get[Order](ctx, c, r)
+}
+
+// match makes a call do nothing unless the order has a version; 0 means any.
+func (r *request) match(version int) {
+	if version != 0 {
+		r.header.Set("If-Match", `"`+strconv.Itoa(version)+`"`)
+	}
 }
 
 func orderPath(orderID, more string) string { return "/orders/" + url.PathEscape(orderID) + more }

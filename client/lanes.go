@@ -25,11 +25,13 @@ const (
 
 // Lane is how the sending to an issuer's D1 goes.
 type Lane struct {
-	Lane   string     `json:"lane"` // its name
-	State  LaneState  `json:"state"`
-	Pause  *LanePause `json:"pause"`
-	Stop   *LaneStop  `json:"stop"`
-	Limits LaneLimits `json:"limits"`
+	Lane  string     `json:"lane"` // its name
+	State LaneState  `json:"state"`
+	Pause *LanePause `json:"pause"`
+	Stop  *LaneStop  `json:"stop"`
+	// Attention is what a human has to look at, the gravest first.
+	Attention []Attention `json:"attention"`
+	Limits    LaneLimits  `json:"limits"`
 	// Backlog is what waits; like the counts below it is counted up to 10,000.
 	Backlog  []LaneBacklog `json:"backlog"`
 	Unknown  int           `json:"unknown"` // orders of which it is unknown whether D1 has them

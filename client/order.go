@@ -198,16 +198,20 @@ func (o *NewOrder) body() ([]byte, error) {
 	if o.SensitiveData == nil {
 		return json.Marshal((*plain)(o))
 	}
-	type sensitive SensitiveData
-	type tracks TrackData
-	type cardData struct {
-		*sensitive
-		TrackData *tracks `json:"trackData,omitempty"`
-	}
 	return json.Marshal(struct {
 		*plain
-		SensitiveData cardData `json:"sensitiveData"`
-	}{(*plain)(o), cardData{(*sensitive)(o.SensitiveData), (*tracks)(o.SensitiveData.TrackData)}})
+		SensitiveData any `json:"sensitiveData"`
+	}{(*plain)(o), o.SensitiveData.inClear()})
+}
+
+// inClear is card data as the service takes it; d itself prints as nothing, as JSON too.
+func (d *SensitiveData) inClear() any {
+	type sensitive SensitiveData
+	type tracks TrackData
+	return struct {
+		*sensitive
+		TrackData *tracks `json:"trackData,omitempty"`
+	}{(*sensitive)(d), (*tracks)(d.TrackData)}
 }
 
 // Order is an order as the service shows it: without personal data.
@@ -242,6 +246,7 @@ type Order struct {
 
 	OperationID string `json:"operationId"` // D1's
 	Asking      bool   `json:"asking"`      // D1 is being asked about it; not told in lists
+	HoldPending bool   `json:"holdPending"` // it is held if D1 turns out not to have it; not told in lists
 	Times
 	DueDate        string   `json:"dueDate"` // as D1 says it
 	ProductionSite string   `json:"productionSite"`
@@ -295,7 +300,7 @@ type Attention struct {
 	Next   string `json:"next"`  // what they should do
 }
 
-// TimelineEntry is one thing that happened to an order: one of the three is set,
+// TimelineEntry is one thing that happened to an order: one of the members is set,
 // or none where Kind is newer than this client.
 type TimelineEntry struct {
 	At           time.Time     `json:"at"`
@@ -303,6 +308,8 @@ type TimelineEntry struct {
 	Event        *Event        `json:"event"`
 	Attempt      *Attempt      `json:"attempt"`
 	Notification *Notification `json:"notification"`
+	Note         *Note         `json:"note"`
+	Change       *Change       `json:"change"` // as it is now; what became of it when, events tell
 }
 
 // Event is a change of an order; Seq is the version that it made.
@@ -312,6 +319,7 @@ type Event struct {
 	Status         Status          `json:"status"`
 	PreviousStatus Status          `json:"previousStatus"`
 	Attention      []string        `json:"attention"` // codes
+	Warnings       []string        `json:"warnings"`  // of the order, with its first event
 	Late           bool            `json:"late"`      // whether it was, then
 	Cause          string          `json:"cause"`
 	CauseID        string          `json:"causeId"`
@@ -337,10 +345,33 @@ type Attempt struct {
 
 // Notification is what D1 told about an order.
 type Notification struct {
-	ID            int64     `json:"id"`
-	OperationID   string    `json:"operationId"`
-	Outcome       string    `json:"outcome"`
-	CorrelationID string    `json:"correlationId"`
-	TimesSeen     int       `json:"timesSeen"`
-	LastSeenAt    time.Time `json:"lastSeenAt"`
+	ID            int64                `json:"id"`
+	OperationID   string               `json:"operationId"`
+	Outcome       string               `json:"outcome"`
+	CorrelationID string               `json:"correlationId"`
+	TimesSeen     int                  `json:"timesSeen"`
+	LastSeenAt    time.Time            `json:"lastSeenAt"`
+	Content       *NotificationContent `json:"content"` // nil where it cannot be read
+}
+
+// NotificationContent is what of a notification may be shown, in D1's words; its free
+// texts have a bullet for every digit.
+type NotificationContent struct {
+	Operation       string                `json:"operation"`
+	OperationStatus string                `json:"operationStatus"` // not the card's
+	Status          string                `json:"status"`          // the card's
+	TrackingType    string                `json:"trackingType"`
+	ErrorCode       string                `json:"errorCode"`
+	Reason          string                `json:"reason"`
+	DueDate         string                `json:"dueDate"`
+	ProductionSite  string                `json:"productionSite"`
+	Shipment        *NotificationShipment `json:"shipment"`
+}
+
+// NotificationShipment is what a notification says of a parcel.
+type NotificationShipment struct {
+	Carrier        string `json:"carrier"`
+	TrackingNumber string `json:"trackingNumber"`
+	Status         string `json:"status"`
+	TrackingURL    string `json:"trackingUrl"`
 }

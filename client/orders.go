@@ -48,6 +48,11 @@ func (c *Client) PlaceOrder(ctx context.Context, o *NewOrder, idempotencyKey str
 	if err != nil {
 		return placed, err
 	}
+	return c.place(ctx, r, placed)
+}
+
+// place makes a call that leads to an order.
+func (c *Client) place(ctx context.Context, r *request, placed Placed) (Placed, error) {
 	header, err := c.ask(ctx, r, &placed.Order)
 	if err == nil && placed.ID == "" {
 		err = fmt.Errorf("cardorder: %s: %w", r.doing, errNotExpected)
@@ -144,6 +149,7 @@ type OrderFilter struct {
 	GroupID             string
 	BatchID             string
 	Attention           bool      // only what needs a human
+	AttentionCode       string    // only what needs a human for this
 	Late                bool      // only what is late
 	CreatedFrom         time.Time // inclusive
 	CreatedTo           time.Time // exclusive
@@ -168,7 +174,10 @@ func (f OrderFilter) query() url.Values {
 			q.Set(name, value)
 		}
 	}
-	if f.Attention {
+	switch {
+	case f.AttentionCode != "":
+		q.Set("attention", f.AttentionCode)
+	case f.Attention:
 		q.Set("attention", "true")
 	}
 	if f.Late {

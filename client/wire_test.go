@@ -131,6 +131,34 @@ func TestRequests(t *testing.T) {
 			_, err := c.Retry(ctx, "o-1", client.Retry{Version: 4})
 			return err
 		}, "POST /orders/o-1/retry", map[string]string{"If-Match": `"4"`}},
+		"hold an order": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.Hold(ctx, "o/1", client.HoldRequest{Reason: "why"})
+			return err
+		}, "POST /orders/o%2F1/hold", map[string]string{"Content-Type": "application/json", "If-Match": ""}},
+		"hold of a version": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.Hold(ctx, "o-1", client.HoldRequest{Version: 4})
+			return err
+		}, "POST /orders/o-1/hold", map[string]string{"If-Match": `"4"`}},
+		"release of a version": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.Release(ctx, "o-1", client.ReleaseRequest{Version: 5})
+			return err
+		}, "POST /orders/o-1/release", map[string]string{"If-Match": `"5"`}},
+		"clear": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.ClearAttention(ctx, "o-1", "a/b", "done", 6)
+			return err
+		}, "POST /orders/o-1/attention/a%2Fb/clear", map[string]string{"If-Match": `"6"`}},
+		"note": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.AddNote(ctx, "o-1", "text")
+			return err
+		}, "POST /orders/o-1/notes", map[string]string{"Content-Type": "application/json"}},
+		"reorder": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.Reorder(ctx, "o-1", client.Reorder{Version: 7}, "k/1")
+			return err
+		}, "POST /orders/o-1/reorder", map[string]string{"Idempotency-Key": "k/1", "If-Match": `"7"`}},
+		"orders with one attention": {func(ctx context.Context, c *client.Client) error {
+			_, err := c.Orders(ctx, client.OrderFilter{Attention: true, AttentionCode: "failed"})
+			return err
+		}, "GET /orders?attention=failed", nil},
 		"replay": {func(ctx context.Context, c *client.Client) error {
 			_, err := c.ReplayNotification(ctx, 7)
 			return err
@@ -807,5 +835,40 @@ func TestErrorsHoldNoContent(t *testing.T) {
 	_, err := gone.Orders(t.Context(), client.OrderFilter{ConsumerID: secret})
 	if err == nil || strings.Contains(err.Error(), secret) || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("it says %v", err)
+	}
+}
+
+// A note is the same one however often it is sent, and a reorder carries card data as an
+// order does.
+func TestPeopleOnTheWire(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var keys, bodies []string
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		body, _ := io.ReadAll(r.Body)
+		keys, bodies = append(keys, r.Header.Get("Idempotency-Key")), append(bodies, string(body))
+		if len(keys) == 1 {
+			reply(w, 503, `{"type":"urn:cardorder:problem:unavailable"}`)
+			return
+		}
+		w.Header().Set("Idempotent-Replayed", "true")
+		reply(w, 200, `{"id":"x","text":"a note","author":"ada","replacesOrderId":"o-1"}`)
+	})
+	note, err := c.AddNote(t.Context(), "o-1", "a note")
+	if err != nil || note.Author != "ada" || fmt.Sprint(*note) != "{note x}" || keys[0] == "" || keys[0] != keys[1] || bodies[0] != `{"text":"a note"}` {
+		t.Errorf("note %v, %v, keys %v, bodies %v", note, err, keys, bodies)
+	}
+	with := client.Reorder{SensitiveData: &client.SensitiveData{PAN: "4111111111111111", Exp: "3012"}, Reason: "moved"}
+	if strings.Contains(fmt.Sprintf("%v %+v", with, with), "4111") {
+		t.Error("card data is printed")
+	}
+	again, err := c.Reorder(t.Context(), "o-1", with, "")
+	if err != nil || !again.Replayed || again.ReplacesOrderID != "o-1" || again.IdempotencyKey == "" || keys[2] != again.IdempotencyKey {
+		t.Errorf("reordered: %+v, %v", again, err)
+	}
+	if want := `{"reason":"moved","sensitiveData":{"pan":"4111111111111111","exp":"3012"}}`; bodies[2] != want {
+		t.Errorf("sent %s", bodies[2])
 	}
 }

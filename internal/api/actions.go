@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -55,9 +56,155 @@ func (s *server) retryOrder(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// holdOrder keeps an order back: 200 when it is held, 202 when that is not certain yet.
+func (s *server) holdOrder(w http.ResponseWriter, r *http.Request) error {
+	var hold store.Hold
+	action, err := s.action(r, func(text []byte, rules *order.Rules) (faults order.Faults) {
+		hold.Reason, faults = order.DecodeHold(text, rules)
+		return faults
+	})
+	if err != nil {
+		return err
+	}
+	hold.Action = action
+	o, err := s.Store.HoldOrder(r.Context(), hold)
+	if err != nil {
+		return err
+	}
+	status := http.StatusAccepted // also when D1's answer came at this very moment
+	if o.State.Status == order.Held {
+		status = http.StatusOK
+	}
+	w.Header().Set("ETag", etag(o))
+	writeJSON(w, status, viewOrder(o))
+	return nil
+}
+
+// releaseOrder lifts the hold of an order, or takes back one that did not come true yet.
+func (s *server) releaseOrder(w http.ResponseWriter, r *http.Request) error {
+	var hold store.Hold
+	action, err := s.action(r, func(text []byte, rules *order.Rules) (faults order.Faults) {
+		hold.Reason, hold.DuplicateOverride, faults = order.DecodeRelease(text, rules)
+		return faults
+	})
+	if err != nil {
+		return err
+	}
+	hold.Action = action
+	o, err := s.Store.ReleaseOrder(r.Context(), hold)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("ETag", etag(o))
+	writeJSON(w, http.StatusOK, viewOrder(o))
+	return nil
+}
+
+// addNote adds what somebody writes about an order.
+func (s *server) addNote(w http.ResponseWriter, r *http.Request) error {
+	var note store.NewNote
+	key, wrongKey := idempotencyKey(r, s.Rules(chi.URLParam(r, "issuerId")).Guard)
+	action, err := s.action(r, func(text []byte, rules *order.Rules) (faults order.Faults) {
+		note.Text, faults = order.DecodeNote(text, rules)
+		return faults
+	}, wrongKey...)
+	if err != nil {
+		return err
+	}
+	note.Action, note.Key = action, key
+	added, replayed, err := s.Store.AddNote(r.Context(), note)
+	if err != nil {
+		return err
+	}
+	status := http.StatusCreated
+	if replayed {
+		status = http.StatusOK
+		w.Header().Set("Idempotent-Replayed", "true")
+	}
+	writeJSON(w, status, viewNote(added))
+	return nil
+}
+
+// clearAttention says that somebody has dealt with an attention of an order.
+func (s *server) clearAttention(w http.ResponseWriter, r *http.Request) error {
+	clearance := store.Clearance{Attention: order.Attention(chi.URLParam(r, "code"))}
+	if !order.KnownAttention(clearance.Attention) {
+		return errNoSuchAttention
+	}
+	action, err := s.action(r, func(text []byte, rules *order.Rules) (faults order.Faults) {
+		clearance.Note, faults = order.DecodeClear(text, rules)
+		return faults
+	})
+	if err != nil {
+		return err
+	}
+	clearance.Action = action
+	annotate(r.Context(), slog.String("attention", string(clearance.Attention)))
+	o, err := s.Store.ClearAttention(r.Context(), clearance)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("ETag", etag(o))
+	writeJSON(w, http.StatusOK, viewOrder(o))
+	return nil
+}
+
+// reorderOrder orders again what failed, was cancelled, or came back: a new order that
+// stands in for the first one.
+func (s *server) reorderOrder(w http.ResponseWriter, r *http.Request) error {
+	issuer := s.issuers[chi.URLParam(r, "issuerId")]
+	rules := s.Rules(issuer.ID)
+	key, wrongKey := idempotencyKey(r, rules.Guard)
+	if key == "" && wrongKey == nil {
+		wrongKey = []fault{{Header: "Idempotency-Key", Code: order.CodeRequired, Detail: "a reorder needs an Idempotency-Key header"}}
+	}
+	var reorder order.Reorder
+	action, err := s.action(r, func(text []byte, rules *order.Rules) (faults order.Faults) {
+		reorder, faults = order.DecodeReorder(text, rules)
+		card := order.Request{SensitiveData: reorder.SensitiveData, Production: order.Production{EncryptedData: reorder.EncryptedData}}
+		faults = issuer.protectCardData(&card, faults)
+		// What came in clear is cleared with the body that it is a part of.
+		reorder.EncryptedData, reorder.SensitiveData = card.Production.EncryptedData, nil
+		return faults
+	}, wrongKey...)
+	if err != nil {
+		return err
+	}
+	original, err := s.Store.Original(r.Context(), issuer.ID, action.OrderID)
+	if err != nil {
+		return err
+	}
+	if issuer.Encrypter.Check(time.Now(), original.Production.EncryptedData) != nil {
+		original.Production.EncryptedData = "" // it cannot serve again
+	}
+	request, faults := reorder.Again(original, rules)
+	accepted, err := s.Store.Reorder(r.Context(), store.Reorder{Action: action, Reason: reorder.Reason, Acceptance: store.Acceptance{
+		IssuerID: issuer.ID, IdempotencyKey: key, Client: action.Actor, Request: request, Faults: faults,
+	}})
+	if wrong, ok := errors.AsType[order.Faults](err); ok && original.Production.EncryptedData == "" {
+		return withoutCardData(wrong)
+	}
+	if err != nil {
+		return err
+	}
+	writeAccepted(w, r, accepted)
+	return nil
+}
+
+// withoutCardData refuses a reorder that lacks card data, and tells what else is wrong.
+func withoutCardData(faults order.Faults) error {
+	lacks := func(f order.Fault) bool { return f.Pointer == "/encryptedData" && f.Code == order.CodeRequired }
+	if !slices.ContainsFunc(faults, lacks) {
+		return faults
+	}
+	p := *errCardDataRequired
+	p.Errors = bodyFaults(faults)
+	return &p
+}
+
 // action reads what every action on an order has: which order, which version of it,
-// and a body for decode.
-func (s *server) action(r *http.Request, decode func([]byte, *order.Rules) order.Faults) (store.Action, error) {
+// and a body for decode. Faults that were found before are told with the others.
+func (s *server) action(r *http.Request, decode func([]byte, *order.Rules) order.Faults, found ...fault) (store.Action, error) {
 	issuer := chi.URLParam(r, "issuerId")
 	id, err := orderID(r)
 	if err != nil {
@@ -67,6 +214,7 @@ func (s *server) action(r *http.Request, decode func([]byte, *order.Rules) order
 	if err != nil {
 		return store.Action{}, err
 	}
+	faults = append(found, faults...)
 	if _, ok := readIfMatch(r); !ok {
 		faults = append(faults, wrongIfMatch)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -23,16 +24,25 @@ type lanesView struct {
 
 // laneView is how the sending to an issuer's D1 goes.
 type laneView struct {
-	Lane     string        `json:"lane"`
-	State    laneState     `json:"state"`
-	Pause    *pauseView    `json:"pause,omitempty"`
-	Stop     *stopView     `json:"stop,omitempty"`
-	Limits   limitsView    `json:"limits"`
-	Backlog  []backlogView `json:"backlog"`
-	Unknown  int           `json:"unknown"`
-	Refused  int           `json:"refused"`
-	GivenUp  int           `json:"givenUp"`
-	Replicas []replicaView `json:"replicas"`
+	Lane  string     `json:"lane"`
+	State laneState  `json:"state"`
+	Pause *pauseView `json:"pause,omitempty"`
+	Stop  *stopView  `json:"stop,omitempty"`
+	// Attention is what a human has to look at, the gravest first.
+	Attention []laneAttentionView `json:"attention"`
+	Limits    limitsView          `json:"limits"`
+	Backlog   []backlogView       `json:"backlog"`
+	Unknown   int                 `json:"unknown"`
+	Refused   int                 `json:"refused"`
+	GivenUp   int                 `json:"givenUp"`
+	Replicas  []replicaView       `json:"replicas"`
+}
+
+type laneAttentionView struct {
+	Code   order.LaneAttention `json:"code"`
+	Detail string              `json:"detail"`
+	Actor  string              `json:"actor"`
+	Next   string              `json:"next"`
 }
 
 // laneState is what holds for a lane on all replicas.
@@ -183,8 +193,33 @@ func (s *server) viewLane(ctx context.Context, issuer *Issuer) (laneView, error)
 	for _, r := range replicas {
 		view.Replicas = append(view.Replicas, viewReplica(r, lane))
 	}
+	view.Attention = laneAttention(&view)
 	return view, nil
 }
+
+// laneAttention finds what a human has to look at.
+func laneAttention(view *laneView) []laneAttentionView {
+	list := []laneAttentionView{}
+	for _, a := range order.LaneAttentions {
+		raised := false
+		switch a {
+		case order.LaneStopped:
+			raised = view.Stop != nil
+		case order.LanePaused:
+			raised = view.Pause != nil
+		case order.LaneFailing:
+			raised = slices.ContainsFunc(view.Replicas, func(r replicaView) bool { return r.Sending.fails() || r.Asking.fails() })
+		}
+		if raised {
+			advice := a.Advice()
+			list = append(list, laneAttentionView{a, advice.Detail, advice.Actor, advice.Next})
+		}
+	}
+	return list
+}
+
+// fails tells that calls fail one after the other.
+func (b *breakerView) fails() bool { return b != nil && b.State != "" && b.State != "closed" }
 
 // viewReplica shows a replica's word on its lane, as far as it can be read: a
 // replica of another release is listed all the same.

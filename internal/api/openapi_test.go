@@ -47,6 +47,8 @@ var answers = map[string]reflect.Type{
 	"TimelineEvent":           reflect.TypeFor[eventView](),
 	"TimelineAttempt":         reflect.TypeFor[attemptView](),
 	"TimelineNotification":    reflect.TypeFor[notificationView](),
+	"TimelineContent":         reflect.TypeFor[contentView](),
+	"Note":                    reflect.TypeFor[noteView](),
 	"Problem":                 reflect.TypeFor[problem](),
 	"Fault":                   reflect.TypeFor[fault](),
 	"DryRun":                  reflect.TypeFor[dryRunView](),
@@ -60,6 +62,7 @@ var answers = map[string]reflect.Type{
 	"BatchAction":             reflect.TypeFor[actionView](),
 	"Lanes":                   reflect.TypeFor[lanesView](),
 	"Lane":                    reflect.TypeFor[laneView](),
+	"LaneAttention":           reflect.TypeFor[laneAttentionView](),
 	"LanePause":               reflect.TypeFor[pauseView](),
 	"LaneStop":                reflect.TypeFor[stopView](),
 	"LaneLimits":              reflect.TypeFor[limitsView](),
@@ -114,6 +117,11 @@ var clients = map[string]reflect.Type{
 	"TimelineEvent":           reflect.TypeFor[client.Event](),
 	"TimelineAttempt":         reflect.TypeFor[client.Attempt](),
 	"TimelineNotification":    reflect.TypeFor[client.Notification](),
+	"TimelineContent":         reflect.TypeFor[client.NotificationContent](),
+	"Note":                    reflect.TypeFor[client.Note](),
+	"HoldOrderRequest":        reflect.TypeFor[client.HoldRequest](),
+	"ReleaseOrderRequest":     reflect.TypeFor[client.ReleaseRequest](),
+	"ReorderRequest":          reflect.TypeFor[client.Reorder](),
 	"Programs":                reflect.TypeFor[client.Programs](),
 	"Program":                 reflect.TypeFor[client.Program](),
 	"OrderBatch":              reflect.TypeFor[client.Batch](),
@@ -123,6 +131,7 @@ var clients = map[string]reflect.Type{
 	"BatchAction":             reflect.TypeFor[client.BatchChange](),
 	"RetryRequest":            reflect.TypeFor[client.Retry](),
 	"Lane":                    reflect.TypeFor[client.Lane](),
+	"LaneAttention":           reflect.TypeFor[client.Attention](),
 	"LanePause":               reflect.TypeFor[client.LanePause](),
 	"LaneStop":                reflect.TypeFor[client.LaneStop](),
 	"LaneLimits":              reflect.TypeFor[client.LaneLimits](),
@@ -147,24 +156,26 @@ var ours = []string{"cardId", "metadata", "urgent", "hold", "notBefore", "duplic
 
 // handmade are object schemas without a struct: a map, card data that is never
 // decoded, a row, which is compared with an order, and what actions are sent with.
-var handmade = []string{"Metadata", "SensitiveData", "Health", "BatchRow", "PauseRequest", "RetryRequest", "ChangeRequest", "ReplayRequest"}
+var handmade = []string{"Metadata", "SensitiveData", "Health", "BatchRow", "PauseRequest", "RetryRequest", "ChangeRequest",
+	"HoldOrderRequest", "ReleaseOrderRequest", "NoteRequest", "ClearRequest", "ReorderRequest", "ReplayRequest"}
 
 // constants are the types whose constants are a schema's values.
 var constants = map[reflect.Type]string{
-	reflect.TypeFor[order.Status]():       "../order",
-	reflect.TypeFor[order.Channel]():      "../order",
-	reflect.TypeFor[order.Issuance]():     "../order",
-	reflect.TypeFor[order.Attention]():    "../order",
-	reflect.TypeFor[order.HoldReason]():   "../order",
-	reflect.TypeFor[order.ChangeType]():   "../order",
-	reflect.TypeFor[order.ChangeState]():  "../order",
-	reflect.TypeFor[order.ChangeReason](): "../order",
-	reflect.TypeFor[store.EventType]():    "../store",
-	reflect.TypeFor[store.CauseKind]():    "../store",
-	reflect.TypeFor[store.AttemptKind]():  "../store",
-	reflect.TypeFor[store.BatchStatus]():  "../store",
-	reflect.TypeFor[store.RowOutcome]():   "../store",
-	reflect.TypeFor[laneState]():          ".",
+	reflect.TypeFor[order.Status]():        "../order",
+	reflect.TypeFor[order.Channel]():       "../order",
+	reflect.TypeFor[order.Issuance]():      "../order",
+	reflect.TypeFor[order.Attention]():     "../order",
+	reflect.TypeFor[order.LaneAttention](): "../order",
+	reflect.TypeFor[order.HoldReason]():    "../order",
+	reflect.TypeFor[order.ChangeType]():    "../order",
+	reflect.TypeFor[order.ChangeState]():   "../order",
+	reflect.TypeFor[order.ChangeReason]():  "../order",
+	reflect.TypeFor[store.EventType]():     "../store",
+	reflect.TypeFor[store.CauseKind]():     "../store",
+	reflect.TypeFor[store.AttemptKind]():   "../store",
+	reflect.TypeFor[store.BatchStatus]():   "../store",
+	reflect.TypeFor[store.RowOutcome]():    "../store",
+	reflect.TypeFor[laneState]():           ".",
 }
 
 func document(t *testing.T) *openapi3.T {
@@ -851,6 +862,18 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// Orders can be listed by every attention.
+func TestAttentionFilter(t *testing.T) {
+	t.Parallel()
+	var filter *openapi3.Schema
+	for _, p := range document(t).Paths.Find("/v1/issuers/{issuerId}/orders").Get.Parameters {
+		if p.Value.Name == "attention" {
+			filter = p.Value.Schema.Value
+		}
+	}
+	sameNames(t, append(constantsOf(t, "../order", isType("Attention")), "true"), texts(filter.Enum))
+}
+
 // The warnings and the rules of programs that the texts name are the code's.
 func TestNamesInTexts(t *testing.T) {
 	t.Parallel()
@@ -919,7 +942,7 @@ func TestRoutes(t *testing.T) {
 	for _, o := range callsOf(doc) {
 		method, path, _ := strings.Cut(o.id, " ")
 		for name, value := range map[string]string{
-			"issuerId": "ISSUER0001", "orderId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "batchId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "lane": "d1",
+			"issuerId": "ISSUER0001", "orderId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "batchId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "lane": "d1", "code": "failed",
 			"changeId": "01990a68-77ec-74e1-b66d-6c97bb9262a5", "notificationId": "1",
 		} {
 			path = strings.ReplaceAll(path, "{"+name+"}", value)

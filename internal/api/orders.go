@@ -74,19 +74,26 @@ func (s *server) placeOrder(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	annotate(r.Context(), slog.String("orderId", accepted.Order.ID.String()),
-		slog.String("issuerRequestId", accepted.Order.IssuerRequestID), slog.Bool("replayed", accepted.Replayed))
-	view := viewOrder(accepted.Order)
+	writeAccepted(w, r, accepted)
+	return nil
+}
+
+// writeAccepted answers with the order that a request led to: 201 for a new one, 200 for
+// one that was there.
+func writeAccepted(w http.ResponseWriter, r *http.Request, accepted *store.Accepted) {
+	o := accepted.Order
+	annotate(r.Context(), slog.String("orderId", o.ID.String()),
+		slog.String("issuerRequestId", o.IssuerRequestID), slog.Bool("replayed", accepted.Replayed))
+	view := viewOrder(o)
 	view.Warnings = warnings(accepted)
 	status := http.StatusCreated
 	if accepted.Replayed {
 		status = http.StatusOK
 		w.Header().Set("Idempotent-Replayed", "true")
 	}
-	w.Header().Set("Location", "/v1/issuers/"+url.PathEscape(issuer.ID)+"/orders/"+view.ID)
-	w.Header().Set("ETag", etag(accepted.Order))
+	w.Header().Set("Location", "/v1/issuers/"+url.PathEscape(o.IssuerID)+"/orders/"+view.ID)
+	w.Header().Set("ETag", etag(o))
 	writeJSON(w, status, view)
-	return nil
 }
 
 // warnings are those of the order, and those of this answer to it.
@@ -242,19 +249,6 @@ func orderID(r *http.Request) (uuid.UUID, error) {
 // etag is an order's version.
 func etag(o *store.Order) string { return `"` + strconv.Itoa(o.State.Version) + `"` }
 
-func (s *server) getTimeline(w http.ResponseWriter, r *http.Request) error {
-	id, err := orderID(r)
-	if err != nil {
-		return err
-	}
-	entries, err := s.Store.Timeline(r.Context(), chi.URLParam(r, "issuerId"), id)
-	if err != nil {
-		return err
-	}
-	writeJSON(w, http.StatusOK, page[timelineEntry]{Data: viewTimeline(entries)})
-	return nil
-}
-
 func (s *server) listOrders(w http.ResponseWriter, r *http.Request) error {
 	filter, err := readFilter(r)
 	if err != nil {
@@ -304,9 +298,11 @@ func readFilter(r *http.Request) (store.Filter, error) {
 		return ""
 	})
 	q.read("attention", func(v string) string {
-		f.Attention = v == "true"
-		if !f.Attention {
-			return "must be true or absent"
+		switch f.Attention = order.Attention(v); {
+		case v == "true":
+			f.Attention = store.AnyAttention
+		case !order.KnownAttention(f.Attention):
+			return "must be true or the code of an attention"
 		}
 		return ""
 	})

@@ -78,6 +78,19 @@ var (
 	errNotRetryable = newProblem(http.StatusConflict, "not-retryable", "The order needs no retry",
 		"Only an order that was rejected, was given up, or whose outcome is unknown can be retried. Read it again: "+
 			"an earlier call may have retried it. One that failed or was cancelled is ordered anew. Nothing was changed.")
+	errNotHoldable = newProblem(http.StatusConflict, "not-holdable", "The order cannot be held",
+		"D1 has this order, or it has ended, or somebody wants it cancelled. What D1 has can only be changed or cancelled there. Nothing was changed.")
+	errNotHeld = newProblem(http.StatusConflict, "not-held", "The order is not held",
+		"Nobody holds this order. Read it again: an earlier call may have released it. Nothing was changed.")
+	errNoSuchAttention = newProblem(http.StatusNotFound, "unknown-attention", "Unknown attention",
+		"There is no attention with this code.")
+	errNotRaised = newProblem(http.StatusConflict, "not-raised", "The order has no such attention",
+		"There is nothing to clear: it was never raised, or its cause has ended. Nothing was changed.")
+	errNotReorderable = newProblem(http.StatusConflict, "not-reorderable", "The order cannot be ordered again",
+		"Only an order that failed, was cancelled, or came back can be ordered again, and only one whose content is here: "+
+			"not one that an older system placed. Nothing was stored.")
+	errCardDataRequired = newProblem(http.StatusUnprocessableEntity, "card-data-required", "New card data is required",
+		"The card data of the first order cannot serve again: D1's key for it is not in use any more. Send encryptedData. Nothing was stored.")
 	errShipped = newProblem(http.StatusConflict, "already-shipped", "The card has left",
 		"The order was shipped: nothing about it can be changed any more, and the card arrives unless the carrier stops it. Nothing was changed.")
 	errNotChangeable = newProblem(http.StatusConflict, "not-changeable", "The order cannot be changed",
@@ -159,7 +172,9 @@ func asProblem(err error) *problem {
 		store.ErrNotFound:       errNoSuchOrder, store.ErrTooSlow: errTooSlow,
 		store.ErrBatchBusy: errBatchBusy, store.ErrBatchCancelled: errBatchCancelled,
 		store.ErrVersion: errVersion, store.ErrNotSent: errNotSent, store.ErrNotRetryable: errNotRetryable,
-		store.ErrNoChange: errNoSuchChange, store.ErrShipped: errShipped, store.ErrNotChangeable: errNotChangeable,
+		store.ErrNotHoldable: errNotHoldable, store.ErrNotHeld: errNotHeld, store.ErrNotRaised: errNotRaised,
+		store.ErrNotReorderable: errNotReorderable,
+		store.ErrNoChange:       errNoSuchChange, store.ErrShipped: errShipped, store.ErrNotChangeable: errNotChangeable,
 	} {
 		if errors.Is(err, known) {
 			return p

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"encoding/json"
 	"time"
 
 	"cardorder/internal/order"
@@ -31,6 +30,7 @@ type orderView struct {
 	EndsAt              order.Status       `json:"endsAt"`
 	OperationID         string             `json:"operationId,omitempty"`
 	Asking              bool               `json:"asking,omitempty"`
+	HoldPending         bool               `json:"holdPending,omitempty"`
 	timesView
 	DueDate        string         `json:"dueDate,omitempty"`
 	ProductionSite string         `json:"productionSite,omitempty"`
@@ -120,7 +120,8 @@ func viewOrder(o *store.Order) orderView {
 		Shipments: []shipmentView{}, Warnings: append([]string{}, o.Warnings...),
 		CreatedAt: o.CreatedAt, CreatedBy: o.CreatedBy, UpdatedAt: o.UpdatedAt, EndedAt: o.EndedAt,
 	}
-	v.EndsAt, v.Asking, v.Imported, v.timesView = o.State.EndsAt, o.Asking, o.Imported, viewTimes(o)
+	v.EndsAt, v.Asking, v.HoldPending = o.State.EndsAt, o.Asking, o.HoldPending
+	v.Imported, v.timesView = o.Imported, viewTimes(o)
 	if o.ReplacesOrderID != nil {
 		v.ReplacesOrderID = o.ReplacesOrderID.String()
 	}
@@ -147,80 +148,6 @@ func viewAttention(list []order.Attention) []attentionView {
 	for i, a := range list {
 		advice := a.Advice()
 		views[i] = attentionView{a, advice.Detail, advice.Actor, advice.Next}
-	}
-	return views
-}
-
-// timelineEntry is one thing that happened to an order.
-type timelineEntry struct {
-	At           time.Time         `json:"at"`
-	Kind         string            `json:"kind"` // event, attempt, notification
-	Event        *eventView        `json:"event,omitempty"`
-	Attempt      *attemptView      `json:"attempt,omitempty"`
-	Notification *notificationView `json:"notification,omitempty"`
-}
-
-type eventView struct {
-	Seq            int               `json:"seq"`
-	Type           store.EventType   `json:"type"`
-	Status         order.Status      `json:"status"`
-	PreviousStatus order.Status      `json:"previousStatus,omitempty"`
-	Attention      []order.Attention `json:"attention"`
-	Late           bool              `json:"late,omitempty"`
-	Cause          store.CauseKind   `json:"cause"`
-	CauseID        string            `json:"causeId,omitempty"`
-	Actor          string            `json:"actor,omitempty"`
-	Detail         json.RawMessage   `json:"detail,omitempty"`
-}
-
-type attemptView struct {
-	ID            string            `json:"id"`
-	Kind          store.AttemptKind `json:"kind"`
-	Outcome       string            `json:"outcome"`
-	Reason        string            `json:"reason"`
-	HTTPStatus    int               `json:"httpStatus,omitempty"`
-	ErrorCode     string            `json:"errorCode,omitempty"`
-	ErrorText     string            `json:"errorText,omitempty"`
-	OperationID   string            `json:"operationId,omitempty"`
-	CorrelationID string            `json:"correlationId"`
-	StartedAt     time.Time         `json:"startedAt"`
-	DurationMS    int64             `json:"durationMs"`
-	ClaimLost     bool              `json:"claimLost,omitempty"`
-}
-
-type notificationView struct {
-	ID            int64     `json:"id"`
-	OperationID   string    `json:"operationId,omitempty"`
-	Outcome       string    `json:"outcome"`
-	CorrelationID string    `json:"correlationId,omitempty"`
-	TimesSeen     int       `json:"timesSeen"`
-	LastSeenAt    time.Time `json:"lastSeenAt"`
-}
-
-func viewTimeline(entries []store.Entry) []timelineEntry {
-	views := make([]timelineEntry, len(entries))
-	for i, e := range entries {
-		v := timelineEntry{At: e.At}
-		switch {
-		case e.Event != nil:
-			v.Kind = "event"
-			v.Event = &eventView{
-				e.Event.Seq, e.Event.Type, e.Event.Status, e.Event.PreviousStatus, e.Event.Attention, e.Event.Late,
-				e.Event.Cause.Kind, e.Event.Cause.ID, e.Event.Cause.Actor, e.Event.Cause.Detail,
-			}
-		case e.Attempt != nil:
-			a := e.Attempt
-			v.Kind = "attempt"
-			v.Attempt = &attemptView{
-				a.ID.String(), a.Kind, a.Outcome, a.Reason, a.HTTPStatus, a.ErrorCode, a.ErrorText,
-				a.OperationID, a.CorrelationID, a.StartedAt, a.Duration.Milliseconds(), a.ClaimLost,
-			}
-		case e.Notification != nil:
-			n := e.Notification
-			v.Kind = "notification"
-			v.Notification = &notificationView{n.ID, n.OperationID, n.Outcome, n.CorrelationID, n.TimesSeen, n.LastSeenAt}
-		}
-		views[i] = v
 	}
 	return views
 }

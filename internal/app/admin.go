@@ -49,8 +49,8 @@ type statsCollector struct {
 	issuers []string
 	log     *slog.Logger
 
-	messages, due, oldest, age, unknown, refused, givenUp, open, late, waiting, waitingAge *prometheus.Desc
-	paused, stopped, deadTuples, oldestSnapshot, oldestSnapshotXIDs, up                    *prometheus.Desc
+	messages, due, oldest, age, unknown, refused, givenUp, open, late, attention, waiting, waitingAge *prometheus.Desc
+	paused, stopped, deadTuples, oldestSnapshot, oldestSnapshotXIDs, up                               *prometheus.Desc
 }
 
 func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *statsCollector {
@@ -67,6 +67,7 @@ func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *sta
 		refused:            desc("outbox_refused_messages", "Messages set aside after a refusal that need not be their own fault, by lane and class.", "lane", "class"),
 		givenUp:            desc("outbox_given_up_messages", "Messages that are not tried any more, by lane and class.", "lane", "class"),
 		open:               desc("open_orders", "Orders that have not ended, by issuer and status.", "issuer", "status"),
+		attention:          desc("attention_orders", "Orders that need a human, by issuer and code.", "issuer", "code"),
 		late:               desc("late_orders", "Orders that are late, by issuer.", "issuer"),
 		waiting:            desc("waiting_notifications", "Notifications that wait for their order, or could not be applied yet."),
 		waitingAge:         desc("waiting_notifications_oldest_seconds", "Age of the oldest of them."),
@@ -81,7 +82,7 @@ func newStatsCollector(st *store.Store, issuers []string, log *slog.Logger) *sta
 
 func (c *statsCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		c.messages, c.due, c.oldest, c.age, c.unknown, c.refused, c.givenUp, c.open, c.late, c.waiting, c.waitingAge,
+		c.messages, c.due, c.oldest, c.age, c.unknown, c.refused, c.givenUp, c.open, c.late, c.attention, c.waiting, c.waitingAge,
 		c.paused, c.stopped, c.deadTuples, c.oldestSnapshot, c.oldestSnapshotXIDs, c.up,
 	} {
 		ch <- d
@@ -144,6 +145,9 @@ func (c *statsCollector) Collect(ch chan<- prometheus.Metric) {
 		for _, status := range order.Statuses {
 			n := stats.Open[store.IssuerStatus{IssuerID: issuer, Status: status}]
 			gauge(c.open, float64(n), issuer, string(status))
+		}
+		for _, a := range order.Attentions() {
+			gauge(c.attention, float64(stats.Attention[store.IssuerAttention{IssuerID: issuer, Attention: a}]), issuer, string(a))
 		}
 	}
 	for _, l := range lanes {

@@ -70,8 +70,8 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	var notifications *api.Notifications
 	sending := outbox.NewMetrics(registry, issuers)
 	if s.store, err = openStore(ctx, cfg, log, store.Config{
-		DuplicateWindow: s.programs.duplicateWindow, Limits: s.programs.limits, ChangeTimeout: changeTimeout(cfg),
-		OnReady: s.wakeLane, OnParked: func(ids []int64) { notifications.Wake(ids) },
+		DuplicateWindow: s.programs.duplicateWindow, Limits: s.programs.limits, ConsumerLimits: s.programs.consumerLimits,
+		ChangeTimeout: changeTimeout(cfg), OnReady: s.wakeLane, OnParked: func(ids []int64) { notifications.Wake(ids) },
 		OnAttention: sending.Attention, OnLate: sending.Late, OnClaimLost: sending.ClaimLost, OnDrift: sending.Drift,
 		ForeignAfter: foreignAfter(cfg),
 	}); err != nil {
@@ -112,6 +112,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Servic
 	s.background.Go(func() { s.programs.watch(work) })
 	s.background.Go(func() { s.certificates.watch(work) })
 	s.background.Go(func() { s.fleet.Run(work) })
+	s.background.Go(func() { s.watchCardData(work, apiConfig.Issuers) })
 	direct := cfg.Database.DirectURL
 	if !direct.IsSet() {
 		direct = cfg.Database.URL

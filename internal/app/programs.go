@@ -35,6 +35,9 @@ type effective struct {
 	digest string
 	rules  map[string]*order.Rules // by issuer
 	limits map[string]issuerLimits
+	// perConsumer is how many orders of a consumer are sent in a day, by issuer and card
+	// product; those without a limit are absent.
+	perConsumer map[string]map[string]int
 }
 
 // issuerLimits are the times that an issuer's orders are held to.
@@ -63,7 +66,7 @@ func newPrograms(cfg *config.Config, log *slog.Logger) (*programs, error) {
 
 // use puts a state of the file into effect.
 func (p *programs) use(loaded *config.Programs) {
-	next := &effective{digest: loaded.Digest, rules: make(map[string]*order.Rules), limits: make(map[string]issuerLimits)}
+	next := &effective{digest: loaded.Digest, rules: make(map[string]*order.Rules), limits: make(map[string]issuerLimits), perConsumer: make(map[string]map[string]int)}
 	for i := range p.cfg.Issuers {
 		in := &p.cfg.Issuers[i]
 		rules := &order.Rules{
@@ -71,11 +74,14 @@ func (p *programs) use(loaded *config.Programs) {
 			Programs: loaded.Of(in.ID), ProgramsDigest: loaded.Digest,
 		}
 		next.rules[in.ID] = rules
-		limits := issuerLimits{make(map[string]*order.Limits), in.Sending.Limits()}
+		limits, perConsumer := issuerLimits{make(map[string]*order.Limits), in.Sending.Limits()}, make(map[string]int)
 		for id, program := range rules.Programs {
 			limits.products[id] = program.Limits()
+			if n := program.MaxOrdersPerConsumerPerDay; n > 0 {
+				perConsumer[id] = n
+			}
 		}
-		next.limits[in.ID] = limits
+		next.limits[in.ID], next.perConsumer[in.ID] = limits, perConsumer
 		if rules.Programs == nil {
 			p.log.Warn("the issuer has no programs: all that D1 takes may be ordered", "issuerId", in.ID)
 		}
@@ -125,6 +131,11 @@ func (p *programs) limits(issuerID, cardProductID string) *order.Limits {
 		return limits
 	}
 	return in.others
+}
+
+// consumerLimits tells how many orders of a consumer are sent in a day, by card product.
+func (p *programs) consumerLimits(issuerID string) map[string]int {
+	return p.now.Load().perConsumer[issuerID]
 }
 
 // reload reads the file at once, changed or not.

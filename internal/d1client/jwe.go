@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -66,6 +67,18 @@ func NewEncrypter(keys ...EncryptionKey) (*Encrypter, error) {
 		e.keys[k.KeyID] = encryptionKey{k, encrypter}
 	}
 	return e, nil
+}
+
+// KeyIDs lists the kids of the keys that may be used at now, sorted.
+func (e *Encrypter) KeyIDs(now time.Time) []string {
+	ids := make([]string, 0, len(e.keys))
+	for id, k := range e.keys {
+		if k.validAt(now) {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 // Encrypt makes a compact JWE (ECDH-ES, A256GCM) with the key that is valid longest

@@ -15,15 +15,39 @@ func DecodePause(text []byte, rules *Rules) (reason string, _ Faults) {
 	return reason, faults
 }
 
+// DecodeHold reads why an order is held, which need not be said.
+func DecodeHold(text []byte, rules *Rules) (reason string, _ Faults) {
+	faults := decodeAction(text, rules, "a hold", func(root *object) { reason = root.text("reason", actionReason) })
+	return reason, faults
+}
+
+// DecodeRelease reads why a held order is released, and why a second card is wanted.
+func DecodeRelease(text []byte, rules *Rules) (reason, override string, _ Faults) {
+	faults := decodeAction(text, rules, "a release", func(root *object) {
+		reason = root.text("reason", actionReason)
+		override = decodeOverride(root, "a release")
+	})
+	return reason, override, faults
+}
+
+// DecodeNote reads what somebody writes about an order.
+func DecodeNote(text []byte, rules *Rules) (note string, _ Faults) {
+	faults := decodeAction(text, rules, "a note", func(root *object) { note = root.need("text", noteText) })
+	return note, faults
+}
+
+// DecodeClear reads the note with which an attention is cleared.
+func DecodeClear(text []byte, rules *Rules) (note string, _ Faults) {
+	faults := decodeAction(text, rules, "a clearance", func(root *object) { note = root.need("note", noteText) })
+	return note, faults
+}
+
 // DecodeRetry reads what a retry of an order may bring: another JWE in place of the
 // first one, and why a second card is wanted.
 func DecodeRetry(text []byte, rules *Rules) (jwe, override string, _ Faults) {
 	faults := decodeAction(text, rules, "a retry", func(root *object) {
 		jwe = root.text("encryptedData", encryptedData)
-		if o, ok := root.object("duplicateOverride"); ok {
-			override = o.need("reason", overrideReason)
-			o.closeAs("a retry")
-		}
+		override = decodeOverride(root, "a retry")
 	})
 	return jwe, override, faults
 }
@@ -66,14 +90,31 @@ func decodeAction(text []byte, rules *Rules, what string, read func(root *object
 	return d.faults
 }
 
-// visibleText is text that is shown to others as it is: one that hides or turns
-// around what stands beside it is refused.
-var visibleText = textRule{free: true, check: func(s string) (string, string) {
-	position := 0
-	for _, r := range s {
-		if position++; !unicode.IsGraphic(r) {
-			return CodeInvalidCharacter, fmt.Sprintf("has a character that cannot be seen at position %d", position)
-		}
+func decodeOverride(root *object, what string) (reason string) {
+	if o, ok := root.object("duplicateOverride"); ok {
+		reason = o.need("reason", overrideReason)
+		o.closeAs(what)
 	}
-	return text(200).check(s)
-}}
+	return reason
+}
+
+// These are texts that are shown to others as they are: one that hides or turns
+// around what stands beside it is refused.
+var (
+	visibleText  = visible(200)
+	actionReason = visible(256)
+	noteText     = visible(2000)
+)
+
+func visible(limit int) textRule {
+	bounds := text(limit)
+	return textRule{free: true, check: func(s string) (string, string) {
+		position := 0
+		for _, r := range s {
+			if position++; !unicode.IsGraphic(r) {
+				return CodeInvalidCharacter, fmt.Sprintf("has a character that cannot be seen at position %d", position)
+			}
+		}
+		return bounds.check(s)
+	}}
+}

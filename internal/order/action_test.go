@@ -18,6 +18,13 @@ func TestDecodeActions(t *testing.T) {
 		return jwe + "|" + override, faults
 	}
 	nothing := func(text string) (string, order.Faults) { return "", order.DecodeNothing([]byte(text), rules) }
+	hold := func(text string) (string, order.Faults) { return order.DecodeHold([]byte(text), rules) }
+	release := func(text string) (string, order.Faults) {
+		reason, override, faults := order.DecodeRelease([]byte(text), rules)
+		return reason + "|" + override, faults
+	}
+	note := func(text string) (string, order.Faults) { return order.DecodeNote([]byte(text), rules) }
+	clearance := func(text string) (string, order.Faults) { return order.DecodeClear([]byte(text), rules) }
 	longest := strings.Repeat("é", 200)
 	for _, test := range []struct {
 		decode func(string) (string, order.Faults)
@@ -48,6 +55,22 @@ func TestDecodeActions(t *testing.T) {
 		{retry, `{"encryptedData":"` + issuerPAN + `"}`, "/encryptedData card-number"},
 		{retry, `{"duplicateOverride":{"reason":"instead of ` + visaPAN + `","who":"me"}}`, "/duplicateOverride/reason card-number, /duplicateOverride/who unknown-member"},
 		{retry, `{"duplicateOverride":"lost","sensitiveData":{"pan":"` + visaPAN + `"}}`, "/duplicateOverride wrong-type, /sensitiveData unknown-member"},
+		{hold, `{}`, ""},
+		{hold, `{"reason":"` + strings.Repeat("é", 256) + `"}`, strings.Repeat("é", 256)},
+		{hold, `{"reason":"` + strings.Repeat("é", 257) + `"}`, "/reason too-long"},
+		{hold, `{"reason":"card ` + visaPAN + `","hold":true}`, "/reason card-number, /hold unknown-member"},
+		{release, `{}`, "|"},
+		{release, `{"reason":"all is well","duplicateOverride":{"reason":"both"}}`, "all is well|both"},
+		{release, `{"reason":"a\u202eb","duplicateOverride":{}}`, "/reason invalid-character, /duplicateOverride/reason required"},
+		{note, `{"text":"Ada called."}`, "Ada called."},
+		{note, `{"text":"` + strings.Repeat("x", 2000) + `"}`, strings.Repeat("x", 2000)},
+		{note, `{"text":"` + strings.Repeat("x", 2001) + `"}`, "/text too-long"},
+		{note, `{"text":" "}`, "/text invalid-format"},
+		{note, `{"note":"x"}`, "/text required, /note unknown-member"},
+		{note, `{"text":"it is ` + visaPAN + `"}`, "/text card-number"},
+		{clearance, `{"note":"done"}`, "done"},
+		{clearance, `{}`, "/note required"},
+		{clearance, `{"note":"` + issuerPAN + `"}`, "/note card-number"},
 		{nothing, `{}`, ""},
 		{nothing, `{"reason":"a"}`, "/reason unknown-member"},
 		{nothing, `"x"`, " wrong-type"},

@@ -1,7 +1,6 @@
 package order
 
 import (
-	"cmp"
 	"slices"
 	"time"
 )
@@ -97,7 +96,7 @@ func Advance(s State, clock Clock, evidence ...Evidence) (State, bool) {
 		e.apply(&next)
 	}
 	next.settleSilence(s)
-	next.settleAttention()
+	next.settleAttention(s)
 	next.settleTime(s, clock)
 	if !next.touched && next.equal(s) {
 		return s, false
@@ -203,6 +202,12 @@ func (Retry) apply(s *State) {
 // Retryable tells whether a person may have the sending of the order started anew.
 func (s State) Retryable() bool {
 	return s.Status == Rejected || s.Status == OutcomeUnknown || slices.Contains(s.Attention, AttentionGivenUp)
+}
+
+// NeedsCardData tells whether the order's card data may be replaced although its sending
+// needs no new start.
+func (s State) NeedsCardData() bool {
+	return slices.Contains(s.Attention, AttentionCardDataNeeded) || s.HasAcknowledged(AttentionCardDataNeeded)
 }
 
 // Taken is D1's word that it took the order. OperationID may be empty: D1's
@@ -316,7 +321,7 @@ func (s *State) adopt(operationID string) bool {
 		s.drop(AttentionForeignOperation)
 		return true
 	}
-	s.raise(AttentionSecondCard)
+	s.raiseSecondCard(operationID)
 	return false
 }
 
@@ -361,7 +366,7 @@ func (o Operations) apply(s *State) {
 	}
 	for _, id := range o.IDs {
 		if s.OperationID != "" && id != s.OperationID {
-			s.raise(AttentionSecondCard)
+			s.raiseSecondCard(id)
 		}
 	}
 }
@@ -381,35 +386,3 @@ func (c Cured) apply(s *State) { s.drop(c.Attention) }
 type Notice struct{ Attention Attention }
 
 func (n Notice) apply(s *State) { s.raise(n.Attention) }
-
-func (s *State) raise(a Attention) {
-	if !slices.Contains(s.Attention, a) {
-		s.Attention = append(s.Attention, a)
-	}
-}
-
-func (s *State) drop(gone ...Attention) {
-	s.Attention = slices.DeleteFunc(s.Attention, func(a Attention) bool { return slices.Contains(gone, a) })
-}
-
-// settleAttention makes the attentions that belong to a status follow it, and
-// sorts: the gravest first.
-func (s *State) settleAttention() {
-	for status, a := range attentionOf {
-		if status == s.Status {
-			s.raise(a)
-		} else {
-			s.drop(a)
-		}
-	}
-	if s.Status != OutcomeUnknown {
-		s.drop(AttentionOutcomeUnknown, AttentionAmbiguous, AttentionConflict)
-	}
-	if !s.Waiting() { // it needs no sending any more
-		s.drop(AttentionUnreadable, AttentionResending, AttentionGivenUp)
-	}
-	if s.Status != Held {
-		s.Hold = ""
-	}
-	slices.SortFunc(s.Attention, func(a, b Attention) int { return cmp.Compare(a.gravity(), b.gravity()) })
-}

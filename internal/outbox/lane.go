@@ -292,6 +292,10 @@ func (l *lane) claim(ctx context.Context, c claimPlan) {
 	} else {
 		messages, err = l.store.Claim(short, store.ClaimRequest{Lane: l.name, Class: c.class, Limit: c.limit, Lease: l.lease})
 	}
+	full := len(messages) == c.limit
+	if err == nil {
+		messages, err = l.admit(short, messages, claimedAt)
+	}
 	now := time.Now()
 	if err != nil {
 		if !l.failing {
@@ -309,7 +313,6 @@ func (l *lane) claim(ctx context.Context, c claimPlan) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !c.probe {
-		full := len(messages) == c.limit
 		l.hungry[c.class] = l.hungry[c.class] || full
 		l.ahead.claimed(now, full, l.slots.share)
 	}
@@ -318,7 +321,7 @@ func (l *lane) claim(ctx context.Context, c claimPlan) {
 	}
 	for _, m := range messages {
 		j := &job{Message: m, claimedAt: claimedAt}
-		if m.Halted {
+		if m.Halted || l.paused { // that was heard while the claim was under way
 			l.returned = append(l.returned, j)
 			continue
 		}
@@ -339,6 +342,20 @@ func (l *lane) claim(ctx context.Context, c claimPlan) {
 		l.queue.add(j)
 	}
 	l.employ(ctx)
+}
+
+// admit applies the limits of the issuer's programs to what was just claimed. When that
+// fails nothing of it may be sent, and all of it is given back.
+func (l *lane) admit(ctx context.Context, messages []store.Message, claimedAt time.Time) ([]store.Message, error) {
+	admitted, err := l.store.Admit(ctx, l.cfg.IssuerID, messages)
+	if err != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, m := range messages {
+			l.returned = append(l.returned, &job{Message: m, claimedAt: claimedAt})
+		}
+	}
+	return admitted, err
 }
 
 // employ starts workers for what waits while slots are free.

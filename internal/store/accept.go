@@ -162,12 +162,15 @@ type entry struct {
 	metadata *string // as JSON
 	replaces *uuid.UUID
 	sealed   sealedPayload
+	keyID    *string // of the card data
 	hash     []byte
 	batchID  *uuid.UUID
 	class    Class
-	hold     bool          // it is to be kept back
-	delay    time.Duration // for which it is kept back at least
-	look     int32         // seconds after which it is first looked at; negative for never
+	// recreates: it stands in for the very order whose CREATION would bar this one.
+	recreates bool
+	hold      bool          // it is to be kept back
+	delay     time.Duration // for which it is kept back at least
+	look      int32         // seconds after which it is first looked at; negative for never
 
 	verdict verdict
 	other   uuid.UUID
@@ -205,12 +208,13 @@ func (s *Store) newEntry(a Acceptance) (*entry, error) {
 		p.IssuerRequestID = id.String()
 	}
 	encryptedData := p.EncryptedData
+	keyID := keyIDOf(encryptedData)
 	p.EncryptedData = ""
 	production, err := p.Body()
 	if err != nil {
 		return nil, err
 	}
-	e := &entry{Acceptance: a, hash: s.cfg.HashKeys.content(comparisonVersion, a.Request.Canonical), hold: a.Request.Hold}
+	e := &entry{Acceptance: a, keyID: &keyID, hash: s.cfg.HashKeys.content(comparisonVersion, a.Request.Canonical), hold: a.Request.Hold}
 	if e.sealed, err = s.cfg.Seal.sealPayload(a.IssuerID, id, production, encryptedData); err != nil {
 		return nil, err
 	}
@@ -525,7 +529,7 @@ func findGuarding(ctx context.Context, tx pgx.Tx, entries []*entry) error {
 	var issuers, cards []string
 	var creations []bool
 	for _, e := range entries {
-		issuers, cards, creations = append(issuers, e.IssuerID), append(cards, e.order.CardID), append(creations, e.creation())
+		issuers, cards, creations = append(issuers, e.IssuerID), append(cards, e.order.CardID), append(creations, e.barred())
 	}
 	rows, err := tx.Query(ctx, `
 		SELECT t.i, CASE WHEN g.order_ids <> '{}' THEN g.order_ids[cardinality(g.order_ids)] ELSE g.creation_order_id END
@@ -549,7 +553,10 @@ func findGuarding(ctx context.Context, tx pgx.Tx, entries []*entry) error {
 	return nil
 }
 
-func (e *entry) creation() bool  { return e.order.Terms.Services.Issuance == order.IssuanceCreation }
+func (e *entry) creation() bool { return e.order.Terms.Services.Issuance == order.IssuanceCreation }
+
+// barred tells whether an earlier CREATION of the card can be in its way.
+func (e *entry) barred() bool    { return e.creation() && !e.recreates }
 func (e *entry) overrides() bool { return e.order.DuplicateOverride != "" }
 
 func (s *Store) cardDataDiffers(ctx context.Context, o *Order, encryptedData string) (bool, error) {

@@ -129,7 +129,7 @@ type Retry struct {
 
 // Retry starts the sending of an order anew, with the same issuerRequestId: one that
 // was rejected or given up is sent, one whose outcome is unknown is asked about and
-// may be sent again. The error is a *ConflictError when another order of the card is
+// may be sent again. One that needs other card data and gets it goes on as it was. The error is a *ConflictError when another order of the card is
 // in the way; ErrNotFound, ErrVersion or ErrNotRetryable when it cannot be.
 func (s *Store) Retry(ctx context.Context, r Retry) (*Order, error) {
 	var sealed []byte
@@ -148,32 +148,45 @@ func (s *Store) Retry(ctx context.Context, r Retry) (*Order, error) {
 		}
 	}
 	o, err := s.act(ctx, r.Action, func(tx pgx.Tx, b *pgx.Batch, w *advances, o *lockedOrder) error {
-		if !o.state.Retryable() {
-			return ErrNotRetryable
-		}
-		// A worker that has the message keeps it; its answer finds the limits lifted.
-		_, err := tx.Exec(ctx, `
-			UPDATE outbox SET resend_off = false, trying_for = '0', halt = NULL,
-				refused_since = NULL, refused_at = NULL, reject_after = NULL, tries = 0, asks = 0, negatives = 0,
-				run_at = CASE WHEN claim_token IS NULL THEN now() ELSE run_at END
-			WHERE issuer_id = $1 AND order_id = $2 AND kind = $3`, o.issuer, o.id, KindSubmit)
-		if err != nil {
-			return fmt.Errorf("preparing a message: %w", err)
-		}
-		if err := mayRetry(ctx, tx, o, r.DuplicateOverride != ""); err != nil {
-			return err
-		}
+		var evidence []order.Evidence
 		if sealed != nil {
-			exec(b, `UPDATE order_payload SET encrypted_data = $3 WHERE issuer_id = $1 AND order_id = $2`, o.issuer, o.id, sealed)
+			exec(b, `UPDATE order_payload SET encrypted_data = $3, key_id = $4 WHERE issuer_id = $1 AND order_id = $2`,
+				o.issuer, o.id, sealed, keyIDOf(r.EncryptedData))
+			evidence = []order.Evidence{order.Details{}, order.Cured{Attention: order.AttentionCardDataNeeded}}
 		}
-		w.advance(o, cause, order.Retry{})
-		w.withdrawCancels(o, cause)
-		return nil
+		switch {
+		case o.state.Retryable():
+			if err := startAnew(ctx, tx, o, r.DuplicateOverride != ""); err != nil {
+				return err
+			}
+			w.advance(o, cause, append(evidence, order.Retry{})...)
+			w.withdrawCancels(o, cause)
+			return nil
+		case sealed != nil && o.state.NeedsCardData(): // it goes on as it was
+			w.advance(o, cause, evidence...)
+			return nil
+		}
+		return ErrNotRetryable
 	})
 	if err != nil {
 		return nil, fmt.Errorf("retrying an order: %w", err)
 	}
 	return o, nil
+}
+
+// startAnew lifts the limits on the sending of an order, and what somebody wanted of it
+// while it was being sent, if no other order of the card is in the way. A worker that has
+// the message keeps it; its answer finds the limits lifted.
+func startAnew(ctx context.Context, tx pgx.Tx, o *lockedOrder, override bool) error {
+	_, err := tx.Exec(ctx, `
+		UPDATE outbox SET resend_off = false, trying_for = '0', halt = NULL,
+			refused_since = NULL, refused_at = NULL, reject_after = NULL, tries = 0, asks = 0, negatives = 0,
+			run_at = CASE WHEN claim_token IS NULL THEN now() ELSE run_at END
+		WHERE issuer_id = $1 AND order_id = $2 AND kind = $3`, o.issuer, o.id, KindSubmit)
+	if err != nil {
+		return fmt.Errorf("preparing a message: %w", err)
+	}
+	return mayRetry(ctx, tx, o, override)
 }
 
 // retryDetail is what the timeline tells of a retry.

@@ -34,6 +34,7 @@ type lockedOrder struct {
 	submit        int64       // the message that brings it to D1, when this transaction has locked it
 	doubted       bool        // it did not change since the database's history did: D1 may have it
 	halt          BatchAction // hold or cancel, when one came while D1 may have had it
+	admitted      bool        // a person released it in spite of the program's rule
 	looked        bool        // its time had come: it gets another one, earlier or later
 	asked         bool        // D1 is to be asked about it because of that
 	open          []openChange
@@ -489,21 +490,21 @@ func queueSubmits(b *pgx.Batch, list []*lockedOrder) {
 		return
 	}
 	issuers, ids := columns(keysOf(list))
-	known, doubted := make([]bool, len(list)), make([]bool, len(list))
+	known, doubted, admitted := make([]bool, len(list)), make([]bool, len(list)), make([]bool, len(list))
 	for i, o := range list {
-		known[i], doubted[i] = len(o.operations) > 0, o.doubted
+		known[i], doubted[i], admitted[i] = len(o.operations) > 0, o.doubted, o.admitted
 	}
 	exec(b, `
-		INSERT INTO outbox (lane, kind, class, issuer_id, order_id, card_id, first_sent_at, maybe_sent_at)
+		INSERT INTO outbox (lane, kind, class, issuer_id, order_id, card_id, first_sent_at, maybe_sent_at, admitted_at)
 		SELECT $5 || o.issuer_id, 'submit', CASE WHEN o.batch_id IS NULL OR o.urgent THEN $6::smallint ELSE $7 END, o.issuer_id, o.id, o.card_id,
 			coalesce(s.first_sent_at, p.since, CASE WHEN t.doubted THEN o.created_at END),
-			CASE WHEN t.known OR t.doubted OR p.since IS NOT NULL THEN now() END
-		FROM unnest($1::text[], $2::uuid[], $3::boolean[], $4::boolean[]) AS t(issuer_id, order_id, known, doubted)
+			CASE WHEN t.known OR t.doubted OR p.since IS NOT NULL THEN now() END, CASE WHEN t.admitted THEN now() END
+		FROM unnest($1::text[], $2::uuid[], $3::boolean[], $4::boolean[], $8::boolean[]) AS t(issuer_id, order_id, known, doubted, admitted)
 			JOIN orders o ON o.issuer_id = t.issuer_id AND o.id = t.order_id
 			JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
 			CROSS JOIN LATERAL (SELECT min(n.created_at) AS since FROM notifications n
 				WHERE n.issuer_id = o.issuer_id AND n.issuer_request_id = o.issuer_request_id AND n.outcome = 'parked') p
-		ORDER BY t.order_id`, issuers, ids, known, doubted, LaneOf(""), ClassSingle, ClassBatch)
+		ORDER BY t.order_id`, issuers, ids, known, doubted, LaneOf(""), ClassSingle, ClassBatch, admitted)
 }
 
 func keysOf(list []*lockedOrder) []orderKey {

@@ -34,11 +34,11 @@ const insertOrders = `
 		SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
 			$8::text[], $9::text[], $10::text[], $11::boolean[], $12::text[], $13::text[], $14::bytea[],
 			$15::text[], $16::text[], $17::bytea[], $18::bytea[], $19::uuid[], $20::uuid[], $21::boolean[], $22::smallint[], $23::boolean[], $24::text[],
-			$32::timestamptz[], $33::interval[], $34::integer[])
+			$32::timestamptz[], $33::interval[], $34::integer[], $37::text[])
 		AS t(issuer_id, id, issuer_request_id, card_id, consumer_id, card_product_id, distribution_channel,
 			group_id, terms, metadata, urgent, duplicate_override, warnings, content_hash,
 			created_by, key, production, encrypted_data, replaces_order_id, batch_id, hold, class, renews, ends_at,
-			asked_not_before, delay, look),
+			asked_not_before, delay, look, key_id),
 		LATERAL (SELECT nullif(greatest(asked_not_before, now() + delay, now()), now()) AS not_before) n,
 		LATERAL (SELECT CASE WHEN hold THEN 'request' WHEN not_before IS NOT NULL THEN 'schedule' END AS hold_reason) h
 	), keys AS (
@@ -75,8 +75,8 @@ const insertOrders = `
 		INSERT INTO order_state (issuer_id, order_id, version, status, ends_at, hold, next_check_at)
 		SELECT issuer_id, id, 1, status, ends_at, hold_reason, coalesce(not_before, CASE WHEN look >= 0 THEN now() + look * interval '1 s' END) FROM fresh
 	), payload AS (
-		INSERT INTO order_payload (issuer_id, order_id, production, encrypted_data)
-		SELECT issuer_id, id, production, encrypted_data FROM fresh
+		INSERT INTO order_payload (issuer_id, order_id, production, encrypted_data, key_id)
+		SELECT issuer_id, id, production, encrypted_data, key_id FROM fresh
 	), event AS (
 		INSERT INTO order_events (issuer_id, order_id, seq, type, status, attention, cause, actor)
 		SELECT issuer_id, id, 1, $29, status, '{}', $30, created_by FROM fresh
@@ -91,7 +91,7 @@ const insertOrders = `
 // columns of insertOrders, one element for each order.
 type insertColumns struct {
 	issuer, request, card, consumer, product, channel, terms, warnings, client, endsAt []string
-	group, metadata, override, key                                                     []*string
+	group, metadata, override, key, keyID                                              []*string
 	id, replaces, batch                                                                []pgtype.UUID
 	urgent, renews, hold                                                               []bool
 	notBefore                                                                          []pgtype.Timestamptz
@@ -116,7 +116,7 @@ func (s *Store) insertDistinct(ctx context.Context, tx pgx.Tx, entries []*entry)
 		c.group, c.terms, c.metadata, c.urgent, c.override, c.warnings, c.hash,
 		c.client, c.key, c.production, c.encryptedData, c.replaces, c.batch, c.hold, c.class, c.renews, c.endsAt,
 		order.WarningNeverOrdered, comparisonVersion, c.overriding, c.creations, EventAccepted, CauseRequest, LaneOf(""),
-		c.notBefore, c.delay, c.look, order.Accepted, order.Held)
+		c.notBefore, c.delay, c.look, order.Accepted, order.Held, c.keyID)
 	if err != nil {
 		return fmt.Errorf("inserting orders: %w", err)
 	}
@@ -192,10 +192,11 @@ func (c *insertColumns) add(e *entry) {
 	c.class, c.look = append(c.class, int16(e.class)), append(c.look, e.look)
 	c.waits(e)
 	c.renews, c.endsAt = append(c.renews, !e.creation()), append(c.endsAt, string(o.State.EndsAt))
+	c.keyID = append(c.keyID, e.keyID)
 	if e.overrides() {
 		c.overriding = append(c.overriding, id)
 	}
-	if e.creation() {
+	if e.barred() {
 		c.creations = append(c.creations, id)
 	}
 }

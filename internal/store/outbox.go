@@ -699,15 +699,15 @@ func (c *completing) answer(b *pgx.Batch) {
 			}
 		}
 		w.advance(o, done.cause(), evidence...)
+		if !next.Unsent && o.firstSentAt == nil && !m.FirstSentAt.IsZero() { // a fact as well
+			o.firstSentAt = &m.FirstSentAt
+			w.touch(o)
+		}
 		if !held {
 			if m.Kind != KindAsk && o.stored.ToBeSent() {
 				c.lost = append(c.lost, m.IssuerID)
 			}
 			continue
-		}
-		if !next.Unsent && o.firstSentAt == nil && !m.FirstSentAt.IsZero() {
-			o.firstSentAt = &m.FirstSentAt
-			w.touch(o)
 		}
 		if m.Kind == KindAsk || o.state.Waiting() {
 			nexts = append(nexts, nextRow{m, next, c.lanes[LaneOf(m.IssuerID)].stopped(), next.maybe(h)})

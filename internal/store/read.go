@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -41,9 +42,9 @@ type Order struct {
 	UpdatedAt         time.Time
 	EndedAt           *time.Time
 	Shipments         []Shipment
-	// Asking tells that D1 is being asked about the order. It is read with a single
-	// order only.
-	Asking bool
+	// Asking tells that D1 is being asked about the order, HoldPending that it is held as
+	// soon as it is certain that D1 does not have it. They are read with a single order only.
+	Asking, HoldPending bool
 }
 
 // Shipment is what the carrier says of a parcel.
@@ -86,7 +87,8 @@ const selectOrders = "SELECT " + orderColumns + orderTables
 
 // selectOrder reads one, and whether D1 is being asked about it.
 const selectOrder = "SELECT " + orderColumns + `, EXISTS (SELECT FROM outbox m WHERE m.issuer_id = o.issuer_id AND m.order_id = o.id
-		AND (m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL) AND m.run_at < 'infinity')` + orderTables + `
+		AND (m.kind = 'ask' OR m.maybe_sent_at IS NOT NULL) AND m.run_at < 'infinity'),
+	EXISTS (SELECT FROM outbox m WHERE m.issuer_id = o.issuer_id AND m.order_id = o.id AND m.kind = 'submit' AND m.halt = 'hold')` + orderTables + `
 	WHERE o.issuer_id = $1 AND o.id = $2`
 
 // orderColumns are what makes an Order, in the order of orderFields.
@@ -138,7 +140,7 @@ func (s *Store) Order(ctx context.Context, issuer string, id uuid.UUID) (*Order,
 	}
 	o, err := pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (*Order, error) {
 		var o Order
-		return &o, row.Scan(append(orderFields(&o), &o.Asking)...)
+		return &o, row.Scan(append(orderFields(&o), &o.Asking, &o.HoldPending)...)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, ErrNotFound
@@ -163,13 +165,16 @@ type Filter struct {
 	IdempotencyKey  string
 	OperationID     string
 	TrackingNumber  string
-	Attention       bool      // only orders that need a human
-	Late            bool      // only orders that are late
-	CreatedFrom     time.Time // inclusive
-	CreatedTo       time.Time // exclusive
-	Before          uuid.UUID // only orders older than this one
-	Limit           int       // 1 to 200
+	Attention       order.Attention // only orders that need a human for this; AnyAttention: for anything
+	Late            bool            // only orders that are late
+	CreatedFrom     time.Time       // inclusive
+	CreatedTo       time.Time       // exclusive
+	Before          uuid.UUID       // only orders older than this one
+	Limit           int             // 1 to 200
 }
+
+// AnyAttention stands in a Filter for whatever a human is needed for.
+const AnyAttention order.Attention = "any"
 
 // open are the statuses of orders that have certainly not ended: those few are found by
 // an index of their own.
@@ -206,9 +211,10 @@ func (f Filter) conditions(issuer string) (conditions []string, args []any) {
 	where(f.IdempotencyKey != "", "o.id = (SELECT k.order_id FROM idempotency_keys k WHERE k.issuer_id = $1 AND k.key = ?)", f.IdempotencyKey)
 	where(f.OperationID != "", "o.id = (SELECT p.order_id FROM operations p WHERE p.issuer_id = $1 AND p.operation_id = ?)", f.OperationID)
 	where(f.TrackingNumber != "", "o.id IN (SELECT p.order_id FROM shipments p WHERE p.issuer_id = $1 AND p.tracking_number = ?)", f.TrackingNumber)
-	if f.Attention {
+	if f.Attention != "" { // for any one too: the index is of these orders only
 		conditions = append(conditions, "s.attention <> '{}'")
 	}
+	where(f.Attention != "" && f.Attention != AnyAttention, "s.attention @> ARRAY[?::text]", f.Attention)
 	if f.Late {
 		conditions = append(conditions, "s.late")
 	}
@@ -283,6 +289,8 @@ type Entry struct {
 	Event        *Event
 	Attempt      *Attempt
 	Notification *Received
+	Note         *Note
+	Change       *Change // as it is now; what became of it when, events tell
 }
 
 // Event is a change of an order.
@@ -292,13 +300,13 @@ type Event struct {
 	Status         order.Status
 	PreviousStatus order.Status
 	Attention      []order.Attention
+	Warnings       []string // of the order, with its first event
 	Late           bool
 	Cause          Cause
 	CreatedAt      time.Time
 }
 
-// Received is a notification as a timeline shows it: that it came, not what
-// was in it.
+// Received is a notification of an order.
 type Received struct {
 	ID            int64
 	OperationID   string
@@ -307,24 +315,40 @@ type Received struct {
 	TimesSeen     int
 	CreatedAt     time.Time
 	LastSeenAt    time.Time
+	// Body is what D1 sent, for a part of it to be shown: it may hold personal data. Nil
+	// when it is larger than a timeline has room for, or cannot be opened.
+	Body []byte
 }
 
-// maxTimeline bounds each part of a timeline: the newest are shown.
-const maxTimeline = 1000
+// Format prints the notification's number only.
+func (n Received) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "{notification %d}", n.ID) }
+
+// LogValue logs what Format prints.
+func (n Received) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(n)) }
+
+// maxTimeline bounds each part of a timeline: the newest are shown. maxTimelineBody is the
+// largest body of a notification of which something is shown, in bytes as it is sealed:
+// usual ones have a thousand.
+const (
+	maxTimeline     = 1000
+	maxTimelineBody = 16 << 10
+)
 
 // Timeline returns all that happened to an order, oldest first.
 func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]Entry, error) {
 	var entries []Entry
+	unopened := 0
 	var b pgx.Batch
 	b.Queue(`
 		SELECT seq, type, status, coalesce(previous_status, ''), attention, late, cause, coalesce(cause_id, ''),
-			coalesce(actor, ''), detail, created_at
+			coalesce(actor, ''), detail, created_at,
+			CASE WHEN seq = 1 THEN coalesce((SELECT o.warnings FROM orders o WHERE o.issuer_id = $1 AND o.id = $2), '{}') END
 		FROM order_events WHERE issuer_id = $1 AND order_id = $2 ORDER BY seq DESC LIMIT $3`,
 		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var e Event
 			err := rows.Scan(&e.Seq, &e.Type, &e.Status, &e.PreviousStatus, &e.Attention, &e.Late,
-				&e.Cause.Kind, &e.Cause.ID, &e.Cause.Actor, &e.Cause.Detail, &e.CreatedAt)
+				&e.Cause.Kind, &e.Cause.ID, &e.Cause.Actor, &e.Cause.Detail, &e.CreatedAt, &e.Warnings)
 			entries = append(entries, Entry{At: e.CreatedAt, Event: &e})
 			return err
 		})
@@ -345,13 +369,45 @@ func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]En
 		})
 	})
 	b.Queue(`
-		SELECT id, coalesce(operation_id, ''), outcome, coalesce(correlation_id, ''), times_seen, created_at, last_seen_at
+		SELECT id, coalesce(operation_id, ''), outcome, coalesce(correlation_id, ''), times_seen, created_at, last_seen_at,
+			digest, CASE WHEN octet_length(body) <= $4 THEN body END
 		FROM notifications WHERE issuer_id = $1 AND order_id = $2 ORDER BY id DESC LIMIT $3`,
-		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
+		issuer, id, maxTimeline, maxTimelineBody).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var n Received
-			err := rows.Scan(&n.ID, &n.OperationID, &n.Outcome, &n.CorrelationID, &n.TimesSeen, &n.CreatedAt, &n.LastSeenAt)
+			var digest, body []byte
+			err := rows.Scan(&n.ID, &n.OperationID, &n.Outcome, &n.CorrelationID, &n.TimesSeen, &n.CreatedAt, &n.LastSeenAt, &digest, &body)
+			if err == nil && body != nil {
+				if n.Body, err = s.cfg.Seal.open(body, columnNotification, issuer, string(digest)); err != nil {
+					unopened, err = unopened+1, nil // that it came shows all the same
+				}
+			}
 			entries = append(entries, Entry{At: n.CreatedAt, Notification: &n})
+			return err
+		})
+	})
+	b.Queue(`
+		SELECT id, body, author, created_at FROM order_notes WHERE issuer_id = $1 AND order_id = $2 ORDER BY created_at DESC, id DESC LIMIT $3`,
+		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			var n Note
+			var body []byte
+			err := rows.Scan(&n.ID, &body, &n.Author, &n.CreatedAt)
+			if err == nil {
+				if n.Text, err = s.openNote(issuer, id, n.ID, body); err != nil {
+					unopened, err = unopened+1, nil
+				}
+			}
+			entries = append(entries, Entry{At: n.CreatedAt, Note: &n})
+			return err
+		})
+	})
+	b.Queue(`SELECT `+changeColumns+` FROM order_changes c WHERE c.issuer_id = $1 AND c.order_id = $2 ORDER BY c.id DESC LIMIT $3`,
+		issuer, id, maxTimeline).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			var c Change
+			err := rows.Scan(changeFields(&c)...)
+			entries = append(entries, Entry{At: c.CreatedAt, Change: &c})
 			return err
 		})
 	})
@@ -360,6 +416,9 @@ func (s *Store) Timeline(ctx context.Context, issuer string, id uuid.UUID) ([]En
 	}
 	if len(entries) == 0 {
 		return nil, ErrNotFound
+	}
+	if unopened > 0 {
+		s.cfg.Log.Error("what belongs to a timeline cannot be opened: a sealing key is missing", "orderId", id, "count", unopened)
 	}
 	slices.Reverse(entries)
 	// Events keep the order of their seq even if the database's clock was set

@@ -72,6 +72,7 @@ const (
 	columnProduction    = "order_payload.production"
 	columnEncryptedData = "order_payload.encrypted_data"
 	columnNotification  = "notifications.body"
+	columnNote          = "order_notes.body"
 	columnChangeAddress = "order_changes.address"
 )
 

@@ -15,10 +15,11 @@ import (
 // nobody changes it.
 type Stats struct {
 	Lanes        []LaneStats
-	Open         map[IssuerStatus]int // open orders
-	Late         map[string]int       // orders that are late, by issuer
-	Waiting      int                  // notifications that wait for their order, or could not be applied; counted up to 100,000
-	WaitingSince time.Duration        // age of the oldest of them
+	Open         map[IssuerStatus]int    // open orders
+	Late         map[string]int          // orders that are late, by issuer
+	Attention    map[IssuerAttention]int // orders that need a human; of 100,000 of them
+	Waiting      int                     // notifications that wait for their order, or could not be applied; counted up to 100,000
+	WaitingSince time.Duration           // age of the oldest of them
 
 	// DeadTuples of the outbox are versions of rows that vacuum has not removed.
 	DeadTuples int
@@ -48,6 +49,12 @@ type LaneStats struct {
 type IssuerStatus struct {
 	IssuerID string
 	Status   order.Status
+}
+
+// IssuerAttention is a label of the orders that need a human.
+type IssuerAttention struct {
+	IssuerID  string
+	Attention order.Attention
 }
 
 // statsShare bounds how much of the time is spent on reading statistics: one part in
@@ -82,7 +89,7 @@ func (s *Store) Stats(ctx context.Context) (*Stats, error) {
 }
 
 func (s *Store) readStats(ctx context.Context) (*Stats, error) {
-	stats := &Stats{Open: make(map[IssuerStatus]int), Late: make(map[string]int)}
+	stats := &Stats{Open: make(map[IssuerStatus]int), Late: make(map[string]int), Attention: make(map[IssuerAttention]int)}
 	var b pgx.Batch
 	b.Queue(`
 		SELECT lane, class, count(*), count(*) FILTER (WHERE ` + due + `),
@@ -103,6 +110,18 @@ func (s *Store) readStats(ctx context.Context) (*Stats, error) {
 			var n int
 			err := rows.Scan(&key.IssuerID, &key.Status, &n)
 			stats.Open[key] = n
+			return err
+		})
+	})
+	b.Queue(`
+		SELECT s.issuer_id, a.code, count(*)
+		FROM (SELECT issuer_id, attention FROM order_state WHERE attention <> '{}' LIMIT 100000) s CROSS JOIN unnest(s.attention) AS a(code)
+		GROUP BY 1, 2`).Query(func(rows pgx.Rows) error {
+		return each(rows, func() error {
+			var key IssuerAttention
+			var n int
+			err := rows.Scan(&key.IssuerID, &key.Attention, &n)
+			stats.Attention[key] = n
 			return err
 		})
 	})

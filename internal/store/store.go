@@ -2,11 +2,12 @@
 // transactions that matter. Nothing is answered, sent or acknowledged before
 // the row that makes it survive a crash is committed here.
 //
-// Locks are taken in one order everywhere: the batch, the lane; of new orders, the keys by
-// which they are recognised; notifications by digest, order_state rows by (issuer_id,
-// order_id), operations, messages, card_guard by card. A deadlock (orders of one group
-// that want the same card are inserted one after the other) or a serialization failure
-// repeats the whole transaction.
+// Locks are taken in one order everywhere: the batch, the lane, consumers, an order that a
+// new one stands in for; of new orders, the keys by which they are recognised;
+// notifications by digest, order_state rows by (issuer_id, order_id), operations,
+// messages, card_guard by card. A deadlock (orders of one group that want the same card
+// are inserted one after the other) or a serialization failure repeats the whole
+// transaction.
 package store
 
 import (
@@ -45,6 +46,9 @@ type Config struct {
 	// Limits are the times that the orders of a card product are held to. Nil, and a
 	// nil answer, mean none.
 	Limits func(issuerID, cardProductID string) *order.Limits
+	// ConsumerLimits tells, by card product, how many orders of one consumer may be sent
+	// within 24 hours. Nil, a product that is absent, and 0 mean any number.
+	ConsumerLimits func(issuerID string) map[string]int
 	// ChangeTimeout says for how long D1 may leave a change of an issuer's order
 	// unanswered. Nil or 0 means 72 hours.
 	ChangeTimeout func(issuerID string) time.Duration
@@ -83,6 +87,7 @@ type Store struct {
 	wal       walMemory
 	stats     statsMemory
 	floors    floors
+	timers    timers
 }
 
 // Open connects to the database. The schema is not looked at: see Migrated.

@@ -745,6 +745,7 @@ func TestPlans(t *testing.T) {
 		SELECT issuer_id, id, 1, 'accepted', 'SHIPPED', '{}', CASE WHEN random() < 0.01 THEN 'reconciliation' ELSE 'request' END FROM orders`)
 	f.exec(`INSERT INTO shipments (issuer_id, order_id, tracking_number) SELECT issuer_id, id, issuer_request_id FROM orders`)
 	f.exec(`INSERT INTO card_guard (issuer_id, card_id, order_ids) SELECT issuer_id, card_id, ARRAY[id] FROM orders`)
+	f.exec(`INSERT INTO order_notes (issuer_id, order_id, id, body, author) SELECT issuer_id, id, id, 'x', 'ada' FROM orders`)
 	f.exec(`INSERT INTO order_batches (issuer_id, id, key, status, format, hold, held, digest, created_by)
 		SELECT 'ISSUER0001', id, id::text, 'COMPLETED', 'csv', false, false, 'x', 'test'
 		FROM generate_series(0, 5000) i, LATERAL (SELECT ('01a20a68-0000-7000-9000-' || lpad(to_hex(i), 12, '0'))::uuid AS id) b`)
@@ -768,6 +769,9 @@ func TestPlans(t *testing.T) {
 	batch := uuid.MustParse("01a20a68-0000-7000-9000-000000000007")
 	plans := &planner{}
 	st := f.traced(plans)
+	ruled := f.with(store.Config{Tracer: plans, ConsumerLimits: func(string) map[string]int {
+		return map[string]int{"p-0": 9, "p-1": 9, "p-2": 9, "p-3": 9, "p-4": 9}
+	}})
 	list := func(filter store.Filter) func() error {
 		filter.Limit = 50
 		return func() error { _, err := st.Orders(t.Context(), issuer, filter); return err }
@@ -796,7 +800,7 @@ func TestPlans(t *testing.T) {
 		"list late":                       list(store.Filter{Late: true}),
 		"list late, by product":           list(store.Filter{Late: true, CardProductID: "p-3"}),
 		"list late, page":                 list(store.Filter{Late: true, Before: uuid.MustParse("01a20a68-0000-7000-8000-000000000210")}),
-		"list attention":                  list(store.Filter{Attention: true}),
+		"list attention":                  list(store.Filter{Attention: store.AnyAttention}),
 		"list open":                       list(store.Filter{Statuses: []order.Status{order.Held, order.Rejected}}),
 		"list shipped":                    list(store.Filter{Statuses: []order.Status{order.Shipped}}),
 		"list of a day":                   list(store.Filter{CreatedFrom: time.Now().Add(-time.Hour), CreatedTo: time.Now()}),
@@ -805,7 +809,7 @@ func TestPlans(t *testing.T) {
 		"list by consumer, of a day":      list(store.Filter{ConsumerID: "consumer-77", CreatedFrom: time.Now().Add(-time.Hour)}),
 		"list by batch and status":        list(store.Filter{BatchID: batch, Statuses: []order.Status{order.Held}}),
 		"list by batch, page":             list(store.Filter{BatchID: batch, Before: uuid.MustParse("01a20a68-0000-7000-8000-000000009000")}),
-		"list by group and attention":     list(store.Filter{GroupID: "group-7", Attention: true}),
+		"list by group and attention":     list(store.Filter{GroupID: "group-7", Attention: store.AnyAttention}),
 		"list by card and channel":        list(store.Filter{CardID: "card-77", Channel: order.ChannelInstant}),
 		"list by product, open":           list(store.Filter{CardProductID: "p-3", Statuses: []order.Status{order.Held}}),
 		"list by tracking number, status": list(store.Filter{TrackingNumber: "r-77", Statuses: []order.Status{order.Shipped}}),
@@ -867,6 +871,52 @@ func TestPlans(t *testing.T) {
 			_, err := st.Retry(t.Context(), store.Retry{Action: action(uuid.MustParse("01a20a68-0000-7000-8000-000000000002"))})
 			return err
 		},
+		"hold and release": func() error {
+			h := hold(uuid.MustParse("01a20a68-0000-7000-8000-000000000003"), "")
+			f.exec(`UPDATE order_state SET status = 'ACCEPTED', ended_at = NULL WHERE order_id = $1`, h.OrderID)
+			f.exec(`DELETE FROM operations WHERE order_id = $1`, h.OrderID)
+			if _, err := st.HoldOrder(t.Context(), h); err != nil {
+				return err
+			}
+			h.DuplicateOverride = "why"
+			_, err := st.ReleaseOrder(t.Context(), h)
+			return err
+		},
+		"reorder": func() error {
+			id := uuid.MustParse("01a20a68-0000-7000-8000-000000000005")
+			f.exec(`UPDATE order_state SET status = 'FAILED' WHERE order_id = $1`, id)
+			f.exec(`UPDATE card_guard SET order_ids = '{}' WHERE card_id = 'card-5'`)
+			a := acceptance("card-5", "", "reorder")
+			a.Request.ReplacesOrderID = id.String()
+			_, err := st.Reorder(t.Context(), store.Reorder{Action: action(id), Acceptance: a})
+			return err
+		},
+		"note and timeline": func() error {
+			a := action(uuid.MustParse("01a20a68-0000-7000-8000-000000000002"))
+			if _, _, err := st.AddNote(t.Context(), store.NewNote{Action: a, Key: "k", Text: "x"}); err != nil {
+				return err
+			}
+			_, err := st.Timeline(t.Context(), issuer, a.OrderID)
+			return err
+		},
+		"clear": func() error {
+			id := uuid.MustParse("01a20a68-0000-7000-8000-000000000004")
+			f.exec(`UPDATE order_state SET attention = '{second-card}' WHERE order_id = $1`, id)
+			_, err := st.ClearAttention(t.Context(), store.Clearance{Action: action(id), Attention: order.AttentionSecondCard, Note: "x"})
+			return err
+		},
+		"list one attention": list(store.Filter{Attention: order.AttentionFailed}),
+		"admit": func() error {
+			f.exec(`UPDATE outbox SET admitted_at = NULL`)
+			m := slices.Clone(claimed[6:8])
+			m[0].SentBefore, m[1].SentBefore = false, false
+			left, err := ruled.Admit(t.Context(), issuer, m)
+			if len(left) != 2 {
+				t.Errorf("%d are admitted", len(left))
+			}
+			return err
+		},
+		"card data": func() error { _, err := st.MarkCardDataNeeded(t.Context(), issuer, []string{"key"}); return err },
 		"change": func() error {
 			id := uuid.MustParse("01a20a68-0000-7000-8000-000000000041")
 			c, _, err := st.PlaceChange(t.Context(), placement(id, order.ChangeAccelerate))
