@@ -289,6 +289,7 @@ func TestNotificationsInAnyOrder(t *testing.T) {
 	sim.StopAt, sim.HoldNotifications = d1sim.CardProdRequested, true
 	b := newBank(t, sim, vocabulary)
 	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
 	in := &b.env.ServiceConfig().Issuers[0]
 	words := order.Vocabulary{OnHold: in.OnHoldStatuses, Delivered: in.DeliveredStatuses, Returned: in.ReturnedStatuses}
@@ -349,12 +350,12 @@ func TestNotificationsInAnyOrder(t *testing.T) {
 		}
 		w := want[i]
 		if got.Status != w.Status || got.DueDate != w.DueDate.Value || got.ProductionSite != w.ProductionSite.Value || !slices.Equal(attention, w.Attention) {
-			t.Errorf("seed %d, order %d: got %s %q due %q at %q, want %s %q due %q at %q", seed, i,
+			t.Errorf("order %d: got %s %q due %q at %q, want %s %q due %q at %q", i,
 				got.Status, attention, got.DueDate, got.ProductionSite, w.Status, w.Attention, w.DueDate.Value, w.ProductionSite.Value)
 		}
 		for _, p := range got.Shipments {
 			if p.OrderStatus != w.Parcel(p.TrackingNumber) {
-				t.Errorf("seed %d, order %d: parcel %q is %q, want %q", seed, i, p.TrackingNumber, p.OrderStatus, w.Parcel(p.TrackingNumber))
+				t.Errorf("order %d: parcel %q is %q, want %q", i, p.TrackingNumber, p.OrderStatus, w.Parcel(p.TrackingNumber))
 			}
 		}
 		b.noGaps(id)

@@ -321,7 +321,7 @@ func (l *lane) claim(ctx context.Context, c claimPlan) {
 	}
 	for _, m := range messages {
 		j := &job{Message: m, claimedAt: claimedAt}
-		if m.Halted {
+		if m.Halted || l.paused { // that was heard while the claim was under way
 			l.returned = append(l.returned, j)
 			continue
 		}

@@ -494,10 +494,16 @@ func TestPause(t *testing.T) {
 	open := w.shut(bank)
 	defer open()
 	w.accept(bank, "order", 20)
-	w.start(func(_ *Fleet, c *Config) { single(c) })
+	p := w.start(func(_ *Fleet, c *Config) { single(c) })
 	w.eventually("a call is open", func() bool { return w.openCalls(bank) == 1 })
 	_, err := w.store.PauseLane(t.Context(), store.LaneOf(bank), "test", "a reason")
 	w.must(err)
+	w.eventually("the lane has heard of it", func() bool {
+		l := p.lanes[store.LaneOf(bank)]
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.paused
+	})
 	w.eventually("the rest is given back", func() bool {
 		return query[int](w, `SELECT count(*) FROM outbox WHERE claim_token IS NOT NULL`) == 1
 	})

@@ -617,7 +617,7 @@ func (w *anyWorld) wait(d time.Duration) {
 	w.Logf("%s pass", d)
 	for table, columns := range map[string]string{
 		"outbox":        "run_at leased_until first_sent_at refused_since refused_at maybe_sent_at created_at",
-		"order_state":   "first_sent_at updated_at ended_at next_check_at",
+		"order_state":   "first_sent_at updated_at ended_at next_check_at heard_at status_since",
 		"orders":        "created_at",
 		"operations":    "created_at",
 		"notifications": "created_at last_seen_at next_try_at",

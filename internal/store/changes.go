@@ -88,6 +88,32 @@ func (s *Store) Changes(ctx context.Context, issuer string, orderID, before uuid
 	return list, nil
 }
 
+// RedirectedTo returns the address to which D1 last redirected an order, nil when it goes
+// where its own content says: that has the addresses of redirects that were done here.
+func (s *Store) RedirectedTo(ctx context.Context, issuer string, orderID uuid.UUID) (*order.Address, error) {
+	var id uuid.UUID
+	var sealed []byte
+	err := s.pool.QueryRow(ctx, `
+		SELECT c.id, c.address FROM order_changes c
+		WHERE c.issuer_id = $1 AND c.order_id = $2 AND c.state = 'ACCEPTED' AND c.address IS NOT NULL
+		ORDER BY c.id DESC LIMIT 1`, issuer, orderID).Scan(&id, &sealed)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("looking for a redirect: %w", err)
+	}
+	text, err := s.cfg.Seal.open(sealed, columnChangeAddress, issuer, id.String())
+	if err != nil {
+		return nil, err
+	}
+	var address order.Address
+	if err := json.Unmarshal(text, &address); err != nil {
+		return nil, errors.New("reading an address: the content is not what was sealed")
+	}
+	return &address, nil
+}
+
 // orderExists returns ErrNotFound when the issuer has no such order.
 func (s *Store) orderExists(ctx context.Context, issuer string, id uuid.UUID) error {
 	var exists bool

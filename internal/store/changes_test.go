@@ -746,7 +746,7 @@ func TestListChanges(t *testing.T) {
 	}
 }
 
-// However a cancel races with the workers: the order is cancelled here and never sent, or
+// However a cancel races with the workers, and those with notifications: the order is cancelled here and never sent, or
 // D1 is sent the cancel too.
 func TestCancelRace(t *testing.T) {
 	t.Parallel()
@@ -781,8 +781,15 @@ func TestCancelRace(t *testing.T) {
 					sent[m.OrderID] = true
 					mu.Unlock()
 					c := taken(m, "op-"+m.CardID)
+					n := notification(int(m.ID), "op-"+m.CardID, "CARD_PROD_REQUESTED")
+					n.IssuerRequestID = m.IssuerRequestID
 					if m.Kind == store.KindChange {
-						c = took(m, "change-"+m.CardID)
+						c, n = took(m, "change-"+m.CardID), updated(int(m.ID), "change-"+m.CardID, order.OperationPending)
+					}
+					if m.ID%2 == 0 { // D1 tells of it before its answer is stored
+						if _, err := f.Receive(t.Context(), issuer, []store.Notification{n}); err != nil {
+							t.Error(err)
+						}
 					}
 					if err := f.Complete(t.Context(), []store.Completion{c}); err != nil {
 						t.Error(err)
@@ -1027,4 +1034,27 @@ func TestChangeIsKeptFromTheReleaseBefore(t *testing.T) {
 	if m := f.claimOf(id); m.Kind != store.KindChange {
 		t.Errorf("claimed %s", m.Kind)
 	}
+}
+
+// Where a card goes after all is known for one that takes its place.
+func TestRedirectedTo(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.atD1("card", "operation")
+	goesTo := func(want *order.Address) {
+		t.Helper()
+		got, err := f.RedirectedTo(t.Context(), issuer, id)
+		if err != nil || (got == nil) != (want == nil) || got != nil && *got != *want {
+			t.Errorf("it goes to %+v, %v; want %+v", got, err, want)
+		}
+	}
+	goesTo(nil)
+	f.change(placement(id, order.ChangeRedirect))
+	f.complete(took(f.claimOf(id), "change-op"))
+	goesTo(nil)
+	f.receive(updated(1, "change-op", order.OperationSuccessful))
+	goesTo(newAddress)
+	f.change(placement(id, order.ChangeRedirect))
+	f.complete(refusedChange(f.claimOf(id)))
+	goesTo(newAddress)
 }

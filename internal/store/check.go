@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -37,11 +38,12 @@ type Checked struct {
 // as long as no more than the given number of questions wait; the others are looked at
 // again a while later, so that they keep none of the rest waiting.
 func (s *Store) Check(ctx context.Context, issuer string, questions int) (Checked, error) {
-	room, behind, err := s.firstDue(ctx, issuer, questions)
+	from := s.timers.of(issuer)
+	room, behind, err := s.firstDue(ctx, issuer, questions, from)
 	if err != nil || behind == nil {
 		return Checked{}, err
 	}
-	done, err := s.checkSome(ctx, issuer, uuid.Nil, room)
+	done, err := s.checkSome(ctx, issuer, uuid.Nil, room, from)
 	if err != nil && ctx.Err() == nil && !Unavailable(err) {
 		done, err = s.checkEach(ctx, issuer, room)
 	}
@@ -56,10 +58,10 @@ func (s *Store) Check(ctx context.Context, issuer string, questions int) (Checke
 }
 
 // checkSome looks at orders that are due, or at the given one of them, in one transaction.
-func (s *Store) checkSome(ctx context.Context, issuer string, only uuid.UUID, room int) (Checked, error) {
+func (s *Store) checkSome(ctx context.Context, issuer string, only uuid.UUID, room int, from pgtype.Timestamptz) (Checked, error) {
 	var c check
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
-		c = check{store: s, issuer: issuer, only: only, room: room}
+		c = check{store: s, issuer: issuer, from: from, only: only, room: room}
 		return c.run(ctx, tx)
 	})
 	if err != nil {
@@ -83,7 +85,7 @@ func (s *Store) checkEach(ctx context.Context, issuer string, room int) (sum Che
 		return sum, err
 	}
 	for _, id := range ids {
-		done, err := s.checkSome(ctx, issuer, id, room-sum.Asked)
+		done, err := s.checkSome(ctx, issuer, id, room-sum.Asked, theFront)
 		if err != nil && (ctx.Err() != nil || Unavailable(err)) {
 			return sum, err
 		}
@@ -100,29 +102,83 @@ func (s *Store) checkEach(ctx context.Context, issuer string, room int) (sum Che
 	return sum, nil
 }
 
-// firstDue tells for how long the first order has been due to be looked at, nil for none,
-// and how many questions D1 may be asked: the lane has other things to do.
-func (s *Store) firstDue(ctx context.Context, issuer string, questions int) (room int, behind *time.Duration, err error) {
+// firstDue tells for how long the first order from a place on has been due to be looked
+// at, nil for none, and how many questions D1 may be asked: the lane has other things to do.
+func (s *Store) firstDue(ctx context.Context, issuer string, questions int, from pgtype.Timestamptz) (room int, behind *time.Duration, err error) {
+	begun := time.Now()
+	var now time.Time
 	var b pgx.Batch
 	exec(&b, steadyPlans)
+	exec(&b, sortOff)
 	b.Queue(`
-		SELECT (SELECT now() - s.next_check_at FROM order_state s WHERE s.issuer_id = $1 AND s.next_check_at <= now() ORDER BY s.next_check_at LIMIT 1),
+		SELECT now(), (SELECT now() - s.next_check_at FROM order_state s
+				WHERE s.issuer_id = $1 AND s.next_check_at <= now() AND s.next_check_at >= $5 ORDER BY s.next_check_at LIMIT 1),
 			$4 - (SELECT count(*) FROM (SELECT FROM outbox m WHERE m.lane = $2 AND m.class = $3 AND m.run_at <= now() LIMIT $4) w)`,
-		issuer, LaneOf(issuer), ClassQuestion, questions).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&behind, &room)
+		issuer, LaneOf(issuer), ClassQuestion, questions, from).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&now, &behind, &room)
 	})
 	if err := s.pool.SendBatch(ctx, &b).Close(); err != nil {
 		return 0, nil, fmt.Errorf("looking for orders that are due: %w", err)
 	}
+	first := now.Add(-floorMargin)
+	if behind != nil {
+		first = now.Add(-*behind)
+	}
+	s.timers.learn(issuer, from, first, time.Since(begun))
 	return room, behind, nil
+}
+
+// timers remember, for each issuer, before when no timer is left. Timers of orders that
+// were looked at, or have ended, stay in the index until it is vacuumed. A check that had
+// to pass them all is the last to do so for as long as makes that a small part of the
+// time; then one begins at the front again, for timers that came to lie before the floor,
+// or were committed late.
+type timers struct {
+	mu sync.Mutex
+	m  map[string]floor // by issuer
+}
+
+const (
+	// floorShare is the part of the time that goes to checks from the front: one in so many.
+	floorShare = 20
+	// floorMargin is for transactions that commit late.
+	floorMargin = 30 * time.Second
+)
+
+// theFront is before every timer.
+var theFront = pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}
+
+func (t *timers) of(issuer string) pgtype.Timestamptz {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	known := t.m[issuer]
+	if time.Now().After(known.until) {
+		return theFront
+	}
+	return pgtype.Timestamptz{Time: known.at, Valid: true}
+}
+
+// learn takes note of the first timer found from a place on, and of how long that took.
+func (t *timers) learn(issuer string, from pgtype.Timestamptz, first time.Time, took time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	next := floor{first, t.m[issuer].until}
+	if from == theFront {
+		next.until = time.Now().Add(floorShare * took)
+	}
+	if t.m == nil {
+		t.m = make(map[string]floor)
+	}
+	t.m[issuer] = next
 }
 
 // check is one look at orders that are due.
 type check struct {
 	store  *Store
 	issuer string
-	only   uuid.UUID // of those that are due, unless it is nil
-	room   int       // for questions
+	from   pgtype.Timestamptz // the first timer that is looked at
+	only   uuid.UUID          // of those that are due, unless it is nil
+	room   int                // for questions
 
 	locked map[orderKey]*lockedOrder
 	done   Checked
@@ -172,12 +228,13 @@ func (c *check) lock(ctx context.Context, tx pgx.Tx) (list []*lockedOrder, err e
 	c.locked = make(map[orderKey]*lockedOrder)
 	var b pgx.Batch
 	exec(&b, steadyPlans)
+	exec(&b, sortOff)
 	b.Queue(`
 		SELECT `+lockColumns+`
 		FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
-		WHERE s.issuer_id = $1 AND s.next_check_at <= now() AND ($3::uuid IS NULL OR s.order_id = $3)
+		WHERE s.issuer_id = $1 AND s.next_check_at <= now() AND s.next_check_at >= $4 AND ($3::uuid IS NULL OR s.order_id = $3)
 		ORDER BY s.next_check_at LIMIT $2
-		FOR UPDATE OF s SKIP LOCKED`, c.issuer, checkChunk, optionalID(c.only)).Query(func(rows pgx.Rows) error {
+		FOR UPDATE OF s SKIP LOCKED`, c.issuer, checkChunk, optionalID(c.only), c.from).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			o, err := scanLocked(rows)
 			if err == nil {
@@ -187,6 +244,7 @@ func (c *check) lock(ctx context.Context, tx pgx.Tx) (list []*lockedOrder, err e
 			return err
 		})
 	})
+	exec(&b, sortOn)
 	return list, send(ctx, tx, &b)
 }
 
@@ -303,6 +361,7 @@ func (s *Store) adopt(ctx context.Context, tx pgx.Tx, issuer string, after uuid.
 	var seen int
 	var b pgx.Batch
 	exec(&b, steadyPlans)
+	exec(&b, sortOff)
 	b.Queue(`
 		SELECT s.order_id, s.next_check_at IS NULL, s.due_date IS NOT NULL OR s.hold = 'schedule' AND s.status = 'HELD', o.card_product_id
 		FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id

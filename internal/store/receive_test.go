@@ -422,7 +422,8 @@ func TestNotificationsThatComeAtOnce(t *testing.T) {
 	})
 	work.Go(func() {
 		for range 20 {
-			if _, err := f.Pool().Exec(t.Context(), `UPDATE notifications SET next_try_at = now() WHERE outcome = 'parked'`); err != nil {
+			if _, err := f.Pool().Exec(t.Context(), `UPDATE notifications SET next_try_at = now()
+				WHERE id IN (SELECT id FROM notifications WHERE outcome = 'parked' FOR UPDATE SKIP LOCKED)`); err != nil {
 				t.Error(err)
 			}
 			if _, _, err := f.Sweep(t.Context(), nil, parsed(contents...)); err != nil {

@@ -187,7 +187,7 @@ const match = `
 				HAVING count(DISTINCT o.id) = 1 AND NOT bool_or(` + changeWaits + `)))
 			WHEN n.operation = 'STANDALONE_TRACKING' THEN
 				(SELECT o.id FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
-				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND s.rank > 0 AND s.status NOT IN ('FAILED', 'CANCELLED')
+				WHERE o.issuer_id = $1 AND o.card_id = n.card_id AND s.rank > 0
 				ORDER BY s.status IN ('SHIPPED', 'DELIVERED', 'RETURNED') DESC, o.id DESC LIMIT 1)
 			END AS by_card
 		FROM named n

@@ -87,6 +87,7 @@ type Store struct {
 	wal       walMemory
 	stats     statsMemory
 	floors    floors
+	timers    timers
 }
 
 // Open connects to the database. The schema is not looked at: see Migrated.
