@@ -370,7 +370,7 @@ func (in *intake) drive(ctx context.Context, name string, size, clients int, dur
 	if err != nil {
 		return nil, err
 	}
-	if before := int64(in.notified); applied-before < done.Load() || events-before < done.Load() {
+	if before := int64(in.notified); applied-before < done.Load() || events < done.Load() {
 		return nil, fmt.Errorf("%s: %d operations were answered 204, %d applied, %d events", name, done.Load(), applied, events)
 	}
 	return r, nil
@@ -399,6 +399,24 @@ func (in *intake) pgbenchIntake(size, clients int) (string, error) {
 	b.WriteString("COMMIT;\n")
 	file := filepath.Join(in.dir, fmt.Sprintf("intake-%d-%d.sql", size, clients))
 	return file, os.WriteFile(file, []byte(b.String()), 0o600)
+}
+
+// notificationsPerOrder is how many notifications an order that has arrived has, at least.
+const notificationsPerOrder = 3
+
+// oldNotifications writes the notifications of orders that have arrived.
+func (in *intake) oldNotifications(e expressions, from, to int) string {
+	for _, r := range in.rows.rows {
+		if r.table == "notifications" {
+			return in.rows.insertMany(r, e, fmt.Sprintf("generate_series(%d, %d) n, generate_series(1, %d) step", from, to, notificationsPerOrder), map[string]string{
+				"notifications.digest":            "decode(md5(n::text || '/' || step::text) || md5(step::text || '/' || n::text), 'hex')",
+				"notifications.operation_id":      e.key,
+				"notifications.card_id":           e.card,
+				"notifications.issuer_request_id": e.request,
+			})
+		}
+	}
+	return ""
 }
 
 // updateMany writes what r has to the rows of source.

@@ -114,7 +114,7 @@ func (b *bench) parse(args []string) error {
 	flags.IntVar(&b.maxConns, "max-conns", 16, "database connections of each service (database.maxConns)")
 	flags.BoolVar(&b.idempotencyKey, "idempotency-key", false, "send an Idempotency-Key header beside the issuerRequestId")
 	flags.StringVar(&b.only, "only", "", "only these of pgbench, accept, river, batch, roundtrips, intake, "+strings.Join(sendingParts, ", ")+" (comma separated)")
-	flags.IntVar(&b.preload, "preload", 0, "instead, measure accepting with empty tables and with so many orders stored; set -duration to more than a checkpoint cycle")
+	flags.IntVar(&b.preload, "preload", 0, "instead, measure accepting (with -only intake: notifications) with empty tables and with so many orders stored; set -duration to more than a checkpoint cycle")
 	flags.IntVar(&b.dispatch, "dispatch", 50_000, "orders that are sent in one run; the slow one sends two fifths of it, River's and the backlog's a fifth")
 	flags.IntVar(&b.backlog, "backlog", 1_000_000, "orders in the long backlog")
 	flags.IntVar(&b.singles, "singles", 200, "orders that are placed one by one while the service is idle")

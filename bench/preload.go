@@ -13,27 +13,12 @@ const eventsPerOrder = 6
 // runPreloaded measures accepting with empty tables and then with many orders
 // stored, each over -duration, which should hold a whole checkpoint cycle.
 func (b *bench) runPreloaded(ctx context.Context) error {
+	if b.only == "intake" {
+		return b.runPreloadedIntake(ctx)
+	}
 	clients := b.clients[0]
 	measure := func(name string) (*result, error) {
-		before, err := b.checkpoints(ctx)
-		if err != nil {
-			return nil, err
-		}
-		r, err := b.driveService(ctx, name, b.server, clients, b.duration)
-		if err != nil {
-			return nil, err
-		}
-		after, err := b.checkpoints(ctx)
-		if err != nil {
-			return nil, err
-		}
-		b.progress(0, r)
-		b.printf("         checkpoints meanwhile: %d\n", after-before)
-		if after == before {
-			b.printf("         That is no whole cycle: give a longer -duration.\n")
-		}
-		b.results = append(b.results, r)
-		return r, nil
+		return b.overCheckpoints(ctx, func() (*result, error) { return b.driveService(ctx, name, b.server, clients, b.duration) })
 	}
 	if err := b.db.reset(ctx); err != nil {
 		return err
@@ -45,7 +30,7 @@ func (b *bench) runPreloaded(ctx context.Context) error {
 	if err := b.db.reset(ctx); err != nil {
 		return err
 	}
-	if err := b.fill(ctx); err != nil {
+	if err := b.fill(ctx, 0, nil); err != nil {
 		return err
 	}
 	full, err := measure("accept, filled")
@@ -55,6 +40,63 @@ func (b *bench) runPreloaded(ctx context.Context) error {
 	b.report()
 	b.printf("  %-44s %5.2f   wanted: at least 0.7\n", fmt.Sprintf("%d orders stored / none", b.preload), full.rate/empty.rate)
 	return nil
+}
+
+// runPreloadedIntake measures intake in large calls in the same way; each stored order has
+// notificationsPerOrder notifications.
+func (b *bench) runPreloadedIntake(ctx context.Context) error {
+	in, err := b.newIntake(ctx)
+	if err != nil {
+		return err
+	}
+	measure := func(name string) (*result, error) {
+		return b.overCheckpoints(ctx, func() (*result, error) { return in.drive(ctx, name, intakeBulk, 16, b.duration) })
+	}
+	if err := in.fillUnderWay(ctx, 1, intakeOrders); err != nil {
+		return err
+	}
+	empty, err := measure("intake, empty")
+	if err != nil {
+		return err
+	}
+	if err := in.fillUnderWay(ctx, 1, intakeOrders); err != nil {
+		return err
+	}
+	if err := b.fill(ctx, intakeOrders, in.oldNotifications); err != nil {
+		return err
+	}
+	b.notified = notificationsPerOrder * b.preload
+	full, err := measure("intake, filled")
+	if err != nil {
+		return err
+	}
+	b.report()
+	b.printf("  %-44s %5.2f   wanted: at least 0.7\n",
+		fmt.Sprintf("%d orders, %d notifications stored / none", b.preload, b.notified), full.rate/empty.rate)
+	return nil
+}
+
+// overCheckpoints runs a measurement that should hold a whole checkpoint cycle.
+func (b *bench) overCheckpoints(ctx context.Context, run measurement) (*result, error) {
+	before, err := b.checkpoints(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r, err := run()
+	if err != nil {
+		return nil, err
+	}
+	after, err := b.checkpoints(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b.progress(0, r)
+	b.printf("         checkpoints meanwhile: %d\n", after-before)
+	if after == before {
+		b.printf("         That is no whole cycle: give a longer -duration.\n")
+	}
+	b.results = append(b.results, r)
+	return r, nil
 }
 
 // checkpoints that have begun.
@@ -71,9 +113,10 @@ func (b *bench) checkpoints(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-// fill stores orders that have arrived: the captured rows with other ids, as old
-// ones, several events each, and nothing to send.
-func (b *bench) fill(ctx context.Context) error {
+// fill stores orders that have arrived: the captured rows with other ids, which begin
+// after the given one, as old ones, several events each, and nothing to send. more returns
+// what else they have.
+func (b *bench) fill(ctx context.Context, after int, more func(e expressions, from, to int) string) error {
 	const chunk = 200_000
 	e := manyOrders
 	e.now = "now() - interval '60 days'"
@@ -87,9 +130,14 @@ func (b *bench) fill(ctx context.Context) error {
 			if r.table == "outbox" {
 				continue
 			}
-			sql := b.rows.insertSelect(r, e, from, to)
+			sql := b.rows.insertSelect(r, e, after+from, after+to)
 			if _, err := b.db.conn.Exec(ctx, sql); err != nil {
 				return fmt.Errorf("filling %s: %w", r.table, err)
+			}
+		}
+		if more != nil {
+			if _, err := b.db.conn.Exec(ctx, more(e, after+from, after+to)); err != nil {
+				return fmt.Errorf("filling: %w", err)
 			}
 		}
 		if to == b.preload || to%1_000_000 == 0 {

@@ -236,6 +236,9 @@ func TestImportedOrderOnItsWay(t *testing.T) {
 	cancel := b.want(id, body{"type": "CANCEL"})
 	b.changeIs(id, cancel.ID, "ACCEPTED")
 	b.await(id, "CANCELLED")
+	if a := b.do(http.MethodPost, orders+"/"+id+"/reorder", http.Header{"Idempotency-Key": {"again"}}, mustJSON(t, body{"encryptedData": b.jwe()})); a.status != http.StatusConflict {
+		t.Errorf("ordered again, of nothing: %d %s", a.status, a.text)
+	}
 	b.noGaps(id)
 	for _, problem := range []string{"unreadable", "panic"} {
 		if b.logged(problem) {

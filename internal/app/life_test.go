@@ -253,6 +253,12 @@ func TestUnknownStatus(t *testing.T) {
 		t.Errorf("it was raised %s times", n)
 	}
 	b.wantMetrics(`cardorder_unknown_statuses_total{issuer="ISSUER0001"} 2`)
+	timeline := b.do(http.MethodGet, orders+"/"+id+"/timeline", nil, nil).text
+	for _, status := range []string{"CARD_PROD_POLISHED", "CARD_PROD_ENGRAVED"} {
+		if !strings.Contains(timeline, `"`+status+`"`) {
+			t.Errorf("the timeline does not tell of %s", status)
+		}
+	}
 	b.settings(func(s *d1sim.Settings) { s.StopAt = "" })
 	if a := b.await(id, "SHIPPED"); !a.needs("unknown-status") {
 		t.Errorf("attention %v", a.view.Attention)

@@ -191,7 +191,7 @@ func TestNotD1(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 //nolint:gosec // what must be refused
+	old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
 	if conn, err := (&tls.Dialer{Config: old}).DialContext(t.Context(), "tcp", strings.TrimPrefix(b.env.Ready.NotificationsURL, "https://")); err == nil {
 		_ = conn.Close()
 		t.Error("TLS 1.1 is spoken")

@@ -57,7 +57,7 @@ func TestImportedStatuses(t *testing.T) {
 		}
 	}
 	// People have dealt with what has ended there; what goes on is theirs here.
-	for status, needed := range map[Status]bool{Cancelled: false, Shipped: false, Exception: true} {
+	for status, needed := range map[Status]bool{Failed: false, Returned: false, Cancelled: false, Exception: true} {
 		if s, _ := state(string(status)); (len(s.Attention) > 0) != needed {
 			t.Errorf("%s has attention %v", status, s.Attention)
 		}

@@ -104,9 +104,12 @@ func (f *Fleet) Run(ctx context.Context) {
 		lanes.Go(func() { l.run(ctx) })
 	}
 	var watching sync.WaitGroup
-	watching.Go(func() { f.watch(ctx) })
+	var watch sync.Once
 	for ctx.Err() == nil {
 		f.beat(ctx)
+		if !f.failing { // the history of the database is known
+			watch.Do(func() { watching.Go(func() { f.watch(ctx) }) })
+		}
 		next := time.NewTimer(f.cfg.Beat + jitter(f.cfg.Beat/2))
 		select {
 		case <-next.C:

@@ -265,7 +265,7 @@ func (s *Store) planLook(e *entry) {
 	}
 	e.look = -1
 	if look := order.NextLook(state, clock, 0); !look.IsZero() {
-		e.look = int32(min(max(0, look.Sub(now)/time.Second), math.MaxInt32)) //nolint:gosec // bounded
+		e.look = int32(min(max(0, look.Sub(now)/time.Second), math.MaxInt32))
 	}
 }
 

@@ -88,9 +88,9 @@ func (s *Store) Changes(ctx context.Context, issuer string, orderID, before uuid
 	return list, nil
 }
 
-// RedirectedTo returns the address to which D1 last redirected an order, nil when it goes
+// redirectedTo returns the address to which D1 last redirected an order, nil when it goes
 // where its own content says: that has the addresses of redirects that were done here.
-func (s *Store) RedirectedTo(ctx context.Context, issuer string, orderID uuid.UUID) (*order.Address, error) {
+func (s *Store) redirectedTo(ctx context.Context, issuer string, orderID uuid.UUID) (*order.Address, error) {
 	var id uuid.UUID
 	var sealed []byte
 	err := s.pool.QueryRow(ctx, `

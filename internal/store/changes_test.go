@@ -1037,21 +1037,22 @@ func TestChangeIsKeptFromTheReleaseBefore(t *testing.T) {
 }
 
 // Where a card goes after all is known for one that takes its place.
-func TestRedirectedTo(t *testing.T) {
+func TestOriginalOfARedirected(t *testing.T) {
 	t.Parallel()
 	f := open(t)
 	id := f.atD1("card", "operation")
 	goesTo := func(want *order.Address) {
 		t.Helper()
-		got, err := f.RedirectedTo(t.Context(), issuer, id)
-		if err != nil || (got == nil) != (want == nil) || got != nil && *got != *want {
-			t.Errorf("it goes to %+v, %v; want %+v", got, err, want)
+		o, err := f.Original(t.Context(), issuer, id)
+		if err != nil || *o.Production.Shipment.DeliveryAddress != *want {
+			t.Errorf("%+v, %v; want %+v", o.Production.Shipment.DeliveryAddress, err, want)
 		}
 	}
-	goesTo(nil)
+	first := request("card", "request-card").Production.Shipment.DeliveryAddress
+	goesTo(first)
 	f.change(placement(id, order.ChangeRedirect))
 	f.complete(took(f.claimOf(id), "change-op"))
-	goesTo(nil)
+	goesTo(first)
 	f.receive(updated(1, "change-op", order.OperationSuccessful))
 	goesTo(newAddress)
 	f.change(placement(id, order.ChangeRedirect))

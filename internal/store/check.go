@@ -223,16 +223,20 @@ func (c *check) run(ctx context.Context, tx pgx.Tx) error {
 }
 
 // lock locks orders that are due, longest first. Those that somebody else has locked are
-// passed: they are looked at next time, if need be.
+// passed: they are looked at next time, if need be. While the database is in another
+// history than the one remembered there are none, and none is marked until this is done:
+// what is released meanwhile may have been sent in that history.
 func (c *check) lock(ctx context.Context, tx pgx.Tx) (list []*lockedOrder, err error) {
 	c.locked = make(map[orderKey]*lockedOrder)
 	var b pgx.Batch
 	exec(&b, steadyPlans)
 	exec(&b, sortOff)
+	exec(&b, `SELECT FROM database_history WHERE only_row FOR SHARE`)
 	b.Queue(`
 		SELECT `+lockColumns+`
 		FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id
 		WHERE s.issuer_id = $1 AND s.next_check_at <= now() AND s.next_check_at >= $4 AND ($3::uuid IS NULL OR s.order_id = $3)
+			AND `+sameHistory+`
 		ORDER BY s.next_check_at LIMIT $2
 		FOR UPDATE OF s SKIP LOCKED`, c.issuer, checkChunk, optionalID(c.only), c.from).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {

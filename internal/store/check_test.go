@@ -160,6 +160,29 @@ func TestSchedule(t *testing.T) {
 	}
 }
 
+// A schedule that ends in another history of the database may have ended before, and its
+// order been sent: D1 is asked first.
+func TestScheduleInAnotherHistory(t *testing.T) {
+	t.Parallel()
+	f := openLimited(t, order.Limits{DispatchDelay: time.Hour})
+	id := f.accept("card", "r").ID
+	f.checkTimeline(f.Store, false)
+	f.elsewhere()
+	f.exec(`UPDATE orders SET not_before = now()`)
+	f.exec(`UPDATE order_state SET next_check_at = now()`)
+	if done, err := f.Check(t.Context(), issuer, 10); err != nil || done.Looked != 0 {
+		t.Errorf("looked before D1 is to be asked: %+v, %v", done, err)
+	}
+	f.checkTimeline(f.Store, true)
+	if done := f.look(); done.Released != 1 {
+		t.Errorf("checked %+v", done)
+	}
+	if o := f.order(id); o.State.Status != order.Accepted || !o.Asking {
+		t.Errorf("it is %s, asked about %t", o.State.Status, o.Asking)
+	}
+	f.whole()
+}
+
 func timesEqual(a, b *time.Time) bool {
 	return a == nil && b == nil || a != nil && b != nil && a.Equal(*b)
 }

@@ -41,7 +41,11 @@ func (s *Store) Original(ctx context.Context, issuer string, id uuid.UUID) (orde
 	if err := json.Unmarshal(body, &o.Production); err != nil {
 		return o, errors.New("reading the content of an order: it is not what was sealed")
 	}
-	return o, nil
+	to, err := s.redirectedTo(ctx, issuer, id)
+	if to != nil && o.Production.Shipment != nil {
+		o.Production.Shipment.DeliveryAddress = to
+	}
+	return o, err
 }
 
 // Reorder is an order that is to stand in for the one that the action names. Its key is the
