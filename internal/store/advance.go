@@ -84,23 +84,22 @@ type operation struct {
 	source string
 }
 
-// lockOrders locks orders, in the one order that all transactions use, stores
-// the operations seen for them, and reads where they stand. owners tells to
-// which order each of the operations belongs: the first that it was seen for.
-func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey, seen []operation) (locked map[orderKey]*lockedOrder, owners map[string]orderKey, err error) {
-	locked, owners = make(map[orderKey]*lockedOrder, len(keys)), make(map[string]orderKey, len(seen))
+// lockOrders locks orders, in the one order that all transactions use, and reads where
+// they stand.
+func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey) (map[orderKey]*lockedOrder, error) {
+	locked := make(map[orderKey]*lockedOrder, len(keys))
 	if len(keys) == 0 {
-		return locked, owners, nil
+		return locked, nil
 	}
 	var b pgx.Batch
 	exec(&b, steadyPlans)
-	queueLocks(&b, keys, seen, locked)
-	queueKnownOperations(&b, keys, locked, owners)
+	queueLocks(&b, keys, nil, locked)
+	queueKnownOperations(&b, keys, locked, make(map[string]orderKey))
 	queueHalts(&b, keys, locked)
 	if err := send(ctx, tx, &b); err != nil {
-		return nil, nil, fmt.Errorf("locking orders: %w", err)
+		return nil, fmt.Errorf("locking orders: %w", err)
 	}
-	return locked, owners, nil
+	return locked, nil
 }
 
 // keySet is a set of orders in a statement: what stands behind its FROM, with two

@@ -82,7 +82,7 @@ func (s *Store) markCardData(ctx context.Context, tx pgx.Tx, issuer string, inUs
 	if err != nil || len(keys) == 0 {
 		return last, more, 0, nil, err
 	}
-	if locked, _, err = lockOrders(ctx, tx, keys, nil); err != nil {
+	if locked, err = lockOrders(ctx, tx, keys); err != nil {
 		return last, more, 0, nil, err
 	}
 	w := advances{store: s}

@@ -177,7 +177,7 @@ func (s *Store) PlaceChange(ctx context.Context, p ChangePlacement) (c *Change, 
 	var first uuid.UUID
 	err = s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		key := orderKey{p.IssuerID, p.OrderID}
-		if locked, _, err = lockOrders(ctx, tx, []orderKey{key}, nil); err != nil {
+		if locked, err = lockOrders(ctx, tx, []orderKey{key}); err != nil {
 			return err
 		}
 		o := locked[key]
@@ -382,7 +382,7 @@ func (s *Store) ExpireChanges(ctx context.Context) (n int, err error) {
 	var locked map[orderKey]*lockedOrder
 	err = s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		n = 0
-		if locked, _, err = lockOrders(ctx, tx, keys, nil); err != nil {
+		if locked, err = lockOrders(ctx, tx, keys); err != nil {
 			return err
 		}
 		// Once more, under the locks: D1 may have answered meanwhile.

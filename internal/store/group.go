@@ -43,7 +43,7 @@ type groups[T any] struct {
 // start starts the committers; size says how much of a group's room an entry takes.
 func (g *groups[T]) start(size func(T) int, commit func([]T)) {
 	g.entries, g.size, g.commit = make(chan T), size, commit
-	g.ctx, g.stop = context.WithCancel(context.Background())
+	g.ctx, g.stop = context.WithCancel(context.Background()) //nolint:gosec // end calls it
 	for range committers {
 		g.running.Go(g.work)
 	}

@@ -404,7 +404,7 @@ func (s *Store) halt(ctx context.Context, messages []Message) error {
 	}
 	var locked map[orderKey]*lockedOrder
 	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
-		if locked, _, err = lockOrders(ctx, tx, keys, nil); err != nil {
+		if locked, err = lockOrders(ctx, tx, keys); err != nil {
 			return err
 		}
 		held := make(map[claim]heldMessage, len(messages))

@@ -227,7 +227,7 @@ func (s *Store) rejectSetAside(ctx context.Context, tx pgx.Tx, lane string, acce
 		keys[i], ids[i] = orderKey{m.Issuer, m.OrderID}, m.ID
 		byID[m.ID] = keys[i]
 	}
-	if locked, _, err = lockOrders(ctx, tx, keys, nil); err != nil {
+	if locked, err = lockOrders(ctx, tx, keys); err != nil {
 		return nil, false, err
 	}
 	rows, err = tx.Query(ctx, `

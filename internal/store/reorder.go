@@ -85,7 +85,7 @@ func (s *Store) Reorder(ctx context.Context, r Reorder) (*Accepted, error) {
 	var refusal error
 	err = s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		key := orderKey{r.Action.IssuerID, r.OrderID}
-		if locked, _, err = lockOrders(ctx, tx, []orderKey{key}, nil); err != nil {
+		if locked, err = lockOrders(ctx, tx, []orderKey{key}); err != nil {
 			return err
 		}
 		first := locked[key]

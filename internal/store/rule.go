@@ -131,7 +131,7 @@ func (s *Store) admit(ctx context.Context, tx pgx.Tx, issuer string, applicants 
 	if err != nil {
 		return nil, nil, fmt.Errorf("locking consumers: %w", err)
 	}
-	locked, _, err := lockOrders(ctx, tx, keys, nil)
+	locked, err := lockOrders(ctx, tx, keys)
 	if err != nil {
 		return nil, nil, err
 	}
