@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -91,7 +92,7 @@ const (
 )
 
 func (n *arrival) cause() Cause {
-	return Cause{Kind: CauseNotification, ID: fmt.Sprint(n.id)}
+	return Cause{Kind: CauseNotification, ID: strconv.FormatInt(n.id, 10)}
 }
 
 // call is a small call of D1's, on its way into the tables with others.
