@@ -390,14 +390,14 @@ func (a *advances) queueStates(b *pgx.Batch) {
 	n := len(a.orders)
 	issuers, ids, versions := make(texts, n), make(uuids, n), make([]int, n)
 	ended, firsts := make([]int, n), make(times, n)
-	sinces, dues, heards, looks, checks := make(times, n), make(times, n), make(times, n), make(times, n), make([]int, n)
+	dues, heards, looks, checks := make(times, n), make(times, n), make(times, n), make([]int, n)
 	var ends, looked = false, []bool(nil)
 	for i, o := range a.orders {
 		before, s := &o.stored, &o.state
 		issuers[i], ids[i], versions[i] = o.issuer, pgID(&o.id), s.Version
 		ended[i] = becomes(before.Ended(), s.Ended())
 		ends = ends || ended[i] != 0
-		sinces[i], dues[i] = timeOrNull(s.Since), timeOrNull(s.DueAt)
+		dues[i] = timeOrNull(s.DueAt)
 		firsts[i], heards[i], checks[i] = timeOrNull(timeOf(o.firstSentAt)), timeOrNull(timeOf(o.heardAt)), o.checks
 		looks[i] = a.store.nextLook(o)
 		if o.looked {
@@ -419,7 +419,7 @@ func (a *advances) queueStates(b *pgx.Batch) {
 			ended_at = CASE t.ended WHEN 1 THEN now() WHEN 2 THEN NULL ELSE s.ended_at END,
 			next_check_at = CASE WHEN t.looked OR t.look IS NULL THEN t.look ELSE least(s.next_check_at, t.look) END,
 			checks = t.checks, heard_at = t.heard, late_in = nullif(coalesce(t.late_in::text[], s.late_in), '{}'),
-			first_sent_at = t.first_sent_at, hold = nullif(coalesce(t.hold, s.hold), ''), status_since = t.since, due_at = t.due,
+			first_sent_at = t.first_sent_at, hold = nullif(coalesce(t.hold, s.hold), ''), status_since = coalesce(t.since, s.status_since), due_at = t.due,
 			late = coalesce(t.late, s.late), acknowledged = coalesce(t.acknowledged::text[], s.acknowledged), parcels = coalesce(t.parcels::text[], s.parcels)
 		FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::text[], $5::smallint[], $6::smallint[], $7::smallint[], $8::smallint[],
 			$9::text[], $10::text[], $11::text[], $12::smallint[], $13::text[], $14::smallint[], $15::smallint[], $16::timestamptz[],
@@ -435,7 +435,8 @@ func (a *advances) queueStates(b *pgx.Batch) {
 		text(func(s *order.State) string { return s.OperationID }), text(func(s *order.State) string { return codeArray(s.Attention) }),
 		text(func(s *order.State) string { return s.DueDate.Value }), rank(func(s *order.State) int { return s.DueDate.Rank }),
 		text(func(s *order.State) string { return s.ProductionSite.Value }), rank(func(s *order.State) int { return s.ProductionSite.Rank }),
-		ended, firsts, text(func(s *order.State) string { return string(s.Hold) }), sinces, dues,
+		ended, firsts, text(func(s *order.State) string { return string(s.Hold) }),
+		times(changing(a.orders, func(s *order.State) pgtype.Timestamptz { return timeOrNull(s.Since) })), dues,
 		changing(a.orders, func(s *order.State) bool { return s.Late }),
 		text(func(s *order.State) string { return codeArray(s.Acknowledged) }), text(func(s *order.State) string { return textArray(s.Parcels) }),
 		text(func(s *order.State) string { return codeArray(s.LateIn) }), heards, checks, looks, looked)
