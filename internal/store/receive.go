@@ -123,8 +123,8 @@ func (s *Store) Receive(ctx context.Context, issuer string, list []Notification)
 	if len(list) <= smallCall {
 		err = s.calls.enter(ctx, c, c.done)
 	} else {
-		err = s.receive(ctx, issuer, c.list)
-		if err != nil && !Away(err) {
+		err = s.receiveLarge(ctx, c)
+		if err != nil && !Away(err) && ctx.Err() == nil {
 			err = s.receiveApart(ctx, issuer, c.list, err)
 		}
 	}
@@ -136,6 +136,19 @@ func (s *Store) Receive(ctx context.Context, issuer string, list []Notification)
 		outcomes[i] = n.outcome
 	}
 	return outcomes, nil
+}
+
+// receiveLarge stores a large call in one transaction. Few are stored at once, in the order
+// in which they came: more would not be faster, but each would hold its orders, and a
+// connection, for longer.
+func (s *Store) receiveLarge(ctx context.Context, c *call) error {
+	select {
+	case s.large <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-s.large }()
+	return s.receive(ctx, c.issuer, c.list)
 }
 
 // receiveGroup stores calls that came at the same moment, those of each issuer in one
