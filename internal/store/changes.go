@@ -363,10 +363,21 @@ func (s *Store) redirect(ctx context.Context, tx pgx.Tx, o *lockedOrder, to *ord
 	if sealed, err = s.cfg.Seal.seal(text, columnProduction, o.issuer, o.id.String()); err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, `UPDATE order_payload SET production = $3 WHERE issuer_id = $1 AND order_id = $2`, o.issuer, o.id, sealed); err != nil {
+	var b pgx.Batch
+	exec(&b, `UPDATE order_payload SET production = $3 WHERE issuer_id = $1 AND order_id = $2`, o.issuer, o.id, sealed)
+	queueRenewed(&b, o)
+	if err := send(ctx, tx, &b); err != nil {
 		return fmt.Errorf("storing an order's content: %w", err)
 	}
 	return nil
+}
+
+// queueRenewed gives the message of an order another id, unless a worker has it: a claim that
+// began before this transaction ends would come to the message after that, and yet read the
+// content that the order had when it began. It does not see the new id, and passes it.
+func queueRenewed(b *pgx.Batch, o *lockedOrder) {
+	exec(b, `UPDATE outbox SET id = DEFAULT WHERE issuer_id = $1 AND order_id = $2 AND kind = $3 AND claim_token IS NULL`,
+		o.issuer, o.id, KindSubmit)
 }
 
 // expireBatch is how many changes expire in one transaction.
@@ -671,7 +682,7 @@ func (a *advances) withdrawCancels(o *lockedOrder, cause Cause) {
 
 // settleChanges does what an order's new state means for its changes: some are settled by
 // it, and others can go to D1 now that it has the order.
-func (a *advances) settleChanges(o *lockedOrder, before order.State, cause Cause) {
+func (a *advances) settleChanges(o *lockedOrder, cause Cause) {
 	switch {
 	case len(o.open) == 0:
 		return
@@ -685,9 +696,8 @@ func (a *advances) settleChanges(o *lockedOrder, before order.State, cause Cause
 			a.moveChange(o, cause, changeRow{open: c})
 		}
 	}
-	if before.Rank == 0 && o.state.Rank > 0 {
-		a.sendChange(o)
-	}
+	// Also when D1 had the order before: the release before does not look at changes.
+	a.sendChange(o)
 }
 
 // moveChange gives a change of the order another state, which is an event.

@@ -1059,3 +1059,68 @@ func TestOriginalOfARedirected(t *testing.T) {
 	f.complete(refusedChange(f.claimOf(id)))
 	goesTo(newAddress)
 }
+
+// A claim that began before a redirect was done does not send the order to the old address:
+// it has read what stood there then.
+func TestRedirectWhileAClaimBegins(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []order.ChangeType{order.ChangeRedirect, order.ChangeAccelerateAndRedirect} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			f := open(t)
+			id := f.accept("card", "request").ID
+			// A claim looks at its lane before it looks for messages: there it waits.
+			f.exec(`INSERT INTO lanes (lane) VALUES ($1) ON CONFLICT DO NOTHING`, lane)
+			f.exec(`ALTER TABLE lanes RENAME TO slow_lanes`)
+			f.exec(`CREATE VIEW lanes AS SELECT * FROM (SELECT *, pg_advisory_xact_lock_shared(7)::text AS v FROM slow_lanes OFFSET 0) l WHERE v IS NOT NULL`)
+			f.exec(`SELECT pg_advisory_lock(7)`)
+			var claimed []store.Message
+			var failed error
+			var claiming sync.WaitGroup
+			claiming.Go(func() {
+				claimed, failed = f.Claim(t.Context(), store.ClaimRequest{Lane: lane, Class: store.ClassSingle, Limit: 1, Lease: time.Minute})
+			})
+			patience := time.Now().Add(20 * time.Second)
+			for !value[bool](f, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)`) {
+				if time.Now().After(patience) {
+					t.Fatal("the claim does not wait")
+				}
+			}
+			c := f.change(placement(id, kind))
+			f.exec(`SELECT pg_advisory_unlock(7)`)
+			claiming.Wait()
+			if failed != nil {
+				t.Fatal(failed)
+			}
+			if len(claimed) == 0 {
+				claimed = f.claim(1, time.Minute)
+			}
+			if len(claimed) != 1 || !strings.Contains(string(claimed[0].Body), "New Street") {
+				t.Errorf("%d messages are claimed, and the card goes to the old address; the change is %s", len(claimed), f.stands(c))
+			}
+		})
+	}
+}
+
+// A replica of the release before stores D1's answer without a look at the changes that
+// wait for it: they are sent with the next news.
+func TestCancelThatTheReleaseBeforeMissed(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.accept("card", "request").ID
+	f.claimOf(id)
+	c := f.change(placement(id, order.ChangeCancel))
+	f.exec(`DELETE FROM outbox`)
+	f.exec(`INSERT INTO operations (issuer_id, operation_id, order_id, operation, source) VALUES ($1, 'operation', $2, 'PRODUCE', 'submit')`, issuer, id)
+	f.exec(`UPDATE order_state SET version = version + 1, status = 'SUBMITTED', rank = 10, step_rank = 10, top_rank = 10, operation_id = 'operation',
+		first_sent_at = now(), updated_at = now()`)
+	f.wantStands(c, "REQUESTED")
+	f.receive(notification(1, "operation", "CARD_PROD_READY"))
+	m := f.claimOf(id)
+	if m.Kind != store.KindChange || m.Change.ID != c.ID {
+		t.Fatalf("D1 is sent %s", m.Kind)
+	}
+	f.receive(notification(2, "operation", "CARD_PROD_ONGOING")) // it is being sent
+	f.complete(took(m, "change"))
+	f.wantStands(c, "SENT")
+}

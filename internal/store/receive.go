@@ -122,9 +122,9 @@ func (s *Store) Receive(ctx context.Context, issuer string, list []Notification)
 	if len(list) <= smallCall {
 		err = s.calls.enter(ctx, c, c.done)
 	} else {
-		err = s.receive(ctx, issuer, c.list)
+		err = s.contained(func() error { return s.receive(ctx, issuer, c.list) })
 		if err != nil && !Away(err) {
-			err = s.receiveApart(ctx, issuer, c.list, err)
+			err = s.contained(func() error { return s.receiveApart(ctx, issuer, c.list, err) })
 		}
 	}
 	if err != nil {
@@ -250,6 +250,9 @@ func (s *Store) park(ctx context.Context, issuer string, list []*arrival) ([]*ar
 			s.cfg.Log.Error("a notification cannot be stored with what was read of it", "issuerId", issuer, "error", err)
 			bare := *n.Notification
 			n.Notification = &Notification{Raw: bare.Raw, Content: bare.Content}
+			if bare.ofOrders() { // it waits, and is not forgotten
+				n.Operation = bare.Operation
+			}
 			if one, err = s.parkTogether(ctx, issuer, []*arrival{n}); err != nil {
 				return nil, err
 			}

@@ -449,3 +449,41 @@ func TestNotificationsThatComeAtOnce(t *testing.T) {
 	}
 	f.whole()
 }
+
+// A notification that cannot be stored with what was read of it waits as its bytes, and is
+// not forgotten as one that is about no order.
+func TestBareNotificationWaits(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.submitted("card-1", "r-1", "operation-1")
+	poison, good := notification(1, "poison\x00", "CARD_PROD_READY"), notification(2, "operation-1", "CARD_PROD_READY")
+	if outcomes := f.receive(poison, good); !slices.Equal(outcomes, []store.Outcome{store.OutcomeParked, store.OutcomeApplied}) {
+		t.Errorf("outcomes %v", outcomes)
+	}
+	if n := value[int](f, `SELECT count(*) FROM notifications WHERE outcome = 'parked' AND next_try_at IS NOT NULL AND operation_id IS NULL`); n != 1 {
+		t.Errorf("%d wait", n)
+	}
+}
+
+// What panics among many is contained as it is among few.
+func TestPanicInALargeCall(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.submitted("card-1", "r-1", "operation-1")
+	list := make([]store.Notification, 50)
+	for i := range list {
+		list[i] = notification(i, fmt.Sprint("other-", i), "CARD_PROD_READY")
+	}
+	list[7] = notification(7, "operation-1", "CARD_PROD_READY")
+	list[7].Evidence = (*order.Report)(nil)
+	outcomes := f.receive(list...)
+	for i, outcome := range outcomes {
+		want := store.OutcomeParked
+		if i == 7 {
+			want = store.OutcomeUnapplied
+		}
+		if outcome != want {
+			t.Errorf("%d is %s, want %s", i, outcome, want)
+		}
+	}
+}
