@@ -623,14 +623,14 @@ func (a *advances) changeAnswered(o *lockedOrder, done *Completion, held bool) (
 	case answer != nil:
 		c.State, c.Reason = order.ChangeRefused, cmp.Or(answer.Reason, order.ReasonRefused)
 		a.moveChange(o, cause, changeRow{open: c})
-	case !done.Next.Unsent: // it may have it
-		a.noteChange(o, changeRow{open: c, sent: true})
-		return true
 	default:
-		return true
+		if !done.Next.Unsent { // it may have it
+			a.noteChange(o, changeRow{open: c, sent: true})
+		}
+		stays = true // unless a cancel goes first
 	}
 	a.sendChange(o)
-	return false
+	return stays
 }
 
 // changeOperation is an operation by which D1 knows a change. One that is sent again may
@@ -872,7 +872,8 @@ func (a *advances) queueChangeRows(b *pgx.Batch) {
 }
 
 // queueChangeMessages queues the messages that bring changes to D1, one for an order. One
-// that a worker has goes first, and the next follows from its answer.
+// that a worker has goes first, and the next follows from its answer: what becomes of that
+// message is queued before.
 func (a *advances) queueChangeMessages(b *pgx.Batch) {
 	var issuers, cards texts
 	var orders, ids uuids

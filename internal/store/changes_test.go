@@ -1124,3 +1124,30 @@ func TestCancelThatTheReleaseBeforeMissed(t *testing.T) {
 	f.complete(took(m, "change"))
 	f.wantStands(c, "SENT")
 }
+
+// A cancel goes before a change whose answer was lost, and that one is sent again after it.
+func TestCancelGoesBeforeWhatIsSentAgain(t *testing.T) {
+	t.Parallel()
+	for name, unsent := range map[string]bool{"not sent": true, "lost": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := open(t)
+			id := f.atD1("card", "operation")
+			a := f.change(placement(id, order.ChangeAccelerate))
+			m := f.claimOf(id)
+			b := f.change(placement(id, order.ChangeCancel))
+			done := lost(m)
+			done.Next.Unsent, done.Next.RunIn = unsent, time.Hour
+			f.complete(done)
+			m = f.claimOf(id)
+			if m.Change.ID != b.ID || m.Tries != 0 {
+				t.Fatalf("D1 is sent %s", m.Change.Type)
+			}
+			f.complete(took(m, "change"))
+			f.wantStands(b, "SENT")
+			if m = f.claimOf(id); m.Change.ID != a.ID {
+				t.Errorf("D1 is then sent %s", m.Change.Type)
+			}
+		})
+	}
+}
