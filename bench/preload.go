@@ -52,14 +52,14 @@ func (b *bench) runPreloadedIntake(ctx context.Context) error {
 	measure := func(name string) (*result, error) {
 		return b.overCheckpoints(ctx, func() (*result, error) { return in.drive(ctx, name, intakeBulk, 16, b.duration) })
 	}
-	if err := in.fillUnderWay(ctx, 1, intakeOrders); err != nil {
+	if err := in.fillUnderWay(ctx, intakeOrders); err != nil {
 		return err
 	}
 	empty, err := measure("intake, empty")
 	if err != nil {
 		return err
 	}
-	if err := in.fillUnderWay(ctx, 1, intakeOrders); err != nil {
+	if err := in.fillUnderWay(ctx, intakeOrders); err != nil {
 		return err
 	}
 	if err := b.fill(ctx, intakeOrders, in.oldNotifications); err != nil {
@@ -183,6 +183,7 @@ func (c *captured) insertSelect(r row, e expressions, from, to int) string {
 		"order_state.top_rank":         "60",
 		"order_state.operation_id":     e.key,
 		"order_state.ended_at":         e.now,
+		"order_state.next_check_at":    "NULL", // nothing is left to look for
 		"card_guard.order_ids":         "'{}'", // open no longer; a CREATION stays for some time
 		"card_guard.creation_order_id": "(" + e.order + ")::uuid",
 		"card_guard.creation_until":    "now() + interval '10 days'",

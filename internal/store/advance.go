@@ -93,7 +93,7 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey) (map[orderKey]*
 	}
 	var b pgx.Batch
 	exec(&b, steadyPlans)
-	queueLocks(&b, keys, nil, locked)
+	keysGiven(keys).queueLocks(&b, locked)
 	queueKnownOperations(&b, keys, locked, make(map[string]orderKey))
 	queueHalts(&b, keys, locked)
 	if err := send(ctx, tx, &b); err != nil {
