@@ -143,6 +143,8 @@ var (
 	ErrShipped = errors.New("the card was shipped")
 	// ErrNotChangeable: there is no card to be changed.
 	ErrNotChangeable = errors.New("the order cannot be changed")
+	// ErrTooManyChanges: the order has had as many changes as there may be.
+	ErrTooManyChanges = errors.New("the order has too many changes")
 )
 
 // ChangeConflictError refuses a change because of another one.
@@ -160,7 +162,7 @@ func (e *ChangeConflictError) Error() string {
 
 // PlaceChange does what somebody wants of an order, or has D1 do it, and returns the change
 // after the commit. A key that was used before leads to its change again. The error is
-// ErrNotFound, ErrVersion, ErrShipped, ErrNotChangeable, order.Faults, or a
+// ErrNotFound, ErrVersion, ErrShipped, ErrNotChangeable, ErrTooManyChanges, order.Faults, or a
 // *ChangeConflictError when it cannot be.
 //
 // All is decided while the order and its message are locked: what is done here is done
@@ -225,6 +227,14 @@ func (s *Store) changeOfKey(ctx context.Context, tx pgx.Tx, p ChangePlacement) (
 	return id, nil
 }
 
+// maxChanges is how many changes an order may have that went to D1: all are kept beside
+// its state, for D1 may speak of each at any time. A cancel is never to fail for that, so
+// there is room for some more of them.
+const (
+	maxChanges = 20
+	maxCancels = 10
+)
+
 // placeChange decides about a new change of a locked order and writes what follows.
 func (s *Store) placeChange(ctx context.Context, tx pgx.Tx, p ChangePlacement, o *lockedOrder, id uuid.UUID) error {
 	certain, err := certainlyHere(ctx, tx, o)
@@ -233,6 +243,9 @@ func (s *Store) placeChange(ctx context.Context, tx pgx.Tx, p ChangePlacement, o
 	}
 	kind := p.Request.Type
 	plan := order.PlanChange(kind, o.state, certain)
+	if len(o.open) >= maxChanges && (kind != order.ChangeCancel || len(o.open) >= maxChanges+maxCancels) {
+		return ErrTooManyChanges
+	}
 	switch plan {
 	case order.ChangeTooLate:
 		return ErrShipped

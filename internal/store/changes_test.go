@@ -944,6 +944,21 @@ func TestSeveralChangesReported(t *testing.T) {
 	f.wantStands(faster, "ACCEPTED")
 }
 
+// An order is not changed without end; but there is room for a cancel.
+func TestTooManyChanges(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.atD1("card", "operation")
+	for i := range 20 {
+		f.change(placement(id, order.ChangeAccelerate))
+		f.complete(took(f.claimOf(id), fmt.Sprint("op-", i)))
+	}
+	if _, _, err := f.PlaceChange(t.Context(), placement(id, order.ChangeAccelerate)); !errors.Is(err, store.ErrTooManyChanges) {
+		t.Errorf("the next one: %v", err)
+	}
+	f.wantStands(f.change(placement(id, order.ChangeCancel)), "REQUESTED")
+}
+
 // What D1 calls a change is kept also when the change was settled while it was on the wire:
 // its notification must not wait for ever.
 func TestChangeSettledOnTheWire(t *testing.T) {

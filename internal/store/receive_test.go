@@ -244,6 +244,16 @@ func TestForeignNotifications(t *testing.T) {
 	if got := f.order(o.ID).State.Status; got != order.Accepted {
 		t.Errorf("a foreign notification made it %s", got)
 	}
+	if outcomes := f.receive(n); outcomes[0] != store.OutcomeRepeated {
+		t.Errorf("when it comes again, and has an order: %v", outcomes)
+	}
+	if got := f.outcomes(); got["parked"] != 1 {
+		t.Errorf("it is %v", got)
+	}
+	f.sweepAll(n)
+	if got := f.order(o.ID).State.Status; got != order.Ready {
+		t.Errorf("the order is %s", got)
+	}
 	id := value[int64](f, `SELECT id FROM notifications`)
 	done, err := f.Replay(t.Context(), issuer, id, parsed(n))
 	if err != nil || done.Outcome != store.OutcomeApplied || done.OrderID != o.ID {
