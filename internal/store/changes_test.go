@@ -693,7 +693,12 @@ func TestExpireChangesInSpiteOfOne(t *testing.T) {
 			t.Errorf("%d changes expired, %v; want %d", n, err, want)
 		}
 	}
-	expire(many)
+	for n, calls := 0, 0; n < many; calls++ { // a slow machine may take more than one
+		expired, err := f.ExpireChanges(t.Context())
+		if n += expired; err != nil || calls > many {
+			t.Fatalf("%d changes expired, %v; want %d", n, err, many)
+		}
+	}
 	expire(0) // the two are put off
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
