@@ -70,6 +70,7 @@ const (
 	ProblemUnknownChange        = problemTypes + "unknown-change"
 	ProblemAlreadyShipped       = problemTypes + "already-shipped"
 	ProblemNotChangeable        = problemTypes + "not-changeable"
+	ProblemTooManyChanges       = problemTypes + "too-many-changes"
 	ProblemChangePending        = problemTypes + "change-pending"
 	ProblemVersionMismatch      = problemTypes + "version-mismatch"
 	ProblemBatchInProgress      = problemTypes + "batch-in-progress"

@@ -93,6 +93,8 @@ var (
 		"The card data of the first order cannot serve again: D1's key for it is not in use any more. Send encryptedData. Nothing was stored.")
 	errShipped = newProblem(http.StatusConflict, "already-shipped", "The card has left",
 		"The order was shipped: nothing about it can be changed any more, and the card arrives unless the carrier stops it. Nothing was changed.")
+	errTooManyChanges = newProblem(http.StatusConflict, "too-many-changes", "The order has had too many changes",
+		"Twenty changes of an order go to D1, and ten more cancels. Nothing was stored.")
 	errNotChangeable = newProblem(http.StatusConflict, "not-changeable", "The order cannot be changed",
 		"It has ended, or D1 refused it, so that it can only be retried or cancelled. Read it again. Nothing was changed.")
 	errBatchType = newProblem(http.StatusUnsupportedMediaType, "unsupported-media-type", "Unsupported media type",
@@ -175,6 +177,7 @@ func asProblem(err error) *problem {
 		store.ErrNotHoldable: errNotHoldable, store.ErrNotHeld: errNotHeld, store.ErrNotRaised: errNotRaised,
 		store.ErrNotReorderable: errNotReorderable,
 		store.ErrNoChange:       errNoSuchChange, store.ErrShipped: errShipped, store.ErrNotChangeable: errNotChangeable,
+		store.ErrTooManyChanges: errTooManyChanges,
 	} {
 		if errors.Is(err, known) {
 			return p

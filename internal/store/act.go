@@ -152,6 +152,7 @@ func (s *Store) Retry(ctx context.Context, r Retry) (*Order, error) {
 		if sealed != nil {
 			exec(b, `UPDATE order_payload SET encrypted_data = $3, key_id = $4 WHERE issuer_id = $1 AND order_id = $2`,
 				o.issuer, o.id, sealed, keyIDOf(r.EncryptedData))
+			queueRenewed(b, o)
 			evidence = []order.Evidence{order.Details{}, order.Cured{Attention: order.AttentionCardDataNeeded}}
 		}
 		switch {

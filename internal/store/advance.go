@@ -306,7 +306,7 @@ func (a *advances) advance(o *lockedOrder, cause Cause, evidence ...order.Eviden
 	o.changes = append(o.changes, change{before, next, cause})
 	a.touch(o)
 	a.events = append(a.events, event{o.orderKey, cmp.Or(cause.Action, eventType(before, next)), next, before.Status, cause})
-	a.settleChanges(o, before, cause)
+	a.settleChanges(o, cause)
 }
 
 func (a *advances) touch(o *lockedOrder) {

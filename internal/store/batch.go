@@ -300,6 +300,7 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 			evidence := action.evidence()
 			if action == BatchRelease { // of those that are to wait still, the schedule takes over
 				evidence = order.Release{Early: s.clock(o).Early()}
+				o.admitted = o.state.Hold == order.HeldByRule
 			}
 			w.advance(o, Cause{Kind: CauseRequest, ID: batch.String(), Actor: actor}, evidence)
 			counts.Changed++

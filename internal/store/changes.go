@@ -143,6 +143,8 @@ var (
 	ErrShipped = errors.New("the card was shipped")
 	// ErrNotChangeable: there is no card to be changed.
 	ErrNotChangeable = errors.New("the order cannot be changed")
+	// ErrTooManyChanges: the order has had as many changes as there may be.
+	ErrTooManyChanges = errors.New("the order has too many changes")
 )
 
 // ChangeConflictError refuses a change because of another one.
@@ -160,7 +162,7 @@ func (e *ChangeConflictError) Error() string {
 
 // PlaceChange does what somebody wants of an order, or has D1 do it, and returns the change
 // after the commit. A key that was used before leads to its change again. The error is
-// ErrNotFound, ErrVersion, ErrShipped, ErrNotChangeable, order.Faults, or a
+// ErrNotFound, ErrVersion, ErrShipped, ErrNotChangeable, ErrTooManyChanges, order.Faults, or a
 // *ChangeConflictError when it cannot be.
 //
 // All is decided while the order and its message are locked: what is done here is done
@@ -225,6 +227,14 @@ func (s *Store) changeOfKey(ctx context.Context, tx pgx.Tx, p ChangePlacement) (
 	return id, nil
 }
 
+// maxChanges is how many changes an order may have that went to D1: all are kept beside
+// its state, for D1 may speak of each at any time. A cancel is never to fail for that, so
+// there is room for some more of them.
+const (
+	maxChanges = 20
+	maxCancels = 10
+)
+
 // placeChange decides about a new change of a locked order and writes what follows.
 func (s *Store) placeChange(ctx context.Context, tx pgx.Tx, p ChangePlacement, o *lockedOrder, id uuid.UUID) error {
 	certain, err := certainlyHere(ctx, tx, o)
@@ -233,6 +243,9 @@ func (s *Store) placeChange(ctx context.Context, tx pgx.Tx, p ChangePlacement, o
 	}
 	kind := p.Request.Type
 	plan := order.PlanChange(kind, o.state, certain)
+	if len(o.open) >= maxChanges && (kind != order.ChangeCancel || len(o.open) >= maxChanges+maxCancels) {
+		return ErrTooManyChanges
+	}
 	switch plan {
 	case order.ChangeTooLate:
 		return ErrShipped
@@ -363,14 +376,29 @@ func (s *Store) redirect(ctx context.Context, tx pgx.Tx, o *lockedOrder, to *ord
 	if sealed, err = s.cfg.Seal.seal(text, columnProduction, o.issuer, o.id.String()); err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, `UPDATE order_payload SET production = $3 WHERE issuer_id = $1 AND order_id = $2`, o.issuer, o.id, sealed); err != nil {
+	var b pgx.Batch
+	exec(&b, `UPDATE order_payload SET production = $3 WHERE issuer_id = $1 AND order_id = $2`, o.issuer, o.id, sealed)
+	queueRenewed(&b, o)
+	if err := send(ctx, tx, &b); err != nil {
 		return fmt.Errorf("storing an order's content: %w", err)
 	}
 	return nil
 }
 
-// expireBatch is how many changes expire in one transaction.
-const expireBatch = 100
+// queueRenewed gives the message of an order another id, unless a worker has it: a claim that
+// began before this transaction ends would come to the message after that, and yet read the
+// content that the order had when it began. It does not see the new id, and passes it.
+func queueRenewed(b *pgx.Batch, o *lockedOrder) {
+	exec(b, `UPDATE outbox SET id = DEFAULT WHERE issuer_id = $1 AND order_id = $2 AND kind = $3 AND claim_token IS NULL`,
+		o.issuer, o.id, KindSubmit)
+}
+
+const (
+	// expireBatch is how many changes expire in one transaction.
+	expireBatch = 100
+	// expireWithin is after how long no further order is dealt with by itself.
+	expireWithin = 2 * time.Second
+)
 
 // ExpireChanges ends the waiting for D1's word on changes whose time is over. It returns
 // how many there were; more may be left.
@@ -379,8 +407,65 @@ func (s *Store) ExpireChanges(ctx context.Context) (n int, err error) {
 	if err != nil || len(keys) == 0 { // as a rule
 		return 0, err
 	}
+	n, err = s.expireSome(ctx, keys)
+	if err != nil && itsOwn(ctx, err) {
+		n, err = s.expireEach(ctx, distinctKeys(keys))
+	}
+	if err != nil {
+		return n, fmt.Errorf("letting changes expire: %w", err)
+	}
+	return n, nil
+}
+
+// itsOwn tells whether an error may be that of one order, and not of the database.
+func itsOwn(ctx context.Context, err error) bool {
+	return ctx.Err() == nil && (!Unavailable(err) || isLockTimeout(err))
+}
+
+// expireEach deals with each order by itself: one that cannot be written, or that somebody
+// keeps locked, must not keep the changes of the others waiting. Its own are tried again a
+// minute later.
+func (s *Store) expireEach(ctx context.Context, keys []orderKey) (sum int, err error) {
+	begun := time.Now()
+	for _, key := range keys {
+		if time.Since(begun) > expireWithin {
+			break // those that failed are put off, so that the others are the first next time
+		}
+		n, err := s.expireSome(ctx, []orderKey{key})
+		if err != nil && !itsOwn(ctx, err) {
+			return sum, err
+		}
+		if err != nil {
+			s.cfg.Log.Error("changes of an order could not expire", "issuerId", key.issuer, "orderId", key.id, "error", err)
+			if err := s.putOffExpiry(ctx, key); err != nil {
+				return sum, err
+			}
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
+func (s *Store) putOffExpiry(ctx context.Context, key orderKey) error {
+	var b pgx.Batch
+	exec(&b, patience)
+	exec(&b, `UPDATE order_changes SET expires_at = now() + interval '1 min'
+		WHERE issuer_id = $1 AND order_id = $2 AND state IN ('REQUESTED', 'SENT') AND expires_at <= now()`, key.issuer, key.id)
+	err := s.pool.SendBatch(ctx, &b).Close()
+	if err != nil && itsOwn(ctx, err) { // it is among the first again
+		s.cfg.Log.Error("changes of an order could not be put off", "issuerId", key.issuer, "orderId", key.id, "error", err)
+		return nil
+	}
+	return err
+}
+
+// expireSome deals with orders in one transaction.
+func (s *Store) expireSome(ctx context.Context, keys []orderKey) (n int, err error) {
 	var locked map[orderKey]*lockedOrder
 	err = s.inTx(ctx, func(tx pgx.Tx) (err error) {
+		if _, err := tx.Exec(ctx, patience); err != nil {
+			return err
+		}
 		n = 0
 		if locked, err = lockOrders(ctx, tx, keys); err != nil {
 			return err
@@ -411,7 +496,7 @@ func (s *Store) ExpireChanges(ctx context.Context) (n int, err error) {
 		return send(ctx, tx, &b)
 	})
 	if err != nil {
-		return 0, fmt.Errorf("letting changes expire: %w", err)
+		return 0, err
 	}
 	s.logChanges(ctx, locked)
 	return n, nil
@@ -612,14 +697,14 @@ func (a *advances) changeAnswered(o *lockedOrder, done *Completion, held bool) (
 	case answer != nil:
 		c.State, c.Reason = order.ChangeRefused, cmp.Or(answer.Reason, order.ReasonRefused)
 		a.moveChange(o, cause, changeRow{open: c})
-	case !done.Next.Unsent: // it may have it
-		a.noteChange(o, changeRow{open: c, sent: true})
-		return true
 	default:
-		return true
+		if !done.Next.Unsent { // it may have it
+			a.noteChange(o, changeRow{open: c, sent: true})
+		}
+		stays = true // unless a cancel goes first
 	}
 	a.sendChange(o)
-	return false
+	return stays
 }
 
 // changeOperation is an operation by which D1 knows a change. One that is sent again may
@@ -671,7 +756,7 @@ func (a *advances) withdrawCancels(o *lockedOrder, cause Cause) {
 
 // settleChanges does what an order's new state means for its changes: some are settled by
 // it, and others can go to D1 now that it has the order.
-func (a *advances) settleChanges(o *lockedOrder, before order.State, cause Cause) {
+func (a *advances) settleChanges(o *lockedOrder, cause Cause) {
 	switch {
 	case len(o.open) == 0:
 		return
@@ -685,9 +770,8 @@ func (a *advances) settleChanges(o *lockedOrder, before order.State, cause Cause
 			a.moveChange(o, cause, changeRow{open: c})
 		}
 	}
-	if before.Rank == 0 && o.state.Rank > 0 {
-		a.sendChange(o)
-	}
+	// Also when D1 had the order before: the release before does not look at changes.
+	a.sendChange(o)
 }
 
 // moveChange gives a change of the order another state, which is an event.
@@ -862,7 +946,8 @@ func (a *advances) queueChangeRows(b *pgx.Batch) {
 }
 
 // queueChangeMessages queues the messages that bring changes to D1, one for an order. One
-// that a worker has goes first, and the next follows from its answer.
+// that a worker has goes first, and the next follows from its answer: what becomes of that
+// message is queued before.
 func (a *advances) queueChangeMessages(b *pgx.Batch) {
 	var issuers, cards texts
 	var orders, ids uuids

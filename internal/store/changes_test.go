@@ -665,6 +665,59 @@ func TestExpireChanges(t *testing.T) {
 	}
 }
 
+// An order that cannot be written, or that somebody keeps locked, does not keep the
+// changes of the others waiting; its own expire when it can be.
+func TestExpireChangesInSpiteOfOne(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.exec(`ALTER TABLE order_state ADD CONSTRAINT broken CHECK (operation_id <> 'op-broken' OR attention = '{}')`)
+	const many = 5
+	var others []*store.Change
+	broken, locked := f.atD1("broken", "op-broken"), f.atD1("locked", "op-locked")
+	first, second := f.change(placement(broken, order.ChangeCancel)), f.change(placement(locked, order.ChangeCancel))
+	for i := range many {
+		others = append(others, f.change(placement(f.atD1(fmt.Sprint("card-", i), fmt.Sprint("op-", i)), order.ChangeCancel)))
+	}
+	f.exec(`UPDATE order_changes SET expires_at = now() - interval '1 min'`)
+	f.exec(`UPDATE order_changes SET expires_at = now() - interval '1 h' WHERE order_id IN ($1, $2)`, broken, locked)
+	tx, err := f.conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `SELECT FROM order_state WHERE order_id = $1 FOR UPDATE`, locked); err != nil {
+		t.Fatal(err)
+	}
+	expire := func(want int) {
+		t.Helper()
+		if n, err := f.ExpireChanges(t.Context()); err != nil || n != want {
+			t.Errorf("%d changes expired, %v; want %d", n, err, want)
+		}
+	}
+	for n, calls := 0, 0; n < many; calls++ { // a slow machine may take more than one
+		expired, err := f.ExpireChanges(t.Context())
+		if n += expired; err != nil || calls > many {
+			t.Fatalf("%d changes expired, %v; want %d", n, err, many)
+		}
+	}
+	expire(0) // the two are put off
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range others {
+		f.wantStands(c, "EXPIRED not-sent")
+	}
+	f.wantStands(first, "REQUESTED")
+	f.wantStands(second, "REQUESTED")
+	f.exec(`UPDATE order_changes SET expires_at = now() WHERE state = 'REQUESTED'`)
+	expire(1)
+	f.wantStands(second, "EXPIRED not-sent")
+	f.exec(`ALTER TABLE order_state DROP CONSTRAINT broken`)
+	f.exec(`UPDATE order_changes SET expires_at = now() WHERE state = 'REQUESTED'`)
+	expire(1)
+	f.wantStands(first, "EXPIRED not-sent")
+	f.consistent()
+}
+
 // A cancel of a batch is sent to D1 for those orders that turn out to be there.
 func TestBatchCancelBecomesChanges(t *testing.T) {
 	t.Parallel()
@@ -944,6 +997,21 @@ func TestSeveralChangesReported(t *testing.T) {
 	f.wantStands(faster, "ACCEPTED")
 }
 
+// An order is not changed without end; but there is room for a cancel.
+func TestTooManyChanges(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.atD1("card", "operation")
+	for i := range 20 {
+		f.change(placement(id, order.ChangeAccelerate))
+		f.complete(took(f.claimOf(id), fmt.Sprint("op-", i)))
+	}
+	if _, _, err := f.PlaceChange(t.Context(), placement(id, order.ChangeAccelerate)); !errors.Is(err, store.ErrTooManyChanges) {
+		t.Errorf("the next one: %v", err)
+	}
+	f.wantStands(f.change(placement(id, order.ChangeCancel)), "REQUESTED")
+}
+
 // What D1 calls a change is kept also when the change was settled while it was on the wire:
 // its notification must not wait for ever.
 func TestChangeSettledOnTheWire(t *testing.T) {
@@ -1058,4 +1126,96 @@ func TestOriginalOfARedirected(t *testing.T) {
 	f.change(placement(id, order.ChangeRedirect))
 	f.complete(refusedChange(f.claimOf(id)))
 	goesTo(newAddress)
+}
+
+// A claim that began before a redirect was done does not send the order to the old address:
+// it has read what stood there then.
+func TestRedirectWhileAClaimBegins(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []order.ChangeType{order.ChangeRedirect, order.ChangeAccelerateAndRedirect} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			f := open(t)
+			id := f.accept("card", "request").ID
+			// A claim looks at its lane before it looks for messages: there it waits.
+			f.exec(`INSERT INTO lanes (lane) VALUES ($1) ON CONFLICT DO NOTHING`, lane)
+			f.exec(`ALTER TABLE lanes RENAME TO slow_lanes`)
+			f.exec(`CREATE VIEW lanes AS SELECT * FROM (SELECT *, pg_advisory_xact_lock_shared(7)::text AS v FROM slow_lanes OFFSET 0) l WHERE v IS NOT NULL`)
+			f.exec(`SELECT pg_advisory_lock(7)`)
+			var claimed []store.Message
+			var failed error
+			var claiming sync.WaitGroup
+			claiming.Go(func() {
+				claimed, failed = f.Claim(t.Context(), store.ClaimRequest{Lane: lane, Class: store.ClassSingle, Limit: 1, Lease: time.Minute})
+			})
+			patience := time.Now().Add(20 * time.Second)
+			for !value[bool](f, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)`) {
+				if time.Now().After(patience) {
+					t.Fatal("the claim does not wait")
+				}
+			}
+			c := f.change(placement(id, kind))
+			f.exec(`SELECT pg_advisory_unlock(7)`)
+			claiming.Wait()
+			if failed != nil {
+				t.Fatal(failed)
+			}
+			if len(claimed) == 0 {
+				claimed = f.claim(1, time.Minute)
+			}
+			if len(claimed) != 1 || !strings.Contains(string(claimed[0].Body), "New Street") {
+				t.Errorf("%d messages are claimed, and the card goes to the old address; the change is %s", len(claimed), f.stands(c))
+			}
+		})
+	}
+}
+
+// A replica of the release before stores D1's answer without a look at the changes that
+// wait for it: they are sent with the next news.
+func TestCancelThatTheReleaseBeforeMissed(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.accept("card", "request").ID
+	f.claimOf(id)
+	c := f.change(placement(id, order.ChangeCancel))
+	f.exec(`DELETE FROM outbox`)
+	f.exec(`INSERT INTO operations (issuer_id, operation_id, order_id, operation, source) VALUES ($1, 'operation', $2, 'PRODUCE', 'submit')`, issuer, id)
+	f.exec(`UPDATE order_state SET version = version + 1, status = 'SUBMITTED', rank = 10, step_rank = 10, top_rank = 10, operation_id = 'operation',
+		first_sent_at = now(), updated_at = now()`)
+	f.wantStands(c, "REQUESTED")
+	f.receive(notification(1, "operation", "CARD_PROD_READY"))
+	m := f.claimOf(id)
+	if m.Kind != store.KindChange || m.Change.ID != c.ID {
+		t.Fatalf("D1 is sent %s", m.Kind)
+	}
+	f.receive(notification(2, "operation", "CARD_PROD_ONGOING")) // it is being sent
+	f.complete(took(m, "change"))
+	f.wantStands(c, "SENT")
+}
+
+// A cancel goes before a change whose answer was lost, and that one is sent again after it.
+func TestCancelGoesBeforeWhatIsSentAgain(t *testing.T) {
+	t.Parallel()
+	for name, unsent := range map[string]bool{"not sent": true, "lost": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := open(t)
+			id := f.atD1("card", "operation")
+			a := f.change(placement(id, order.ChangeAccelerate))
+			m := f.claimOf(id)
+			b := f.change(placement(id, order.ChangeCancel))
+			done := lost(m)
+			done.Next.Unsent, done.Next.RunIn = unsent, time.Hour
+			f.complete(done)
+			m = f.claimOf(id)
+			if m.Change.ID != b.ID || m.Tries != 0 {
+				t.Fatalf("D1 is sent %s", m.Change.Type)
+			}
+			f.complete(took(m, "change"))
+			f.wantStands(b, "SENT")
+			if m = f.claimOf(id); m.Change.ID != a.ID {
+				t.Errorf("D1 is then sent %s", m.Change.Type)
+			}
+		})
+	}
 }

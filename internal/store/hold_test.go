@@ -343,3 +343,57 @@ func TestHoldAndSchedule(t *testing.T) {
 	}
 	f.whole()
 }
+
+// What somebody wants held or cancelled is not the rule's to hold: the wish would be lost
+// with the message.
+func TestRuleLeavesWhatIsHalted(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	s := f.with(store.Config{ConsumerLimits: limits(1)})
+	first, cancelled, held := f.accept("card-1", "r-1").ID, f.accept("card-2", "r-2").ID, f.accept("card-3", "r-3").ID
+	claimed := f.claim(10, time.Minute)
+	c := f.change(placement(cancelled, order.ChangeCancel))
+	f.held(held, "")
+	m, err := s.Admit(t.Context(), issuer, claimed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range m {
+		if holds, err := f.Holds(t.Context(), m); err != nil || holds != (m.OrderID == first) {
+			t.Errorf("order %s would be sent: %v, %v", m.IssuerRequestID, holds, err)
+		}
+	}
+	if err := f.Release(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	f.wantStands(c, "ACCEPTED before-dispatch")
+	if o := f.order(cancelled); o.State.Status != order.Cancelled {
+		t.Errorf("what was cancelled is %s", o.State.Status)
+	}
+	if o := f.order(held); o.State.Hold != order.HeldByPerson {
+		t.Errorf("what was held is %s by %q", o.State.Status, o.State.Hold)
+	}
+	f.whole()
+}
+
+// The release of a batch is a person's, too: the rule does not hold the same orders again.
+func TestBatchReleaseAdmits(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	s := f.with(store.Config{ConsumerLimits: limits(1)})
+	f.accept("card-1", "r-1")
+	id := f.accept("card-2", "r-2").ID
+	batch := uuid.New()
+	f.exec(`INSERT INTO order_batches (issuer_id, id, key, status, format, hold, held, digest, created_by, lease_until)
+		VALUES ($1, $2, 'batch', 'COMPLETED', 'csv', false, false, '', 'test', now())`, issuer, batch)
+	if m := admit(t, s, 10); len(m) != 1 || f.order(id).State.Hold != order.HeldByRule {
+		t.Fatalf("%d pass", len(m))
+	}
+	f.exec(`UPDATE orders SET batch_id = $1, urgent = true WHERE id = $2`, batch, id)
+	if counts, err := f.Act(t.Context(), issuer, batch, store.BatchRelease, "ada"); err != nil || counts.Changed != 1 {
+		t.Fatalf("%+v, %v", counts, err)
+	}
+	if m := admit(t, s, 10); len(m) != 1 || m[0].OrderID != id {
+		t.Errorf("released: %v, held by %q", m, f.order(id).State.Hold)
+	}
+}

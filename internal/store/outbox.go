@@ -666,7 +666,7 @@ func (c *completing) answer(b *pgx.Batch) {
 	w := advances{store: c.store}
 	c.shipped = make(map[shipmentKey]ShipmentUpdate)
 	var attempts []attemptRow
-	var nexts []nextRow
+	var nexts, changes []nextRow
 	for i := range c.list {
 		done := &c.list[i]
 		m := &done.Message
@@ -682,7 +682,7 @@ func (c *completing) answer(b *pgx.Batch) {
 		if m.Kind == KindChange {
 			next := Next{RunIn: done.Next.RunIn, Tries: done.Next.Tries, Unsent: true}
 			if next.Done = !w.changeAnswered(o, done, held); held {
-				nexts = append(nexts, nextRow{message: m, Next: next})
+				changes = append(changes, nextRow{message: m, Next: next})
 			}
 			continue
 		}
@@ -721,6 +721,7 @@ func (c *completing) answer(b *pgx.Batch) {
 		}
 	}
 	queueAttempts(b, attempts)
+	queueNexts(b, changes)
 	w.queue(b)
 	queueShipments(b, c.shipped)
 	queueNexts(b, nexts)

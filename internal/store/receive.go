@@ -125,7 +125,7 @@ func (s *Store) Receive(ctx context.Context, issuer string, list []Notification)
 	} else {
 		err = s.receiveLarge(ctx, c)
 		if err != nil && !Away(err) && ctx.Err() == nil {
-			err = s.receiveApart(ctx, issuer, c.list, err)
+			err = s.contained(func() error { return s.receiveApart(ctx, issuer, c.list, err) })
 		}
 	}
 	if err != nil {
@@ -148,7 +148,7 @@ func (s *Store) receiveLarge(ctx context.Context, c *call) error {
 		return ctx.Err()
 	}
 	defer func() { <-s.large }()
-	return s.receive(ctx, c.issuer, c.list)
+	return s.contained(func() error { return s.receive(ctx, c.issuer, c.list) })
 }
 
 // receiveGroup stores calls that came at the same moment, those of each issuer in one
@@ -264,6 +264,9 @@ func (s *Store) park(ctx context.Context, issuer string, list []*arrival) ([]*ar
 			s.cfg.Log.Error("a notification cannot be stored with what was read of it", "issuerId", issuer, "error", err)
 			bare := *n.Notification
 			n.Notification = &Notification{Raw: bare.Raw, Content: bare.Content}
+			if bare.ofOrders() { // it waits, and is not forgotten
+				n.Operation = bare.Operation
+			}
 			if one, err = s.parkTogether(ctx, issuer, []*arrival{n}); err != nil {
 				return nil, err
 			}

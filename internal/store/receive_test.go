@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
+	"regexp"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -244,6 +247,16 @@ func TestForeignNotifications(t *testing.T) {
 	if got := f.order(o.ID).State.Status; got != order.Accepted {
 		t.Errorf("a foreign notification made it %s", got)
 	}
+	if outcomes := f.receive(n); outcomes[0] != store.OutcomeRepeated {
+		t.Errorf("when it comes again, and has an order: %v", outcomes)
+	}
+	if got := f.outcomes(); got["parked"] != 1 {
+		t.Errorf("it is %v", got)
+	}
+	f.sweepAll(n)
+	if got := f.order(o.ID).State.Status; got != order.Ready {
+		t.Errorf("the order is %s", got)
+	}
 	id := value[int64](f, `SELECT id FROM notifications`)
 	done, err := f.Replay(t.Context(), issuer, id, parsed(n))
 	if err != nil || done.Outcome != store.OutcomeApplied || done.OrderID != o.ID {
@@ -375,6 +388,89 @@ func TestReplayRange(t *testing.T) {
 	}
 }
 
+// The bounds of a time hold to the notification, also where ids are missing and times go
+// back a little from one id to the next.
+func TestReplayRangeBounds(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	var list []store.Notification
+	for i := range 120 {
+		list = append(list, notification(i, fmt.Sprint("operation-", i), "CARD_PROD_READY"))
+	}
+	f.receive(list...)
+	f.exec(`DELETE FROM notifications WHERE id % 7 = 0 OR id BETWEEN 30 AND 50`)
+	f.exec(`UPDATE notifications SET created_at = '2026-01-01'::timestamptz + id * interval '10 s' + id % 5 * interval '11 s'`)
+	parse := parsed(list...)
+	begin := value[time.Time](f, `SELECT min(created_at) FROM notifications`)
+	end := value[time.Time](f, `SELECT max(created_at) FROM notifications`)
+	for _, c := range []struct {
+		name     string
+		from, to time.Time
+	}{
+		{"all", begin.Add(-time.Hour), end.Add(time.Hour)},
+		{"all but the last", begin, end},
+		{"the last", end, end.Add(time.Microsecond)},
+		{"before the first", begin.Add(-time.Hour), begin},
+		{"after the last", end.Add(time.Microsecond), end.Add(time.Hour)},
+		{"some", begin.Add(100 * time.Second), begin.Add(250 * time.Second)},
+		{"where ids are missing", begin.Add(320 * time.Second), begin.Add(600 * time.Second)},
+		{"a moment", begin.Add(700 * time.Second), begin.Add(711 * time.Second)},
+	} {
+		want := value[int](f, `SELECT count(*) FROM notifications WHERE created_at >= $1 AND created_at < $2`, c.from, c.to)
+		counts, next, err := f.ReplayRange(t.Context(), issuer, store.ReplayRange{From: c.from, To: c.to}, parse)
+		if err != nil || counts[store.OutcomeForeign] != want || next != 0 {
+			t.Errorf("%s: %v, %d, %v; want %d", c.name, counts, next, err, want)
+		}
+	}
+	middle := value[int64](f, `SELECT id FROM notifications ORDER BY id OFFSET 60 LIMIT 1`)
+	for _, after := range []int64{-1, middle, middle + 1, 1000, math.MaxInt64} {
+		want := value[int](f, `SELECT count(*) FROM notifications WHERE id > $1`, after)
+		in := store.ReplayRange{From: begin, To: end.Add(time.Hour), After: after}
+		if counts, next, err := f.ReplayRange(t.Context(), issuer, in, parse); err != nil || counts[store.OutcomeForeign] != want || next != 0 {
+			t.Errorf("after %d: %v, %d, %v; want %d", after, counts, next, err, want)
+		}
+	}
+	f.exec(`DELETE FROM notifications`)
+	if counts, next, err := f.ReplayRange(t.Context(), issuer, store.ReplayRange{From: begin, To: end}, parse); err != nil || len(counts) > 0 || next != 0 {
+		t.Errorf("of none: %v, %d, %v", counts, next, err)
+	}
+}
+
+// No statement of a replay reads all of a time, whatever is looked for in it.
+func TestReplayRangeReadsLittle(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.exec(`INSERT INTO notifications (issuer_id, digest, body, outcome, created_at)
+		SELECT $1, sha256(i::text::bytea), 'x', 'applied', '2026-01-01'::timestamptz + i * interval '1 s' FROM generate_series(1, 40000) i`, issuer)
+	f.exec(`VACUUM ANALYZE notifications`)
+	plans := &planner{}
+	st := f.traced(plans)
+	day := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	in := store.ReplayRange{From: day.AddDate(0, 0, -1), To: day.AddDate(0, 0, 1), Outcome: store.OutcomeForeign}
+	counts, next, err := st.ReplayRange(t.Context(), issuer, in, parsed())
+	if err != nil || len(counts) > 0 || next != 0 && next < 5000 {
+		t.Fatalf("replayed %v, %d, %v", counts, next, err)
+	}
+	if n := len(plans.statements); n > 120 {
+		t.Errorf("it took %d statements", n)
+	}
+	most := 0
+	for _, plan := range plans.analyze(f) {
+		for _, read := range rowsRead.FindAllStringSubmatch(plan, -1) {
+			n, err := strconv.Atoi(read[1])
+			if most = max(most, n); err != nil || n > 5000 {
+				t.Errorf("%s rows are read:\n%s", read[1], plan)
+			}
+		}
+	}
+	if most < 1000 {
+		t.Errorf("no plan tells that it has read more than %d rows", most)
+	}
+}
+
+// rowsRead finds how many rows a part of a plan gave, and how many it passed.
+var rowsRead = regexp.MustCompile(`(?:actual time=\S+ rows=|Rows Removed by \w+: )(\d+)`)
+
 // Whatever comes at once, in whatever order and however often, while its orders are
 // accepted: each content has one row, is counted as often as it came, and is heard once.
 func TestNotificationsThatComeAtOnce(t *testing.T) {
@@ -448,4 +544,42 @@ func TestNotificationsThatComeAtOnce(t *testing.T) {
 		t.Errorf("%d orders are not as their notifications say", n)
 	}
 	f.whole()
+}
+
+// A notification that cannot be stored with what was read of it waits as its bytes, and is
+// not forgotten as one that is about no order.
+func TestBareNotificationWaits(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.submitted("card-1", "r-1", "operation-1")
+	poison, good := notification(1, "poison\x00", "CARD_PROD_READY"), notification(2, "operation-1", "CARD_PROD_READY")
+	if outcomes := f.receive(poison, good); !slices.Equal(outcomes, []store.Outcome{store.OutcomeParked, store.OutcomeApplied}) {
+		t.Errorf("outcomes %v", outcomes)
+	}
+	if n := value[int](f, `SELECT count(*) FROM notifications WHERE outcome = 'parked' AND next_try_at IS NOT NULL AND operation_id IS NULL`); n != 1 {
+		t.Errorf("%d wait", n)
+	}
+}
+
+// What panics among many is contained as it is among few.
+func TestPanicInALargeCall(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.submitted("card-1", "r-1", "operation-1")
+	list := make([]store.Notification, 50)
+	for i := range list {
+		list[i] = notification(i, fmt.Sprint("other-", i), "CARD_PROD_READY")
+	}
+	list[7] = notification(7, "operation-1", "CARD_PROD_READY")
+	list[7].Evidence = (*order.Report)(nil)
+	outcomes := f.receive(list...)
+	for i, outcome := range outcomes {
+		want := store.OutcomeParked
+		if i == 7 {
+			want = store.OutcomeUnapplied
+		}
+		if outcome != want {
+			t.Errorf("%d is %s, want %s", i, outcome, want)
+		}
+	}
 }

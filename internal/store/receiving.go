@@ -511,20 +511,23 @@ func (r *receiving) queueNew(b *pgx.Batch) {
 	var fresh []*arrival
 	var repeats []int64
 	var times []int
+	var found []bool
 	for _, n := range r.list {
 		if n.outcome != OutcomeRepeated {
 			fresh = append(fresh, n)
 			continue
 		}
-		repeats, times = append(repeats, n.same), append(times, n.times)
-		if n.waits && n.order.id != uuid.Nil {
+		repeats, times, found = append(repeats, n.same), append(times, n.times), append(found, n.waits && n.order.id != uuid.Nil)
+		if found[len(found)-1] {
 			r.found = append(r.found, n.same)
 		}
 	}
-	if len(repeats) > 0 {
+	if len(repeats) > 0 { // what had no order for too long has one after all
 		exec(b, `
-			UPDATE notifications n SET times_seen = n.times_seen + t.times, last_seen_at = now()
-			FROM unnest($1::bigint[], $2::integer[]) AS t(id, times) WHERE n.id = t.id`, repeats, times)
+			UPDATE notifications n SET times_seen = n.times_seen + t.times, last_seen_at = now(),
+				outcome = CASE WHEN t.found AND n.outcome = 'foreign' THEN 'parked' ELSE n.outcome END,
+				next_try_at = CASE WHEN t.found AND n.outcome = 'foreign' THEN now() ELSE n.next_try_at END
+			FROM unnest($1::bigint[], $2::integer[], $3::boolean[]) AS t(id, times, found) WHERE n.id = t.id`, repeats, times, found)
 	}
 	if len(fresh) == 0 {
 		return

@@ -148,7 +148,7 @@ func (s *Store) admit(ctx context.Context, tx pgx.Tx, issuer string, applicants 
 	var admitted []int64
 	for _, a := range applicants {
 		o := locked[a.key]
-		if _, mine := owned[a.claim]; o == nil || !mine || !o.state.ToBeSent() {
+		if m, mine := owned[a.claim]; o == nil || !mine || m.halt != "" || !o.state.ToBeSent() {
 			continue // whoever sends it finds that out
 		}
 		if counts[a.consumer] < a.limit {
