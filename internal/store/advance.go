@@ -367,6 +367,9 @@ func (a *advances) queue(b *pgx.Batch) {
 	queueHeldGuards(b, regained)
 	queueReleasedGuards(b, released)
 	queueHeldGuards(b, held)
+	for _, o := range a.orders {
+		o.stored = o.state // what is queued after this compares with it
+	}
 }
 
 // changing is a column of a statement that writes the states of orders: nil when it stays
