@@ -393,8 +393,12 @@ func queueRenewed(b *pgx.Batch, o *lockedOrder) {
 		o.issuer, o.id, KindSubmit)
 }
 
-// expireBatch is how many changes expire in one transaction.
-const expireBatch = 100
+const (
+	// expireBatch is how many changes expire in one transaction.
+	expireBatch = 100
+	// expireWithin is after how long no further order is dealt with by itself.
+	expireWithin = 2 * time.Second
+)
 
 // ExpireChanges ends the waiting for D1's word on changes whose time is over. It returns
 // how many there were; more may be left.
@@ -403,8 +407,65 @@ func (s *Store) ExpireChanges(ctx context.Context) (n int, err error) {
 	if err != nil || len(keys) == 0 { // as a rule
 		return 0, err
 	}
+	n, err = s.expireSome(ctx, keys)
+	if err != nil && itsOwn(ctx, err) {
+		n, err = s.expireEach(ctx, distinctKeys(keys))
+	}
+	if err != nil {
+		return n, fmt.Errorf("letting changes expire: %w", err)
+	}
+	return n, nil
+}
+
+// itsOwn tells whether an error may be that of one order, and not of the database.
+func itsOwn(ctx context.Context, err error) bool {
+	return ctx.Err() == nil && (!Unavailable(err) || isLockTimeout(err))
+}
+
+// expireEach deals with each order by itself: one that cannot be written, or that somebody
+// keeps locked, must not keep the changes of the others waiting. Its own are tried again a
+// minute later.
+func (s *Store) expireEach(ctx context.Context, keys []orderKey) (sum int, err error) {
+	begun := time.Now()
+	for _, key := range keys {
+		if time.Since(begun) > expireWithin {
+			break // those that failed are put off, so that the others are the first next time
+		}
+		n, err := s.expireSome(ctx, []orderKey{key})
+		if err != nil && !itsOwn(ctx, err) {
+			return sum, err
+		}
+		if err != nil {
+			s.cfg.Log.Error("changes of an order could not expire", "issuerId", key.issuer, "orderId", key.id, "error", err)
+			if err := s.putOffExpiry(ctx, key); err != nil {
+				return sum, err
+			}
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
+func (s *Store) putOffExpiry(ctx context.Context, key orderKey) error {
+	var b pgx.Batch
+	exec(&b, patience)
+	exec(&b, `UPDATE order_changes SET expires_at = now() + interval '1 min'
+		WHERE issuer_id = $1 AND order_id = $2 AND state IN ('REQUESTED', 'SENT') AND expires_at <= now()`, key.issuer, key.id)
+	err := s.pool.SendBatch(ctx, &b).Close()
+	if err != nil && itsOwn(ctx, err) { // it is among the first again
+		s.cfg.Log.Error("changes of an order could not be put off", "issuerId", key.issuer, "orderId", key.id, "error", err)
+		return nil
+	}
+	return err
+}
+
+// expireSome deals with orders in one transaction.
+func (s *Store) expireSome(ctx context.Context, keys []orderKey) (n int, err error) {
 	var locked map[orderKey]*lockedOrder
 	err = s.inTx(ctx, func(tx pgx.Tx) (err error) {
+		if _, err := tx.Exec(ctx, patience); err != nil {
+			return err
+		}
 		n = 0
 		if locked, err = lockOrders(ctx, tx, keys); err != nil {
 			return err
@@ -435,7 +496,7 @@ func (s *Store) ExpireChanges(ctx context.Context) (n int, err error) {
 		return send(ctx, tx, &b)
 	})
 	if err != nil {
-		return 0, fmt.Errorf("letting changes expire: %w", err)
+		return 0, err
 	}
 	s.logChanges(ctx, locked)
 	return n, nil

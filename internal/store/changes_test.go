@@ -665,6 +665,59 @@ func TestExpireChanges(t *testing.T) {
 	}
 }
 
+// An order that cannot be written, or that somebody keeps locked, does not keep the
+// changes of the others waiting; its own expire when it can be.
+func TestExpireChangesInSpiteOfOne(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.exec(`ALTER TABLE order_state ADD CONSTRAINT broken CHECK (operation_id <> 'op-broken' OR attention = '{}')`)
+	const many = 5
+	var others []*store.Change
+	broken, locked := f.atD1("broken", "op-broken"), f.atD1("locked", "op-locked")
+	first, second := f.change(placement(broken, order.ChangeCancel)), f.change(placement(locked, order.ChangeCancel))
+	for i := range many {
+		others = append(others, f.change(placement(f.atD1(fmt.Sprint("card-", i), fmt.Sprint("op-", i)), order.ChangeCancel)))
+	}
+	f.exec(`UPDATE order_changes SET expires_at = now() - interval '1 min'`)
+	f.exec(`UPDATE order_changes SET expires_at = now() - interval '1 h' WHERE order_id IN ($1, $2)`, broken, locked)
+	tx, err := f.conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `SELECT FROM order_state WHERE order_id = $1 FOR UPDATE`, locked); err != nil {
+		t.Fatal(err)
+	}
+	expire := func(want int) {
+		t.Helper()
+		if n, err := f.ExpireChanges(t.Context()); err != nil || n != want {
+			t.Errorf("%d changes expired, %v; want %d", n, err, want)
+		}
+	}
+	for n, calls := 0, 0; n < many; calls++ { // a slow machine may take more than one
+		expired, err := f.ExpireChanges(t.Context())
+		if n += expired; err != nil || calls > many {
+			t.Fatalf("%d changes expired, %v; want %d", n, err, many)
+		}
+	}
+	expire(0) // the two are put off
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range others {
+		f.wantStands(c, "EXPIRED not-sent")
+	}
+	f.wantStands(first, "REQUESTED")
+	f.wantStands(second, "REQUESTED")
+	f.exec(`UPDATE order_changes SET expires_at = now() WHERE state = 'REQUESTED'`)
+	expire(1)
+	f.wantStands(second, "EXPIRED not-sent")
+	f.exec(`ALTER TABLE order_state DROP CONSTRAINT broken`)
+	f.exec(`UPDATE order_changes SET expires_at = now() WHERE state = 'REQUESTED'`)
+	expire(1)
+	f.wantStands(first, "EXPIRED not-sent")
+	f.consistent()
+}
+
 // A cancel of a batch is sent to D1 for those orders that turn out to be there.
 func TestBatchCancelBecomesChanges(t *testing.T) {
 	t.Parallel()

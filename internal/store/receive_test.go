@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
+	"regexp"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -384,6 +387,89 @@ func TestReplayRange(t *testing.T) {
 		t.Errorf("of another issuer: %v, %v", counts, err)
 	}
 }
+
+// The bounds of a time hold to the notification, also where ids are missing and times go
+// back a little from one id to the next.
+func TestReplayRangeBounds(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	var list []store.Notification
+	for i := range 120 {
+		list = append(list, notification(i, fmt.Sprint("operation-", i), "CARD_PROD_READY"))
+	}
+	f.receive(list...)
+	f.exec(`DELETE FROM notifications WHERE id % 7 = 0 OR id BETWEEN 30 AND 50`)
+	f.exec(`UPDATE notifications SET created_at = '2026-01-01'::timestamptz + id * interval '10 s' + id % 5 * interval '11 s'`)
+	parse := parsed(list...)
+	begin := value[time.Time](f, `SELECT min(created_at) FROM notifications`)
+	end := value[time.Time](f, `SELECT max(created_at) FROM notifications`)
+	for _, c := range []struct {
+		name     string
+		from, to time.Time
+	}{
+		{"all", begin.Add(-time.Hour), end.Add(time.Hour)},
+		{"all but the last", begin, end},
+		{"the last", end, end.Add(time.Microsecond)},
+		{"before the first", begin.Add(-time.Hour), begin},
+		{"after the last", end.Add(time.Microsecond), end.Add(time.Hour)},
+		{"some", begin.Add(100 * time.Second), begin.Add(250 * time.Second)},
+		{"where ids are missing", begin.Add(320 * time.Second), begin.Add(600 * time.Second)},
+		{"a moment", begin.Add(700 * time.Second), begin.Add(711 * time.Second)},
+	} {
+		want := value[int](f, `SELECT count(*) FROM notifications WHERE created_at >= $1 AND created_at < $2`, c.from, c.to)
+		counts, next, err := f.ReplayRange(t.Context(), issuer, store.ReplayRange{From: c.from, To: c.to}, parse)
+		if err != nil || counts[store.OutcomeForeign] != want || next != 0 {
+			t.Errorf("%s: %v, %d, %v; want %d", c.name, counts, next, err, want)
+		}
+	}
+	middle := value[int64](f, `SELECT id FROM notifications ORDER BY id OFFSET 60 LIMIT 1`)
+	for _, after := range []int64{-1, middle, middle + 1, 1000, math.MaxInt64} {
+		want := value[int](f, `SELECT count(*) FROM notifications WHERE id > $1`, after)
+		in := store.ReplayRange{From: begin, To: end.Add(time.Hour), After: after}
+		if counts, next, err := f.ReplayRange(t.Context(), issuer, in, parse); err != nil || counts[store.OutcomeForeign] != want || next != 0 {
+			t.Errorf("after %d: %v, %d, %v; want %d", after, counts, next, err, want)
+		}
+	}
+	f.exec(`DELETE FROM notifications`)
+	if counts, next, err := f.ReplayRange(t.Context(), issuer, store.ReplayRange{From: begin, To: end}, parse); err != nil || len(counts) > 0 || next != 0 {
+		t.Errorf("of none: %v, %d, %v", counts, next, err)
+	}
+}
+
+// No statement of a replay reads all of a time, whatever is looked for in it.
+func TestReplayRangeReadsLittle(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.exec(`INSERT INTO notifications (issuer_id, digest, body, outcome, created_at)
+		SELECT $1, sha256(i::text::bytea), 'x', 'applied', '2026-01-01'::timestamptz + i * interval '1 s' FROM generate_series(1, 40000) i`, issuer)
+	f.exec(`VACUUM ANALYZE notifications`)
+	plans := &planner{}
+	st := f.traced(plans)
+	day := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	in := store.ReplayRange{From: day.AddDate(0, 0, -1), To: day.AddDate(0, 0, 1), Outcome: store.OutcomeForeign}
+	counts, next, err := st.ReplayRange(t.Context(), issuer, in, parsed())
+	if err != nil || len(counts) > 0 || next != 0 && next < 5000 {
+		t.Fatalf("replayed %v, %d, %v", counts, next, err)
+	}
+	if n := len(plans.statements); n > 120 {
+		t.Errorf("it took %d statements", n)
+	}
+	most := 0
+	for _, plan := range plans.analyze(f) {
+		for _, read := range rowsRead.FindAllStringSubmatch(plan, -1) {
+			n, err := strconv.Atoi(read[1])
+			if most = max(most, n); err != nil || n > 5000 {
+				t.Errorf("%s rows are read:\n%s", read[1], plan)
+			}
+		}
+	}
+	if most < 1000 {
+		t.Errorf("no plan tells that it has read more than %d rows", most)
+	}
+}
+
+// rowsRead finds how many rows a part of a plan gave, and how many it passed.
+var rowsRead = regexp.MustCompile(`(?:actual time=\S+ rows=|Rows Removed by \w+: )(\d+)`)
 
 // Whatever comes at once, in whatever order and however often, while its orders are
 // accepted: each content has one row, is counted as often as it came, and is heard once.

@@ -935,6 +935,11 @@ func TestPlans(t *testing.T) {
 			_, err := st.Changes(t.Context(), issuer, uuid.MustParse("01a20a68-0000-7000-8000-000000000050"), uuid.Nil, 50)
 			return err
 		},
+		"replay of a time": func() error {
+			in := store.ReplayRange{From: time.Now().Add(-time.Hour), To: time.Now().Add(time.Hour), Outcome: "none"}
+			_, _, err := st.ReplayRange(t.Context(), issuer, in, nil)
+			return err
+		},
 		"changes expire": func() error { _, err := st.ExpireChanges(t.Context()); return err },
 		"beat":           func() error { _, err := st.Beat(t.Context(), store.Replica{ID: uuid.New()}); return err },
 		"pause":          func() error { _, err := st.PauseLane(t.Context(), lane, "ada", "why"); return err },
@@ -1073,6 +1078,28 @@ func (p *planner) explain(f *fixture) []string {
 		if err := tx.Conn().PgConn().Exec(f.t.Context(), "DEALLOCATE "+name).Close(); err != nil {
 			f.t.Fatal(err)
 		}
+	}
+	return plans
+}
+
+// analyze runs the statements again, which only read, and tells what each has read.
+func (p *planner) analyze(f *fixture) (plans []string) {
+	f.t.Helper()
+	tx, err := f.conn.Begin(f.t.Context())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	for _, s := range p.statements {
+		rows, err := tx.Query(f.t.Context(), "EXPLAIN ANALYZE "+s.sql, s.args...)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			f.t.Fatalf("explaining %s: %v", s.sql, err)
+		}
+		plans = append(plans, strings.Join(lines, "\n"))
 	}
 	return plans
 }
