@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"hash/maphash"
 	"io"
 	"iter"
 	"log/slog"
@@ -262,10 +263,12 @@ func chunks(body []byte) iter.Seq[[][]byte] {
 			return
 		}
 		var chunk [][]byte
-		seen := make(map[string]bool)
+		seen := make(map[uint64][]byte, receiveChunk)
+		seed := maphash.MakeSeed()
 		goOn := true
 		d1client.Elements(list, func(element []byte) bool {
-			if seen[string(element)] {
+			sum := maphash.Bytes(seed, element)
+			if other, ok := seen[sum]; ok && bytes.Equal(other, element) {
 				return true
 			}
 			if len(chunk) == receiveChunk {
@@ -273,7 +276,7 @@ func chunks(body []byte) iter.Seq[[][]byte] {
 				chunk = nil
 				clear(seen)
 			}
-			seen[string(element)] = true
+			seen[sum] = element
 			chunk = append(chunk, element)
 			return goOn
 		})

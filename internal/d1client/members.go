@@ -22,16 +22,19 @@ func parseObject(raw []byte) (members, bool) {
 	if !json.Valid(raw) {
 		return nil, false
 	}
-	return splitObject(raw)
+	return splitObject(nil, raw)
 }
 
-// splitObject is parseObject for valid JSON.
-func splitObject(raw []byte) (members, bool) {
+// manyMembers is how many members an object has at most, as a rule.
+const manyMembers = 12
+
+// splitObject is parseObject for valid JSON. It appends to m, so that a caller whose
+// members go no further needs no memory for them.
+func splitObject(m members, raw []byte) (members, bool) {
 	i := skipSpace(raw, 0)
 	if i == len(raw) || raw[i] != '{' {
 		return nil, false
 	}
-	m := make(members, 0, 12)
 	for i = skipSpace(raw, i+1); raw[i] != '}'; {
 		end := skipString(raw, i)
 		name := raw[i:end]
@@ -67,7 +70,7 @@ func Elements(raw []byte, f func(element []byte) bool) bool {
 // Notified returns the list of operations in a notification, which must be valid JSON;
 // false when it has none.
 func Notified(body []byte) (list []byte, ok bool) {
-	m, _ := splitObject(body)
+	m, _ := splitObject(nil, body)
 	list = m.raw("operations")
 	return list, len(list) > 0 && list[0] == '['
 }
@@ -167,8 +170,9 @@ func (m members) id(name string) string {
 	return ""
 }
 
-func (m members) object(name string) members {
-	o, _ := splitObject(m.raw(name))
+// object appends the members of an object to o.
+func (m members) object(o members, name string) members {
+	o, _ = splitObject(o, m.raw(name))
 	return o
 }
 
@@ -221,7 +225,8 @@ func appendCanonical(to, raw []byte) []byte {
 		})
 		return append(to, ']')
 	case '{':
-		m, _ := splitObject(raw)
+		var few [manyMembers]member
+		m, _ := splitObject(few[:0], raw)
 		// Stable: of members with one name the last counts.
 		slices.SortStableFunc(m, func(x, y member) int { return bytes.Compare(x.name, y.name) })
 		to = append(to, '{')

@@ -86,12 +86,13 @@ func ParseOperation(raw []byte) (Operation, error) {
 
 // ParseElement is ParseOperation for a part of valid JSON; Raw is left out.
 func ParseElement(raw []byte) (Operation, error) {
-	m, ok := splitObject(raw)
+	var few, fewDetails, fewOfShipment [manyMembers]member
+	m, ok := splitObject(few[:0], raw)
 	if !ok {
 		return Operation{}, errNotObject
 	}
-	details := m.object("details")
-	shipment := details.object("shipment")
+	details := m.object(fewDetails[:0], "details")
+	shipment := details.object(fewOfShipment[:0], "shipment")
 	dueDate, dateOnly := details.date("dueDate")
 	requestID := firstNonEmpty(m.id("issuerRequestId"), details.id("issuerRequestId"))
 	return Operation{
@@ -155,6 +156,9 @@ func (m members) text(name string) string {
 // link lets no other scheme through to the page that will show it.
 func (m members) link(name string) string {
 	s := m.str(name)
+	if s == "" {
+		return ""
+	}
 	u, err := url.Parse(s)
 	if err != nil || len(s) > maxLink || s != clean(s) || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
 		return ""

@@ -131,13 +131,7 @@ func (k keySet) queueLocks(b *pgx.Batch, locked map[orderKey]*lockedOrder) {
 		ORDER BY s.issuer_id, s.order_id
 		FOR UPDATE OF s`,
 		k.args...).Query(func(rows pgx.Rows) error {
-		return each(rows, func() error {
-			o, err := scanLocked(rows)
-			if err == nil {
-				locked[o.orderKey] = o
-			}
-			return err
-		})
+		return eachLocked(rows, func(o *lockedOrder) { locked[o.orderKey] = o })
 	})
 }
 
@@ -147,18 +141,25 @@ const lockColumns = `s.issuer_id, s.order_id, s.first_sent_at, clock_timestamp()
 			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false),
 			s.open_changes, ` + stateColumns
 
-func scanLocked(rows pgx.Rows) (*lockedOrder, error) {
-	o := &lockedOrder{}
+// eachLocked calls f with the order of each row. What the rows are scanned into is made
+// once for all of them.
+func eachLocked(rows pgx.Rows, f func(*lockedOrder)) error {
+	var o lockedOrder
 	var id pgtype.UUID
-	fields := []any{
+	fields := append([]any{
 		&o.issuer, &id, &o.firstSentAt, &o.now, &o.cardID, &o.cardProductID,
 		&o.issuance, &o.urgent, &o.createdAt, &o.notBefore, &o.heardAt, &o.checks, &o.doubted, &o.open,
-	}
-	if err := rows.Scan(append(fields, stateFields(&o.state)...)...); err != nil {
-		return nil, err
-	}
-	o.id, o.stored = id.Bytes, o.state
-	return o, nil
+	}, stateFields(&o.state)...)
+	return each(rows, func() error {
+		o = lockedOrder{}
+		if err := rows.Scan(fields...); err != nil {
+			return err
+		}
+		o.id, o.stored = id.Bytes, o.state
+		one := o
+		f(&one)
+		return nil
+	})
 }
 
 // queueKnownOperations queues the reading of every PRODUCE operation seen for orders.
@@ -368,46 +369,58 @@ func (a *advances) queue(b *pgx.Batch) {
 	queueHeldGuards(b, held)
 }
 
+// changing is a column of a statement that writes the states of orders: nil when it stays
+// as it is for all of them. What an array lacks is NULL to the statement.
+func changing[T comparable](list []*lockedOrder, value func(*order.State) T) []T {
+	column := make([]T, len(list))
+	changed := false
+	for i, o := range list {
+		column[i] = value(&o.state)
+		changed = changed || column[i] != value(&o.stored)
+	}
+	if !changed {
+		return nil
+	}
+	return column
+}
+
+// queueStates writes the states. Most columns stay as they are for most lists: they cost
+// nothing then, neither here nor in the database, and the statement is the same.
 func (a *advances) queueStates(b *pgx.Batch) {
 	n := len(a.orders)
 	issuers, ids, versions := make(texts, n), make(uuids, n), make([]int, n)
-	statuses, attention, operations := make(texts, n), make(texts, n), make(texts, n)
-	ranks, steps, tops, ends := make([]int, n), make([]int, n), make([]int, n), make([]int, n)
-	due, dueRanks, sites, siteRanks := make(texts, n), make([]int, n), make(texts, n), make([]int, n)
-	ended, firsts := make([]int, n), make([]pgtype.Timestamptz, n)
-	holds, sinces, dues, lates := make(texts, n), make([]time.Time, n), make([]pgtype.Timestamptz, n), make([]bool, n)
-	acknowledged, parcels := make(texts, n), make([]*string, n)
-	lateIn, heards, checks := make(texts, n), make([]pgtype.Timestamptz, n), make([]int, n)
-	looks, looked := make([]pgtype.Timestamptz, n), make([]bool, n)
+	ended, firsts := make([]int, n), make(times, n)
+	dues, heards, looks, checks := make(times, n), make(times, n), make(times, n), make([]int, n)
+	var ends, looked = false, []bool(nil)
 	for i, o := range a.orders {
-		before, s := o.stored, o.state
+		before, s := &o.stored, &o.state
 		issuers[i], ids[i], versions[i] = o.issuer, pgID(&o.id), s.Version
-		statuses[i], attention[i], operations[i] = string(s.Status), codeArray(s.Attention), s.OperationID
-		ranks[i], steps[i], tops[i], ends[i] = s.Rank, s.StepRank, s.TopRank, s.EndRank
-		due[i], dueRanks[i] = s.DueDate.Value, s.DueDate.Rank
-		sites[i], siteRanks[i] = s.ProductionSite.Value, s.ProductionSite.Rank
 		ended[i] = becomes(before.Ended(), s.Ended())
-		holds[i], sinces[i], dues[i], lates[i] = string(s.Hold), s.Since, timeOrNull(s.DueAt), s.Late
-		acknowledged[i], parcels[i] = codeArray(s.Acknowledged), nil
-		if !slices.Equal(before.Parcels, s.Parcels) {
-			parcels[i] = textArray(s.Parcels)
-		}
-		if len(s.LateIn) > 0 {
-			lateIn[i] = codeArray(s.LateIn)
-		}
+		ends = ends || ended[i] != 0
+		dues[i] = timeOrNull(s.DueAt)
 		firsts[i], heards[i], checks[i] = timeOrNull(timeOf(o.firstSentAt)), timeOrNull(timeOf(o.heardAt)), o.checks
-		looks[i], looked[i] = a.store.nextLook(o), o.looked
+		looks[i] = a.store.nextLook(o)
+		if o.looked {
+			looked = append(append(looked, make([]bool, i-len(looked))...), true)
+		}
 	}
+	if !ends {
+		ended = nil
+	}
+	text := func(value func(*order.State) string) texts { return changing(a.orders, value) }
+	rank := func(value func(*order.State) int) []int { return changing(a.orders, value) }
 	exec(b, `
-		UPDATE order_state s SET version = t.version, status = t.status, rank = t.rank, step_rank = t.step_rank,
-			top_rank = t.top_rank, end_rank = t.end_rank, operation_id = nullif(t.operation_id, ''), attention = t.attention::text[],
-			due_date = nullif(t.due_date, ''), due_date_rank = t.due_date_rank,
-			production_site = nullif(t.production_site, ''), production_site_rank = t.production_site_rank, updated_at = now(),
-			ended_at = CASE t.ended WHEN 0 THEN s.ended_at WHEN 1 THEN now() END,
+		UPDATE order_state s SET version = t.version, status = coalesce(t.status, s.status), rank = coalesce(t.rank, s.rank),
+			step_rank = coalesce(t.step_rank, s.step_rank), top_rank = coalesce(t.top_rank, s.top_rank), end_rank = coalesce(t.end_rank, s.end_rank),
+			operation_id = nullif(coalesce(t.operation_id, s.operation_id), ''), attention = coalesce(t.attention::text[], s.attention),
+			due_date = nullif(coalesce(t.due_date, s.due_date), ''), due_date_rank = coalesce(t.due_date_rank, s.due_date_rank),
+			production_site = nullif(coalesce(t.production_site, s.production_site), ''),
+			production_site_rank = coalesce(t.production_site_rank, s.production_site_rank), updated_at = now(),
+			ended_at = CASE t.ended WHEN 1 THEN now() WHEN 2 THEN NULL ELSE s.ended_at END,
 			next_check_at = CASE WHEN t.looked OR t.look IS NULL THEN t.look ELSE least(s.next_check_at, t.look) END,
-			checks = t.checks, heard_at = t.heard, late_in = nullif(t.late_in, '')::text[],
-			first_sent_at = t.first_sent_at, hold = nullif(t.hold, ''), status_since = t.since, due_at = t.due, late = t.late,
-			acknowledged = t.acknowledged::text[], parcels = coalesce(t.parcels::text[], s.parcels)
+			checks = t.checks, heard_at = t.heard, late_in = nullif(coalesce(t.late_in::text[], s.late_in), '{}'),
+			first_sent_at = t.first_sent_at, hold = nullif(coalesce(t.hold, s.hold), ''), status_since = coalesce(t.since, s.status_since), due_at = t.due,
+			late = coalesce(t.late, s.late), acknowledged = coalesce(t.acknowledged::text[], s.acknowledged), parcels = coalesce(t.parcels::text[], s.parcels)
 		FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::text[], $5::smallint[], $6::smallint[], $7::smallint[], $8::smallint[],
 			$9::text[], $10::text[], $11::text[], $12::smallint[], $13::text[], $14::smallint[], $15::smallint[], $16::timestamptz[],
 			$17::text[], $18::timestamptz[], $19::timestamptz[], $20::boolean[], $21::text[], $22::text[],
@@ -416,8 +429,17 @@ func (a *advances) queueStates(b *pgx.Batch) {
 				operation_id, attention, due_date, due_date_rank, production_site, production_site_rank, ended, first_sent_at,
 				hold, since, due, late, acknowledged, parcels, late_in, heard, checks, look, looked)
 		WHERE s.issuer_id = t.issuer_id AND s.order_id = t.order_id`,
-		issuers, ids, versions, statuses, ranks, steps, tops, ends, operations, attention, due, dueRanks, sites, siteRanks,
-		ended, firsts, holds, sinces, dues, lates, acknowledged, parcels, lateIn, heards, checks, looks, looked)
+		issuers, ids, versions, text(func(s *order.State) string { return string(s.Status) }),
+		rank(func(s *order.State) int { return s.Rank }), rank(func(s *order.State) int { return s.StepRank }),
+		rank(func(s *order.State) int { return s.TopRank }), rank(func(s *order.State) int { return s.EndRank }),
+		text(func(s *order.State) string { return s.OperationID }), text(func(s *order.State) string { return codeArray(s.Attention) }),
+		text(func(s *order.State) string { return s.DueDate.Value }), rank(func(s *order.State) int { return s.DueDate.Rank }),
+		text(func(s *order.State) string { return s.ProductionSite.Value }), rank(func(s *order.State) int { return s.ProductionSite.Rank }),
+		ended, firsts, text(func(s *order.State) string { return string(s.Hold) }),
+		times(changing(a.orders, func(s *order.State) pgtype.Timestamptz { return timeOrNull(s.Since) })), dues,
+		changing(a.orders, func(s *order.State) bool { return s.Late }),
+		text(func(s *order.State) string { return codeArray(s.Acknowledged) }), text(func(s *order.State) string { return textArray(s.Parcels) }),
+		text(func(s *order.State) string { return codeArray(s.LateIn) }), heards, checks, looks, looked)
 }
 
 // becomes is 0 when nothing changes, 1 when something becomes true, 2 when it ends.
@@ -437,18 +459,30 @@ func (a *advances) queueEvents(b *pgx.Batch) {
 		return
 	}
 	issuers, ids, seqs, kinds := make(texts, n), make(uuids, n), make([]int, n), make(texts, n)
-	statuses, previous, attention := make(texts, n), make(texts, n), make(texts, n)
-	causes, causeIDs, actors, details := make(texts, n), make(texts, n), make(texts, n), make(texts, n)
-	lates := make([]bool, n)
+	statuses, previous, causes, causeIDs := make(texts, n), make(texts, n), make(texts, n), make(texts, n)
+	// Most lists have none of these.
+	var attention, actors, details texts
+	var lates []bool
 	for i, e := range a.events {
 		issuers[i], ids[i], seqs[i], kinds[i] = e.key.issuer, pgID(&e.key.id), e.state.Version, string(e.kind)
-		statuses[i], previous[i], attention[i] = string(e.state.Status), string(e.previous), codeArray(e.state.Attention)
-		causes[i], causeIDs[i], actors[i], details[i] = string(e.cause.Kind), e.cause.ID, e.cause.Actor, string(e.cause.Detail)
-		lates[i] = e.state.Late
+		statuses[i], previous[i] = string(e.state.Status), string(e.previous)
+		causes[i], causeIDs[i] = string(e.cause.Kind), e.cause.ID
+		if len(e.state.Attention) > 0 {
+			attention = append(append(attention, make(texts, i-len(attention))...), codeArray(e.state.Attention))
+		}
+		if e.cause.Actor != "" {
+			actors = append(append(actors, make(texts, i-len(actors))...), e.cause.Actor)
+		}
+		if len(e.cause.Detail) > 0 {
+			details = append(append(details, make(texts, i-len(details))...), string(e.cause.Detail))
+		}
+		if e.state.Late {
+			lates = append(append(lates, make([]bool, i-len(lates))...), true)
+		}
 	}
 	exec(b, `
 		INSERT INTO order_events (issuer_id, order_id, seq, type, status, previous_status, attention, cause, cause_id, actor, detail, late)
-		SELECT i, o, s, k, st, nullif(p, ''), a::text[], c, nullif(ci, ''), nullif(ac, ''), nullif(d, '')::jsonb, l
+		SELECT i, o, s, k, st, nullif(p, ''), coalesce(nullif(a, '')::text[], '{}'), c, nullif(ci, ''), nullif(ac, ''), nullif(d, '')::jsonb, coalesce(l, false)
 		FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[],
 				$12::boolean[])
 			AS t(i, o, s, k, st, p, a, c, ci, ac, d, l)`,
@@ -583,13 +617,15 @@ func codeArray[T ~string](codes []T) string {
 }
 
 // textArray writes any texts as an array of Postgres.
-func textArray(list []string) *string {
+func textArray(list []string) string {
+	if len(list) == 0 {
+		return "{}"
+	}
 	quoted := make([]string, len(list))
 	for i, s := range list {
 		quoted[i] = `"` + quoteInArray.Replace(s) + `"`
 	}
-	array := "{" + strings.Join(quoted, ",") + "}"
-	return &array
+	return "{" + strings.Join(quoted, ",") + "}"
 }
 
 var quoteInArray = strings.NewReplacer(`\`, `\\`, `"`, `\"`)

@@ -239,13 +239,9 @@ func (c *check) lock(ctx context.Context, tx pgx.Tx) (list []*lockedOrder, err e
 			AND `+sameHistory+`
 		ORDER BY s.next_check_at LIMIT $2
 		FOR UPDATE OF s SKIP LOCKED`, c.issuer, checkChunk, optionalID(c.only), c.from).Query(func(rows pgx.Rows) error {
-		return each(rows, func() error {
-			o, err := scanLocked(rows)
-			if err == nil {
-				c.locked[o.orderKey] = o
-				list = append(list, o)
-			}
-			return err
+		return eachLocked(rows, func(o *lockedOrder) {
+			c.locked[o.orderKey] = o
+			list = append(list, o)
 		})
 	})
 	exec(&b, sortOn)

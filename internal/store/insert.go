@@ -217,11 +217,12 @@ func (c *insertColumns) waits(e *entry) {
 	}
 }
 
-// texts and uuids are array parameters whose elements pgx takes where they are: those of
+// texts, uuids and times are array parameters whose elements pgx takes where they are: those of
 // plain slices it copies to the heap one by one.
 type (
 	texts []string
 	uuids []pgtype.UUID
+	times []pgtype.Timestamptz
 	text  string
 )
 
@@ -236,6 +237,10 @@ func (a texts) IndexType() any                      { return new(text) }
 func (a uuids) Dimensions() []pgtype.ArrayDimension { return oneDimension(len(a)) }
 func (a uuids) Index(i int) any                     { return &a[i] }
 func (a uuids) IndexType() any                      { return new(pgtype.UUID) }
+
+func (a times) Dimensions() []pgtype.ArrayDimension { return oneDimension(len(a)) }
+func (a times) Index(i int) any                     { return &a[i] }
+func (a times) IndexType() any                      { return new(pgtype.Timestamptz) }
 
 func oneDimension(n int) []pgtype.ArrayDimension {
 	return []pgtype.ArrayDimension{{Length: int32(n), LowerBound: 1}} //nolint:gosec // some hundreds

@@ -58,11 +58,12 @@ type Shipment struct {
 }
 
 // stateColumns are the columns of order_state that make an order.State, in the
-// order of stateFields.
+// order of stateFields. Lists that are empty, as most are, are read as NULL: an array costs
+// much more on its way.
 const stateColumns = `s.version, s.status, s.rank, s.step_rank, s.top_rank, s.end_rank, s.ends_at,
-	coalesce(s.operation_id, ''), s.attention, coalesce(s.due_date, ''), s.due_date_rank,
+	coalesce(s.operation_id, ''), nullif(s.attention, '{}'), coalesce(s.due_date, ''), s.due_date_rank,
 	coalesce(s.production_site, ''), s.production_site_rank,
-	coalesce(s.hold, ''), s.status_since, s.due_at, s.late, s.late_in, s.acknowledged, s.parcels`
+	coalesce(s.hold, ''), s.status_since, s.due_at, s.late, s.late_in, nullif(s.acknowledged, '{}'), nullif(s.parcels, '{}')`
 
 func stateFields(s *order.State) []any {
 	return []any{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -91,7 +92,7 @@ const (
 )
 
 func (n *arrival) cause() Cause {
-	return Cause{Kind: CauseNotification, ID: fmt.Sprint(n.id)}
+	return Cause{Kind: CauseNotification, ID: strconv.FormatInt(n.id, 10)}
 }
 
 // call is a small call of D1's, on its way into the tables with others.
@@ -122,8 +123,8 @@ func (s *Store) Receive(ctx context.Context, issuer string, list []Notification)
 	if len(list) <= smallCall {
 		err = s.calls.enter(ctx, c, c.done)
 	} else {
-		err = s.contained(func() error { return s.receive(ctx, issuer, c.list) })
-		if err != nil && !Away(err) {
+		err = s.receiveLarge(ctx, c)
+		if err != nil && !Away(err) && ctx.Err() == nil {
 			err = s.contained(func() error { return s.receiveApart(ctx, issuer, c.list, err) })
 		}
 	}
@@ -135,6 +136,19 @@ func (s *Store) Receive(ctx context.Context, issuer string, list []Notification)
 		outcomes[i] = n.outcome
 	}
 	return outcomes, nil
+}
+
+// receiveLarge stores a large call in one transaction. Few are stored at once, in the order
+// in which they came: more would not be faster, but each would hold its orders, and a
+// connection, for longer.
+func (s *Store) receiveLarge(ctx context.Context, c *call) error {
+	select {
+	case s.large <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-s.large }()
+	return s.contained(func() error { return s.receive(ctx, c.issuer, c.list) })
 }
 
 // receiveGroup stores calls that came at the same moment, those of each issuer in one

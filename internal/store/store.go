@@ -79,6 +79,7 @@ type Store struct {
 	trouble *trouble
 	groups  groups[*entry]
 	calls   groups[*call] // with notifications
+	large   chan struct{} // calls with many notifications, while they are stored
 	waiters chan struct{} // what waits long for a lock, each with a connection
 	lists   chan struct{} // lists being read: they may take long, and leave half of the connections
 	reports chan struct{} // the report being read
@@ -122,7 +123,8 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the database pool: %w", err)
 	}
-	s := &Store{pool: pool, cfg: cfg, trouble: &t, lists: make(chan struct{}, max(1, pc.MaxConns/2)), reports: make(chan struct{}, 1)}
+	s := &Store{pool: pool, cfg: cfg, trouble: &t, lists: make(chan struct{}, max(1, pc.MaxConns/2)), reports: make(chan struct{}, 1),
+		large: make(chan struct{}, max(1, pc.MaxConns/4))}
 	s.startCommitters()
 	s.startAnnouncer()
 	return s, nil
