@@ -67,7 +67,7 @@ func importOrders(ctx context.Context, args []string, stdout, stderr io.Writer) 
 		IssuerID: *issuer, File: file, CSV: format == "csv", DryRun: *dryRun,
 		Refused: func(line int, faults order.Faults) {
 			for _, f := range faults {
-				_, _ = fmt.Fprintf(stderr, "line %d: %s: %s (%s)\n", line, f.Pointer, f.Detail, f.Code)
+				_, _ = fmt.Fprintf(stderr, "line %d: %s (%s)\n", line, strings.TrimPrefix(f.Pointer+": "+f.Detail, ": "), f.Code)
 			}
 		},
 	})

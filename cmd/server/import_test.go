@@ -53,7 +53,7 @@ func TestImport(t *testing.T) {
 	take(0, "read 2, imported 2, known before 0, refused 0", "--issuer", "ISSUER0001", good)
 	take(0, "read 2, imported 0, known before 2, refused 0", "--issuer", "ISSUER0001", good)
 	p := take(1, "read 3, imported 1, known before 0, refused 2", "--issuer", "ISSUER0001", bad)
-	wantParts(t, p.stderr.String(), "line 1: /cardId: holds what looks like a card number (card-number)", "line 3: ", "2 lines were refused")
+	wantParts(t, p.stderr.String(), "line 1: /cardId: holds what looks like a card number (card-number)", "line 3: not valid JSON", "2 lines were refused")
 	if strings.Contains(p.stderr.String(), "4111111111111111") {
 		t.Error("it repeats the card number")
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"cardorder/internal/order"
 	"cardorder/internal/store"
 )
 
@@ -56,7 +57,7 @@ func (s *server) dailyReport(w http.ResponseWriter, r *http.Request) error {
 		return ""
 	})
 	if !q.values.Has("from") {
-		q.bad("from", "is required")
+		q.wrong = append(q.wrong, fault{Parameter: "from", Code: order.CodeRequired, Detail: "is required"})
 	}
 	if to.IsZero() {
 		to = from

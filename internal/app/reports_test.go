@@ -93,6 +93,9 @@ func TestDailyReportRefusals(t *testing.T) {
 			t.Errorf("%s: %d %s", query, a.status, a.text)
 		}
 	}
+	if a := b.do(http.MethodGet, reports, nil, nil); !strings.Contains(a.text, `"code":"required"`) {
+		t.Errorf("without from: %s", a.text)
+	}
 	a := b.do(http.MethodGet, reports+"?from=2026-01-01&to=2026-01-31&timeZone=America/Sao_Paulo", nil, nil)
 	var report client.DailyReport
 	if err := json.Unmarshal([]byte(a.text), &report); err != nil || a.status != http.StatusOK || report.Data == nil || len(report.Data) > 0 {
