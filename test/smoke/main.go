@@ -326,7 +326,7 @@ func (s *smoke) place(ctx context.Context, i int) error {
 		return err
 	}
 	body, err := json.Marshal(map[string]any{
-		"cardId": fmt.Sprintf("smoke-%d", i), "issuerRequestId": requestID(i), "consumerId": "smoke", "cardProductId": "gold-debit",
+		"cardId": fmt.Sprintf("smoke-%d", i), "issuerRequestId": requestID(i), "consumerId": fmt.Sprint("smoke-", i), "cardProductId": "gold-debit",
 		"distributionChannel": "THALES", "services": map[string]any{"issuance": "CREATION", "delivery": "POST"},
 		"paymentApplication": map[string]any{"config": "visa-debit", "odaKeyIndex": "01", "derivationKeyIndex": "01"},
 		"shipment": map[string]any{"deliveryAddress": map[string]any{
