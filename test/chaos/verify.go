@@ -108,8 +108,9 @@ func (c *cluster) underWay(ctx context.Context) (string, error) {
 		`SELECT count(*), 'orders that have not ended, the first one ' || (array_agg(order_id || ', ' || status || ' ' || attention::text || ', asked about ' || checks ||
 			' times, next in ' || date_trunc('second', next_check_at - now()) ORDER BY next_check_at))[1]
 			FROM order_state WHERE ended_at IS NULL AND status <> 'REJECTED'`,
-		`SELECT count(*), 'changes of orders that are open, the first one ' || (array_agg(type || ' ' || state || ' of order ' || order_id ORDER BY id))[1]
-			FROM order_changes WHERE state IN ('REQUESTED', 'SENT')`,
+		`SELECT count(*), 'changes of orders that are open, the first one ' || (array_agg(c.type || ' ' || c.state || ' of order ' || c.order_id ORDER BY c.id))[1]
+			FROM order_changes c JOIN order_state s USING (issuer_id, order_id)
+			WHERE c.state IN ('REQUESTED', 'SENT') AND s.status <> 'REJECTED'`, // those wait for the retry of their order
 	} {
 		n, what, err := c.database.count(ctx, query)
 		if err != nil || n > 0 {
