@@ -237,7 +237,7 @@ const (
 
 // placeChange decides about a new change of a locked order and writes what follows.
 func (s *Store) placeChange(ctx context.Context, tx pgx.Tx, p ChangePlacement, o *lockedOrder, id uuid.UUID) error {
-	certain, err := certainlyHere(ctx, tx, o)
+	_, certain, err := certainlyHere(ctx, tx, o)
 	if err != nil {
 		return err
 	}
@@ -308,21 +308,21 @@ func (s *Store) placeChange(ctx context.Context, tx pgx.Tx, p ChangePlacement, o
 }
 
 // certainlyHere tells whether D1 certainly does not have a locked order, nor is getting it;
-// no worker can take it until the transaction ends.
-func certainlyHere(ctx context.Context, tx pgx.Tx, o *lockedOrder) (bool, error) {
+// no worker can take it until the transaction ends. waits tells that it has a message to be
+// sent.
+func certainlyHere(ctx context.Context, tx pgx.Tx, o *lockedOrder) (waits, certain bool, err error) {
 	messages, err := lockSubmits(ctx, tx, []orderKey{o.orderKey})
 	if err != nil {
-		return false, fmt.Errorf("locking a message: %w", err)
+		return false, false, fmt.Errorf("locking a message: %w", err)
 	}
 	m, waits := messages[o.id]
 	if m.maybe || len(o.operations) > 0 || !waits && (o.doubted || o.state.ToBeSent()) {
-		return false, nil
+		return waits, false, nil
 	}
-	var certain bool
 	if err := tx.QueryRow(ctx, `SELECT `+sameHistory).Scan(&certain); err != nil {
-		return false, fmt.Errorf("looking at the database's history: %w", err)
+		return false, false, fmt.Errorf("looking at the database's history: %w", err)
 	}
-	return certain, nil
+	return waits, certain, nil
 }
 
 // insertChange stores a new change. Its address rests here only if it is for D1.

@@ -63,21 +63,20 @@ func (s *Store) HoldOrder(ctx context.Context, h Hold) (*Order, error) {
 		return nil, err
 	}
 	o, err := s.act(ctx, h.Action, func(tx pgx.Tx, b *pgx.Batch, w *advances, o *lockedOrder) error {
-		messages, err := lockSubmits(ctx, tx, []orderKey{o.orderKey})
+		waits, certain, err := certainlyHere(ctx, tx, o)
 		if err != nil {
-			return fmt.Errorf("locking a message: %w", err)
+			return err
 		}
-		m, waits := messages[o.id]
 		status := o.state.Status
 		switch {
 		case status == order.Held && o.state.Hold == order.HeldByPerson, o.halt == BatchHold:
 			// It is, or is about to be.
 		case o.halt != "":
 			return ErrNotHoldable // somebody wants it cancelled
-		case status == order.Held, status == order.Accepted && waits && !m.maybe && len(o.operations) == 0:
+		case status == order.Held, status == order.Accepted && certain:
 			w.advance(o, cause, order.Hold{Reason: order.HeldByPerson})
 		case o.state.ToBeSent() && waits:
-			exec(b, `UPDATE outbox SET halt = $2 WHERE id = $1`, m.id, BatchHold)
+			exec(b, `UPDATE outbox SET halt = $4 WHERE issuer_id = $1 AND order_id = $2 AND kind = $3`, o.issuer, o.id, KindSubmit, BatchHold)
 			w.advance(o, cause, order.Details{})
 		default:
 			return ErrNotHoldable

@@ -397,3 +397,19 @@ func TestBatchReleaseAdmits(t *testing.T) {
 		t.Errorf("released: %v, held by %q", m, f.order(id).State.Hold)
 	}
 }
+
+// In another history of the database, D1 may have an order of which this one knows no
+// sending: until it was asked about, nobody is told that it is held.
+func TestHoldInAnotherHistory(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.accept("card", "request").ID
+	if _, err := f.CheckTimeline(t.Context(), time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	f.exec(`UPDATE database_history SET timeline = timeline + 1`)
+	o, err := f.HoldOrder(t.Context(), hold(id, ""))
+	if err != nil || o.State.Status != order.Accepted || !o.HoldPending {
+		t.Fatalf("the order is %s, hold pending: %v, %v", o.State.Status, o.HoldPending, err)
+	}
+}
