@@ -289,11 +289,15 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 	if err != nil {
 		return counts, last, false, nil, err
 	}
+	var same bool // in another history D1 may have what this one never sent
+	if err := tx.QueryRow(ctx, `SELECT `+sameHistory).Scan(&same); err != nil {
+		return counts, last, false, nil, fmt.Errorf("looking at the database's history: %w", err)
+	}
 	w := advances{store: s}
 	var halted []int64
 	for _, o := range locked {
 		m, waits := messages[o.id]
-		certain := len(o.operations) == 0 && (o.state.Status == order.Held || waits && !m.maybe) // D1 does not have it
+		certain := len(o.operations) == 0 && (o.state.Status == order.Held || waits && !m.maybe && same) // D1 does not have it
 		due := action.changes(o.state.Status, o.state.Hold)
 		switch {
 		case due && (certain || action == BatchRelease):

@@ -997,6 +997,29 @@ func TestSeveralChangesReported(t *testing.T) {
 	f.wantStands(faster, "ACCEPTED")
 }
 
+// In another history of the database D1 may have an order of which this one knows no sending:
+// it is not told as cancelled before D1 was asked.
+func TestBatchCancelInAnotherHistory(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	batch := uuid.New()
+	f.exec(`INSERT INTO order_batches (issuer_id, id, key, status, format, hold, held, digest, created_by, lease_until)
+		VALUES ($1, $2, 'batch', 'COMPLETED', 'csv', false, false, '', 'test', now())`, issuer, batch)
+	id := f.accept("card", "request").ID
+	f.exec(`UPDATE orders SET batch_id = $1`, batch)
+	if _, err := f.CheckTimeline(t.Context(), time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	f.exec(`UPDATE database_history SET timeline = timeline + 1`)
+	counts, err := f.Act(t.Context(), issuer, batch, store.BatchCancel, "ada")
+	if s := f.order(id).State.Status; err != nil || counts != (store.ActionCounts{TooLate: 1}) || s != order.Accepted {
+		t.Fatalf("the order is %s: %+v, %v", s, counts, err)
+	}
+	if halt := value[string](f, `SELECT halt FROM outbox`); halt != "cancel" {
+		t.Errorf("its message is to %s", halt)
+	}
+}
+
 // An order is not changed without end; but there is room for a cancel.
 func TestTooManyChanges(t *testing.T) {
 	t.Parallel()
