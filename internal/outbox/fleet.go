@@ -144,12 +144,10 @@ func (f *Fleet) linger(ctx context.Context, lanes *sync.WaitGroup) {
 			return
 		case <-again.C:
 		}
-		short, cancel := context.WithTimeout(ctx, beatTimeout)
 		if health, err := f.health(); err == nil {
 			// When it fails the others take over sooner, which is no harm.
-			_, _ = f.store.Beat(short, store.Replica{ID: f.id, Host: f.cfg.Host, Health: health})
+			_, _ = f.say(ctx, health)
 		}
-		cancel()
 	}
 }
 
@@ -180,8 +178,6 @@ func (f *Fleet) tryBeat(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
-	defer cancel()
 	health, err := f.health()
 	if err != nil {
 		return err
@@ -189,13 +185,13 @@ func (f *Fleet) tryBeat(ctx context.Context) error {
 	if !f.announced {
 		// Two processes that start together do not see each other's first heartbeat,
 		// but one of them sees it with its second: they never both believe to be alone.
-		if _, err := f.store.Beat(ctx, store.Replica{ID: f.id, Host: f.cfg.Host, Health: health}); err != nil {
+		if _, err := f.say(ctx, health); err != nil {
 			return err
 		}
 		f.announced = true
 	}
 	began, beganAt := time.Now(), f.now()
-	fleet, err := f.store.Beat(ctx, store.Replica{ID: f.id, Host: f.cfg.Host, Health: health})
+	fleet, err := f.say(ctx, health)
 	if err != nil {
 		return err
 	}
@@ -224,6 +220,15 @@ func (f *Fleet) tryBeat(ctx context.Context) error {
 		l.allot(ctx, now, a)
 	}
 	return nil
+}
+
+// say sends a heartbeat. It is not cut short when ctx ends: PostgreSQL may carry out
+// what nobody waits for any more, and a row that is written after Depart has removed it
+// keeps a share of the limits from the others until it is too old.
+func (f *Fleet) say(ctx context.Context, health map[string]json.RawMessage) (store.Fleet, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), beatTimeout)
+	defer cancel()
+	return f.store.Beat(ctx, store.Replica{ID: f.id, Host: f.cfg.Host, Health: health})
 }
 
 // watch looks at the orders whose time has come, after each beat, and whatever D1 does:

@@ -347,6 +347,26 @@ func TestReplicas(t *testing.T) {
 	}
 }
 
+// A process that ends is off the list, whatever it was just saying: what is left of it
+// would keep its share of the limits from the others for seconds.
+func TestDepart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, d1sim.Settings{})
+	for range 300 {
+		fleet, err := NewFleet(FleetConfig{Beat: 200 * time.Microsecond, Log: slog.New(slog.DiscardHandler)}, w.store, NewMetrics(prometheus.NewRegistry(), nil))
+		w.must(err)
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { fleet.Run(ctx) })
+		w.eventually("it is on the list", func() bool { return fleet.live.Load() > 0 })
+		cancel()
+		running.Wait()
+	}
+	if left, err := w.store.Replicas(t.Context()); err != nil || len(left) != 0 {
+		t.Errorf("%d replicas are left: %v", len(left), err)
+	}
+}
+
 // A process that stops finishes its calls and gives back what it had claimed ahead, as
 // if it had never been claimed.
 func TestStopGivesBack(t *testing.T) {
