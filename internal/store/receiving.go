@@ -349,6 +349,8 @@ func (r *receiving) decide(w *advances, n *arrival) Outcome {
 	switch {
 	case r.stored && !waits:
 		return "" // another replica has it, or it is done
+	case r.stored && n.unread:
+		return was.outcome // one that can read it decides
 	case !r.stored && n.same != 0:
 		return OutcomeRepeated
 	case was.outcome == OutcomeApplied && (o == nil || o.id != was.order):
@@ -558,7 +560,7 @@ func (r *receiving) queueSettled(b *pgx.Batch) {
 			merged, into = append(merged, n.id), append(into, n.same)
 		default:
 			id := pgtype.UUID{}
-			if n.outcome == OutcomeApplied || n.outcome == OutcomeUnapplied {
+			if (n.outcome == OutcomeApplied || n.outcome == OutcomeUnapplied) && !n.unread {
 				id = pgID(&n.order.id)
 			}
 			ids, outcomes, orders = append(ids, n.id), append(outcomes, string(n.outcome)), append(orders, id)

@@ -19,12 +19,12 @@ type waiting struct {
 	correlationID string
 }
 
-// parser reads the bytes of a stored notification.
+// parser reads the bytes of a stored notification; one that it cannot read has no Raw.
 type parser = func(issuer string, raw []byte, correlationID string) Notification
 
 func (w *waiting) arrival(parse parser) *arrival {
 	n := parse(w.issuer, w.raw, w.correlationID)
-	return &arrival{Notification: &n, digest: w.digest, id: w.id}
+	return &arrival{Notification: &n, digest: w.digest, id: w.id, unread: len(n.Raw) == 0}
 }
 
 // sweepBatch is how many notifications one sweep tries.
