@@ -95,7 +95,7 @@ func Import(ctx context.Context, cfg *config.Config, log *slog.Logger, job Impor
 			return sum, fmt.Errorf("line %d: %w", line, err)
 		}
 		sum.Read++
-		in, faults := order.Import{}, order.Faults{faultCells}
+		in, faults := order.Import{}, order.Faults{faultLine}
 		if text != nil {
 			in, faults = order.DecodeImport(text, programs.rules(job.IssuerID))
 		}
@@ -118,12 +118,12 @@ func Import(ctx context.Context, cfg *config.Config, log *slog.Logger, job Impor
 	return sum, nil
 }
 
-// faultCells is that of a line of CSV that does not fit its header.
-var faultCells = order.Fault{Code: order.CodeInvalidCSV, Detail: "has another number of cells than the header"}
+// faultLine is that of a line of CSV that cannot be read.
+var faultLine = order.Fault{Code: order.CodeInvalidCSV, Detail: "has another number of cells than the header, or a quote where none may stand"}
 
 // importLines returns a function that reads one order after the other as JSON, with the
-// number of its line; a line of CSV that does not fit its header is nil. After the last
-// one the error is io.EOF.
+// number of its line; a line of CSV that cannot be read is nil. After the last one the
+// error is io.EOF.
 func importLines(job ImportJob) (func() (int, []byte, error), error) {
 	file := bufio.NewReader(job.File)
 	if bom, _ := file.Peek(3); string(bom) == "\xef\xbb\xbf" { // an error comes again
@@ -176,8 +176,11 @@ func importCSV(file *bufio.Reader) (func() (int, []byte, error), error) {
 	var text []byte
 	return func() (int, []byte, error) {
 		record, err := r.Read()
-		if parse, ok := errors.AsType[*csv.ParseError](err); ok { // its text holds no value
-			return parse.StartLine, nil, parse.Err
+		if parse, ok := errors.AsType[*csv.ParseError](err); ok {
+			if parse.StartLine == parse.Line {
+				return parse.Line, nil, nil
+			}
+			return parse.StartLine, nil, parse.Err // what an open quote swallowed is no one line; the text holds no value
 		}
 		if err != nil {
 			return 0, nil, err

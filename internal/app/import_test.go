@@ -172,6 +172,8 @@ func TestImportFaults(t *testing.T) {
 		{"card-10,op-10,,SUBMITTED,PIGEON,", "/distributionChannel", order.CodeInvalidValue},
 		{"card-11,op-11,,SUBMITTED,,WHIM", "/issuance", order.CodeInvalidValue},
 		{"card-12,op-12,,SUBMITTED", "", order.CodeInvalidCSV},
+		{`card-12,12" op,,SUBMITTED,,`, "", order.CodeInvalidCSV},
+		{`card-12,"op"-12,,SUBMITTED,,`, "", order.CodeInvalidCSV},
 		{"card-13,op-1,,SUBMITTED,,", "/cardId", "idempotency-conflict"},                    // line 2's operation
 		{"card-14," + operation + ",,SUBMITTED,,", "/cardId", "idempotency-conflict"},       // an order of ours
 		{"card-here,op-1,request-here,SUBMITTED,,", "/operationId", "idempotency-conflict"}, // two orders
@@ -210,12 +212,15 @@ func TestImportFaults(t *testing.T) {
 	if a := b.get(here); a.view.Status != "SHIPPED" || strings.Contains(a.text, "imported") {
 		t.Errorf("an order of ours has changed: %s", a.text)
 	}
-	for _, header := range []string{"", "cardId,status,pan\n", "cardId,cardId\n"} {
+	for file, want := range map[string]string{
+		"": "must name the members", "cardId,status,pan\n": "must name the members", "cardId,cardId\n": "must name the members",
+		"cardId,operationId,status\n\"card-1,op-1,READY\ncard-2,op-2,READY\n": "line 2: ", // who knows how many lines that are
+	} {
 		_, err := app.Import(t.Context(), b.env.ServiceConfig(), slog.New(slog.DiscardHandler), app.ImportJob{
-			IssuerID: local.IssuerID, File: strings.NewReader(header), CSV: true,
+			IssuerID: local.IssuerID, File: strings.NewReader(file), CSV: true,
 		})
-		if err == nil || !strings.Contains(err.Error(), "must name the members") {
-			t.Errorf("header %q: %v", header, err)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("file %q: %v", file, err)
 		}
 	}
 }
