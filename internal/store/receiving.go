@@ -14,8 +14,9 @@ import (
 )
 
 // receiving is one transaction that brings notifications to their orders: it takes two
-// round trips, however many they are, and a third one where an order's operation is new. Those that have just come get a row each, written
-// once with what became of them; stored ones have theirs.
+// round trips, however many they are, and a third one where an order's operation is new.
+// Those that have just come get a row each, written once with what became of them; stored
+// ones have theirs.
 //
 // Locks: orders, then rows of notifications that match none by id, then operations and
 // new rows of theirs by digest, messages and cards. Rows of notifications that have an
