@@ -316,13 +316,19 @@ func certainlyHere(ctx context.Context, tx pgx.Tx, o *lockedOrder) (waits, certa
 		return false, false, fmt.Errorf("locking a message: %w", err)
 	}
 	m, waits := messages[o.id]
-	if m.maybe || len(o.operations) > 0 || !waits && (o.doubted || o.state.ToBeSent()) {
+	if !o.absent(m, waits) {
 		return waits, false, nil
 	}
 	if err := tx.QueryRow(ctx, `SELECT `+sameHistory).Scan(&certain); err != nil {
 		return false, false, fmt.Errorf("looking at the database's history: %w", err)
 	}
 	return waits, certain, nil
+}
+
+// absent tells whether D1 does not have a locked order, nor is getting it, as far as this
+// history of the database knows. m is the order's message, if it waits to be sent.
+func (o *lockedOrder) absent(m lockedSubmit, waits bool) bool {
+	return !m.maybe && len(o.operations) == 0 && (waits || !o.doubted && !o.state.ToBeSent())
 }
 
 // insertChange stores a new change. Its address rests here only if it is for D1.
