@@ -953,7 +953,8 @@ func (a *advances) queueChangeRows(b *pgx.Batch) {
 
 // queueChangeMessages queues the messages that bring changes to D1, one for an order. One
 // that a worker has goes first, and the next follows from its answer: what becomes of that
-// message is queued before.
+// message is queued before. One that brings another change is another message: see
+// queueRenewed.
 func (a *advances) queueChangeMessages(b *pgx.Batch) {
 	var issuers, cards texts
 	var orders, ids uuids
@@ -970,7 +971,7 @@ func (a *advances) queueChangeMessages(b *pgx.Batch) {
 	exec(b, `
 		INSERT INTO outbox AS m (lane, kind, class, issuer_id, order_id, card_id, change_id)
 		SELECT $5 || i, $6, $7, i, o, c, id FROM unnest($1::text[], $2::uuid[], $3::text[], $4::uuid[]) AS t(i, o, c, id) ORDER BY i, o
-		ON CONFLICT (issuer_id, order_id, kind) DO UPDATE SET change_id = EXCLUDED.change_id, run_at = now(), tries = 0
+		ON CONFLICT (issuer_id, order_id, kind) DO UPDATE SET change_id = EXCLUDED.change_id, run_at = now(), tries = 0, id = DEFAULT
 		WHERE m.claim_token IS NULL AND m.change_id <> EXCLUDED.change_id`,
 		issuers, orders, cards, ids, LaneOf(""), KindChange, ClassSingle)
 	exec(b, `
