@@ -102,6 +102,17 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey) (map[orderKey]*
 	return locked, nil
 }
 
+// lockToAct is lockOrders for what people do with orders: it may bring orders without a message
+// one, and those of before the database's history changed are to be asked about. So that
+// change is not noticed meanwhile: such a message is there before others are marked, or is made
+// in the know of it.
+func lockToAct(ctx context.Context, tx pgx.Tx, keys []orderKey) (map[orderKey]*lockedOrder, error) {
+	if _, err := tx.Exec(ctx, historyStays); err != nil {
+		return nil, fmt.Errorf("locking the database's history: %w", err)
+	}
+	return lockOrders(ctx, tx, keys)
+}
+
 // keySet is a set of orders in a statement: what stands behind its FROM, with two
 // columns, and the arguments of that.
 type keySet struct {

@@ -281,7 +281,7 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 			counts.Unchanged++
 		}
 	}
-	locked, err = lockOrders(ctx, tx, keys)
+	locked, err = lockToAct(ctx, tx, keys)
 	if err != nil {
 		return counts, last, false, nil, err
 	}

@@ -179,7 +179,7 @@ func (s *Store) PlaceChange(ctx context.Context, p ChangePlacement) (c *Change, 
 	var first uuid.UUID
 	err = s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		key := orderKey{p.IssuerID, p.OrderID}
-		if locked, err = lockOrders(ctx, tx, []orderKey{key}); err != nil {
+		if locked, err = lockToAct(ctx, tx, []orderKey{key}); err != nil {
 			return err
 		}
 		o := locked[key]

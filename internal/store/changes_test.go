@@ -1290,8 +1290,7 @@ func (f *fixture) slowClaims() (end func()) {
 func (f *fixture) untilWaiting(kind string) {
 	f.t.Helper()
 	patience := time.Now().Add(20 * time.Second)
-	for !value[bool](f, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = $1 AND NOT granted AND pid IN (
-			SELECT pid FROM pg_locks WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database())))`, kind) {
+	for value[int](f, waiting+` AND locktype = $1`, kind) == 0 {
 		if time.Now().After(patience) {
 			f.t.Fatalf("nobody waits for a lock of kind %s", kind)
 		}

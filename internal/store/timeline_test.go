@@ -290,3 +290,80 @@ func TestDoubtOutlastsOtherNews(t *testing.T) {
 		})
 	}
 }
+
+// What somebody does with an order while the change of history is being noticed: no message
+// comes to be between those that are marked and those that are made with the doubt.
+func TestActionWhileTheHistoryChanges(t *testing.T) {
+	t.Parallel()
+	for name, act := range map[string]func(f *fixture, batch, id uuid.UUID) error{
+		"a release": func(f *fixture, _, id uuid.UUID) error {
+			_, err := f.ReleaseOrder(f.t.Context(), hold(id, ""))
+			return err
+		},
+		"a retry": func(f *fixture, _, id uuid.UUID) error {
+			_, err := f.Retry(f.t.Context(), store.Retry{Action: action(id)})
+			return err
+		},
+		"a cancel": func(f *fixture, _, id uuid.UUID) error {
+			_, _, err := f.PlaceChange(f.t.Context(), placement(id, order.ChangeCancel))
+			return err
+		},
+		"the release of a batch": func(f *fixture, batch, _ uuid.UUID) error {
+			_, err := f.Act(f.t.Context(), issuer, batch, store.BatchRelease, "ada")
+			return err
+		},
+		"the cancel of a batch": func(f *fixture, batch, _ uuid.UUID) error {
+			_, err := f.Act(f.t.Context(), issuer, batch, store.BatchCancel, "ada")
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := open(t)
+			f.checkTimeline(f.Store, false)
+			b := f.upload(store.BatchUpload{IssuerID: issuer, Key: "k", Client: "test", Format: "ndjson", Hold: true}, 1)
+			id := *f.results(b.ID, store.RowAccepted)[0].OrderID
+			if name == "a retry" {
+				f.exec(`UPDATE order_state SET status = 'REJECTED', hold = NULL`)
+			}
+			f.elsewhere()
+			tx, err := f.conn.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tx.Exec(t.Context(), `SELECT FROM order_state FOR UPDATE`); err != nil {
+				t.Fatal(err)
+			}
+			acted, checked := make(chan error, 1), make(chan error, 1)
+			go func() { acted <- act(f, b.ID, id) }()
+			f.untilWaiting("transactionid")
+			go func() {
+				_, err := f.CheckTimeline(t.Context(), time.Minute)
+				checked <- err
+			}()
+			patience := time.Now().Add(20 * time.Second)
+			for len(checked) == 0 && value[int](f, waiting) < 2 {
+				if time.Now().After(patience) {
+					t.Fatal("the change of history is neither noticed nor waited with")
+				}
+			}
+			if err := tx.Rollback(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-acted; err != nil {
+				t.Fatal(err)
+			}
+			if err := <-checked; err != nil {
+				t.Fatal(err)
+			}
+			if n := value[int](f, `SELECT count(*) FROM outbox WHERE kind = 'submit' AND maybe_sent_at IS NOT NULL`); n != 1 {
+				t.Errorf("D1 is not asked first; the order is %s", f.order(id).State.Status)
+			}
+			f.whole()
+		})
+	}
+}
+
+// waiting counts who waits for a lock in this database.
+const waiting = `SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted AND pid IN (
+	SELECT pid FROM pg_locks WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database()))`
