@@ -32,7 +32,7 @@ type lockedOrder struct {
 	checks        int         // how often D1 was asked in vain since then
 	operations    []string    // every PRODUCE operation seen for it
 	submit        int64       // the message that brings it to D1, when this transaction has locked it
-	doubted       bool        // it did not change since the database's history did: D1 may have it
+	doubted       bool        // it has its status from before the database's history changed: D1 may have it
 	halt          BatchAction // hold or cancel, when one came while D1 may have had it
 	admitted      bool        // a person released it in spite of the program's rule
 	looked        bool        // its time had come: it gets another one, earlier or later
@@ -102,6 +102,17 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey) (map[orderKey]*
 	return locked, nil
 }
 
+// lockToAct is lockOrders for what people do with orders: it may bring orders without a message
+// one, and those of before the database's history changed are to be asked about. So that
+// change is not noticed meanwhile: such a message is there before others are marked, or is made
+// in the know of it.
+func lockToAct(ctx context.Context, tx pgx.Tx, keys []orderKey) (map[orderKey]*lockedOrder, error) {
+	if _, err := tx.Exec(ctx, historyStays); err != nil {
+		return nil, fmt.Errorf("locking the database's history: %w", err)
+	}
+	return lockOrders(ctx, tx, keys)
+}
+
 // keySet is a set of orders in a statement: what stands behind its FROM, with two
 // columns, and the arguments of that.
 type keySet struct {
@@ -135,10 +146,15 @@ func (k keySet) queueLocks(b *pgx.Batch, locked map[orderKey]*lockedOrder) {
 	})
 }
 
+// unchangedSince is since when an order s has its status. What else happens to one that D1 was
+// not asked about, as a note or a hold, says nothing of what became of it in another history.
+// Before migration 10 nobody noted the time.
+const unchangedSince = `least(s.status_since, s.updated_at)`
+
 // lockColumns are what makes a lockedOrder, of order_state s and orders o.
 const lockColumns = `s.issuer_id, s.order_id, s.first_sent_at, clock_timestamp(), o.card_id, o.card_product_id,
 			coalesce(o.terms #>> '{services,issuance}', ''), o.urgent, o.created_at, o.not_before, s.heard_at, s.checks,
-			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false),
+			coalesce(` + unchangedSince + ` < (SELECT seen_at FROM database_history WHERE only_row), false),
 			s.open_changes, ` + stateColumns
 
 // eachLocked calls f with the order of each row. What the rows are scanned into is made

@@ -231,7 +231,7 @@ func (c *check) lock(ctx context.Context, tx pgx.Tx) (list []*lockedOrder, err e
 	var b pgx.Batch
 	exec(&b, steadyPlans)
 	exec(&b, sortOff)
-	exec(&b, `SELECT FROM database_history WHERE only_row FOR SHARE`)
+	exec(&b, historyStays)
 	b.Queue(`
 		SELECT `+lockColumns+`
 		FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id

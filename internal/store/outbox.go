@@ -923,7 +923,7 @@ func (s *Store) Doubts(ctx context.Context, m Message) (sibling, parked bool, er
 		SELECT EXISTS (SELECT FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
 				WHERE o.issuer_id = $1 AND o.card_id = $2 AND o.id <> $3 AND s.operation_id IS NULL
 					AND (s.first_sent_at IS NOT NULL AND s.status <> 'REJECTED'
-						OR s.status IN ('HELD', 'REJECTED') AND s.updated_at < (SELECT seen_at FROM database_history)
+						OR s.status IN ('HELD', 'REJECTED') AND `+unchangedSince+` < (SELECT seen_at FROM database_history)
 						OR EXISTS (SELECT FROM outbox e WHERE e.issuer_id = o.issuer_id AND e.order_id = o.id AND e.kind = 'submit'
 							AND e.first_sent_at IS NOT NULL))),
 			EXISTS (SELECT FROM notifications n
