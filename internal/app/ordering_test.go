@@ -64,10 +64,10 @@ func TestProgramEndsOrders(t *testing.T) {
 	}
 }
 
-// A dry run answers what would happen, and nothing happens.
 // dueAt is when an order is due, which depends on the day.
 var dueAt = regexp.MustCompile(`"dueAt":"2[0-9TZ:-]+"`)
 
+// A dry run answers what would happen, and nothing happens.
 func TestOrderDryRun(t *testing.T) {
 	t.Parallel()
 	_, adjust := programsFile(t, goldProgram)

@@ -3,8 +3,9 @@
 //
 // It is a strict server of the bureau's contract, read independently: it imports no other package of this module, so
 // that a mistake in our client can't hide in shared code. It also misbehaves on purpose: Settings say how it behaves
-// all the time, Settings.Faults how often it misbehaves by chance, a Script how it answers one request. The management port changes both at run time, tells what was
-// asked and what was made, and lets tests wait for it; Client is that port in Go.
+// all the time, Settings.Faults how often it misbehaves by chance, a Script how it answers one request. The management
+// port changes both at run time, tells what was asked and what was made, and lets tests wait for it; Client is that
+// port in Go.
 //
 // Where the documentation of D1 is silent, the simulator assumes:
 //

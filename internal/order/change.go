@@ -69,9 +69,9 @@ func MayStillArrive(t ChangeType, s ChangeState, r ChangeReason) bool {
 }
 
 // SettleChange tells what an order that stands at s makes of a change that is not done
-// or refused; the state is the old one when it makes nothing of it. What D1 was asked besides a cancel may
-// be done until D1 says so, even to a card that has left: its word may come later than the
-// news of the shipping.
+// or refused; the state is the old one when it makes nothing of it. What D1 was asked
+// besides a cancel may be done until D1 says so, even to a card that has left: its word
+// may come later than the news of the shipping.
 func SettleChange(t ChangeType, state ChangeState, s State) (ChangeState, ChangeReason) {
 	if state == ChangeAccepted || state == ChangeRefused {
 		return state, ""

@@ -129,8 +129,9 @@ type Retry struct {
 
 // Retry starts the sending of an order anew, with the same issuerRequestId: one that
 // was rejected or given up is sent, one whose outcome is unknown is asked about and
-// may be sent again. One that needs other card data and gets it goes on as it was. The error is a *ConflictError when another order of the card is
-// in the way; ErrNotFound, ErrVersion or ErrNotRetryable when it cannot be.
+// may be sent again. One that needs other card data and gets it goes on as it was. The
+// error is a *ConflictError when another order of the card is in the way; ErrNotFound,
+// ErrVersion or ErrNotRetryable when it cannot be.
 func (s *Store) Retry(ctx context.Context, r Retry) (*Order, error) {
 	var sealed []byte
 	if r.EncryptedData != "" {

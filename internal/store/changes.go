@@ -503,10 +503,7 @@ func (s *Store) expireSome(ctx context.Context, keys []orderKey) (n int, err err
 }
 
 // expiredChanges finds changes whose time is over, of the given orders or of all.
-func expiredChanges(ctx context.Context, db interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}, of []orderKey,
-) (keys []orderKey, expired map[uuid.UUID]bool, err error) {
+func expiredChanges(ctx context.Context, db querier, of []orderKey) (keys []orderKey, expired map[uuid.UUID]bool, err error) {
 	_, ids := columns(of)
 	rows, err := db.Query(ctx, `
 		SELECT issuer_id, order_id, id FROM order_changes

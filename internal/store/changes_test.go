@@ -799,8 +799,8 @@ func TestListChanges(t *testing.T) {
 	}
 }
 
-// However a cancel races with the workers, and those with notifications: the order is cancelled here and never sent, or
-// D1 is sent the cancel too.
+// However a cancel races with the workers, and those with notifications: the order is
+// cancelled here and never sent, or D1 is sent the cancel too.
 func TestCancelRace(t *testing.T) {
 	t.Parallel()
 	f := open(t)

@@ -124,9 +124,9 @@ type listener struct {
 
 // Listen calls wake for each lane that another replica announced, and with "" when
 // announcements may have been missed, and changed when a lane was paused or resumed,
-// until ctx ends. url must reach Postgres itself. Where notifications do not come through, as behind a PgBouncer in
-// transaction mode, it says so in the log and goes on trying: polling finds
-// everything.
+// until ctx ends. url must reach Postgres itself. Where notifications do not come
+// through, as behind a PgBouncer in transaction mode, it says so in the log and goes on
+// trying: polling finds everything.
 func (s *Store) Listen(ctx context.Context, url string, wake func(lane string), changed func()) {
 	l := &listener{store: s, url: url, wake: wake, changed: changed, pingEvery: 10 * time.Second, pingTimeout: 5 * time.Second, retryMax: time.Minute}
 	l.run(ctx)

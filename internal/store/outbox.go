@@ -914,9 +914,10 @@ func (s *Store) Owners(ctx context.Context, issuer string, operationIDs, request
 }
 
 // Doubts tells what else may be behind an operation of the card that names no
-// request, and behind D1's silence. sibling: another order of the card was sent,
-// or may have been in another history of the database, and its operation is not known. parked: since this order was first sent, D1 has
-// told of an operation of the card that found no order.
+// request, and behind D1's silence. sibling: another order of the card was sent, or may
+// have been in another history of the database, and its operation is not known. parked:
+// since this order was first sent, D1 has told of an operation of the card that found no
+// order.
 func (s *Store) Doubts(ctx context.Context, m Message) (sibling, parked bool, err error) {
 	err = s.pool.QueryRow(ctx, `
 		SELECT EXISTS (SELECT FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id

@@ -246,9 +246,6 @@ func (s *Store) Orders(ctx context.Context, issuer string, f Filter) ([]*Order, 
 		list, err = pgx.CollectRows(rows, scanOrder)
 		return err
 	})
-	for _, o := range list {
-		s.showDue(o)
-	}
 	if err != nil && !errors.Is(err, ErrTooSlow) {
 		err = fmt.Errorf("listing orders: %w", err)
 	}

@@ -71,6 +71,7 @@ type arrival struct {
 	body   []byte // sealed; of one that has just come
 	id     int64  // of its row
 	times  int    // how often it came with this transaction
+	unread bool   // it is stored, and this process cannot read it: its issuer or its key is not in the configuration
 
 	// What the first trip finds.
 	order orderKey  // which may be nobody's: the nil id

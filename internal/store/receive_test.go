@@ -268,6 +268,34 @@ func TestForeignNotifications(t *testing.T) {
 	f.whole()
 }
 
+// A process whose configuration lacks the issuer, or the key that it was sealed with, as in
+// a roll-out that adds one, leaves a notification to those that have it.
+func TestUnreadableNotificationWaits(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	o := f.submitted("card", "request", "operation")
+	f.exec(`ALTER TABLE order_state ADD CONSTRAINT broken CHECK (status <> 'READY')`)
+	parked, unapplied := notification(1, "other", "CARD_PROD_READY"), notification(2, "operation", "CARD_PROD_READY")
+	f.receive(parked, unapplied)
+	f.exec(`ALTER TABLE order_state DROP CONSTRAINT broken`)
+	f.sweepAll() // which reads none
+	for _, id := range value[[]int64](f, `SELECT array_agg(id) FROM notifications`) {
+		if _, err := f.Replay(t.Context(), issuer, id, parsed()); err != nil {
+			t.Error(err)
+		}
+	}
+	if got, want := f.outcomes(), map[string]int{"parked": 1, "unapplied": 1}; !maps.Equal(got, want) {
+		t.Errorf("they are %v, want %v", got, want)
+	}
+	if n := value[int](f, `SELECT count(*) FROM notifications WHERE next_try_at > now() AND (order_id = $1) IS NOT DISTINCT FROM CASE outcome WHEN 'unapplied' THEN true END`, o.ID); n != 2 {
+		t.Errorf("%d wait, want 2", n)
+	}
+	f.sweepAll(parked, unapplied)
+	if got := f.order(o.ID).State; got.Status != order.Ready || len(got.Attention) > 0 {
+		t.Errorf("the order is %s, attention %v", got.Status, got.Attention)
+	}
+}
+
 // What is about no order goes after a week.
 func TestIgnoredNotificationsAreForgotten(t *testing.T) {
 	t.Parallel()

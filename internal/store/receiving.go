@@ -14,8 +14,9 @@ import (
 )
 
 // receiving is one transaction that brings notifications to their orders: it takes two
-// round trips, however many they are, and a third one where an order's operation is new. Those that have just come get a row each, written
-// once with what became of them; stored ones have theirs.
+// round trips, however many they are, and a third one where an order's operation is new.
+// Those that have just come get a row each, written once with what became of them; stored
+// ones have theirs.
 //
 // Locks: orders, then rows of notifications that match none by id, then operations and
 // new rows of theirs by digest, messages and cards. Rows of notifications that have an
@@ -349,6 +350,8 @@ func (r *receiving) decide(w *advances, n *arrival) Outcome {
 	switch {
 	case r.stored && !waits:
 		return "" // another replica has it, or it is done
+	case r.stored && n.unread:
+		return was.outcome // one that can read it decides
 	case !r.stored && n.same != 0:
 		return OutcomeRepeated
 	case was.outcome == OutcomeApplied && (o == nil || o.id != was.order):
@@ -558,7 +561,7 @@ func (r *receiving) queueSettled(b *pgx.Batch) {
 			merged, into = append(merged, n.id), append(into, n.same)
 		default:
 			id := pgtype.UUID{}
-			if n.outcome == OutcomeApplied || n.outcome == OutcomeUnapplied {
+			if (n.outcome == OutcomeApplied || n.outcome == OutcomeUnapplied) && !n.unread {
 				id = pgID(&n.order.id)
 			}
 			ids, outcomes, orders = append(ids, n.id), append(outcomes, string(n.outcome)), append(orders, id)

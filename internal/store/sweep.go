@@ -19,12 +19,12 @@ type waiting struct {
 	correlationID string
 }
 
-// parser reads the bytes of a stored notification.
+// parser reads the bytes of a stored notification; one that it cannot read has no Raw.
 type parser = func(issuer string, raw []byte, correlationID string) Notification
 
 func (w *waiting) arrival(parse parser) *arrival {
 	n := parse(w.issuer, w.raw, w.correlationID)
-	return &arrival{Notification: &n, digest: w.digest, id: w.id}
+	return &arrival{Notification: &n, digest: w.digest, id: w.id, unread: len(n.Raw) == 0}
 }
 
 // sweepBatch is how many notifications one sweep tries.
@@ -101,11 +101,10 @@ func (s *Store) postpone(ctx context.Context, id int64) {
 }
 
 func (s *Store) due(ctx context.Context, ids []int64) ([]waiting, error) {
-	condition, arg := `n.outcome IN ('parked', 'unapplied') AND n.next_try_at <= now() AND $1::bigint[] IS NULL ORDER BY n.next_try_at LIMIT `+strconv.Itoa(sweepBatch), ids
 	if len(ids) > 0 {
-		condition = `n.outcome IN ('parked', 'unapplied') AND n.id = ANY ($1) ORDER BY n.id`
+		return s.storedNotifications(ctx, `n.outcome IN ('parked', 'unapplied') AND n.id = ANY ($1) ORDER BY n.id`, ids)
 	}
-	return s.storedNotifications(ctx, condition, arg)
+	return s.storedNotifications(ctx, `n.outcome IN ('parked', 'unapplied') AND n.next_try_at <= now() ORDER BY n.next_try_at LIMIT `+strconv.Itoa(sweepBatch))
 }
 
 // storedNotifications reads notifications with their bytes.
