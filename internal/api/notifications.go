@@ -200,7 +200,7 @@ func (c *receivedCall) keep(ctx context.Context, elements [][]byte) bool {
 	n := c.notifications
 	list := make([]store.Notification, len(elements))
 	for i, raw := range elements {
-		list[i] = parseNotification(c.issuer, raw, c.sender)
+		list[i] = n.parse(c.issuer, raw, c.sender)
 	}
 	outcomes, err := n.Store.Receive(ctx, c.issuer.ID, list)
 	c.mu.Lock()
@@ -286,14 +286,15 @@ func chunks(body []byte) iter.Seq[[][]byte] {
 	}
 }
 
-// parseNotification reads what can be read of one operation, which must be valid JSON; what
-// cannot, is left empty.
-func parseNotification(issuer *Issuer, raw []byte, correlation string) store.Notification {
+// parse reads what can be read of one operation, which must be valid JSON; what cannot, is
+// left empty.
+func (s *server) parse(issuer *Issuer, raw []byte, correlation string) store.Notification {
 	note := store.Notification{Raw: raw, Content: d1client.Canonical(raw), CorrelationID: correlation}
 	op, err := d1client.ParseElement(raw)
 	if err != nil {
 		return note
 	}
+	op = op.WithoutCardNumbers(s.Rules(issuer.ID).Guard)
 	note.Operation, note.OperationID, note.CardID = op.Operation, op.OperationID, op.CardID
 	note.IssuerRequestID, note.NotByCard, note.StartTime = op.IssuerRequestID, op.NotByCard, op.StartTime
 	note.Status = op.Status
@@ -303,9 +304,9 @@ func parseNotification(issuer *Issuer, raw []byte, correlation string) store.Not
 	case store.OperationTracking:
 		note.Evidence = op.Tracking(issuer.Vocabulary)
 	}
-	s := op.Details.Shipment
+	parcel := op.Details.Shipment
 	note.Shipment = store.ShipmentUpdate{
-		TrackingNumber: s.TrackingNumber, Carrier: s.Carrier, Status: s.Status, TrackingURL: s.TrackingURL,
+		TrackingNumber: parcel.TrackingNumber, Carrier: parcel.Carrier, Status: parcel.Status, TrackingURL: parcel.TrackingURL,
 	}
 	return note
 }
@@ -316,7 +317,7 @@ func (s *server) parseStored(issuer string, raw []byte, correlation string) stor
 	if s.issuers[issuer] == nil || !json.Valid(raw) { // or it could not be opened
 		return store.Notification{}
 	}
-	return parseNotification(s.issuers[issuer], raw, correlation)
+	return s.parse(s.issuers[issuer], raw, correlation)
 }
 
 // Wake makes Run try the given stored notifications now. It never blocks: a sweep

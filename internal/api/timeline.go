@@ -3,9 +3,7 @@ package api
 import (
 	"encoding/json"
 	"net/http"
-	"strings"
 	"time"
-	"unicode"
 
 	"github.com/go-chi/chi/v5"
 
@@ -157,34 +155,18 @@ func viewContent(body []byte, guard order.PANGuard) *contentView {
 	if err != nil {
 		return nil
 	}
-	// A code is no place for a card number, but D1's mistakes are not ours to repeat.
-	code := func(s string) string {
-		if guard.Finds(s, false) {
-			return maskDigits(s)
-		}
-		return s
-	}
+	op = op.WithoutCardNumbers(guard)
 	d := op.Details
 	v := contentView{
-		Operation: code(op.Operation), OperationStatus: code(op.Status), Status: code(d.Status),
-		TrackingType: code(d.TrackingType), ErrorCode: code(op.ErrorCode), Reason: maskDigits(d.Reason),
-		DueDate: op.Report(order.Vocabulary{}).DueDate, ProductionSite: code(d.ProductionSite),
+		Operation: op.Operation, OperationStatus: op.Status, Status: d.Status,
+		TrackingType: d.TrackingType, ErrorCode: op.ErrorCode, Reason: d1client.MaskDigits(d.Reason),
+		DueDate: op.Report(order.Vocabulary{}).DueDate, ProductionSite: d.ProductionSite,
 	}
-	if s := (contentShipmentView{code(d.Shipment.Carrier), code(d.Shipment.TrackingNumber), code(d.Shipment.Status), code(d.Shipment.TrackingURL)}); s != (contentShipmentView{}) {
+	if s := (contentShipmentView{d.Shipment.Carrier, d.Shipment.TrackingNumber, d.Shipment.Status, d.Shipment.TrackingURL}); s != (contentShipmentView{}) {
 		v.Shipment = &s
 	}
 	if v == (contentView{}) {
 		return nil
 	}
 	return &v
-}
-
-// maskDigits keeps the words of a free text and none of its digits.
-func maskDigits(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsDigit(r) {
-			return '•'
-		}
-		return r
-	}, s)
 }

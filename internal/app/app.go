@@ -295,7 +295,7 @@ func (s *Service) addLanes(cfg *config.Config, metrics *outbox.Metrics) (err err
 			Policy: outbox.Policy{
 				ResendAfter: sending.ResendAfter, NeverResend: sending.AfterUnknown == "wait",
 				Retry404For: sending.Retry404For, StopAfterRefusals: sending.StopAfterRefusals,
-				GiveUpAfter: sending.GiveUpAfter, Vocabulary: vocabulary(in),
+				GiveUpAfter: sending.GiveUpAfter, Vocabulary: vocabulary(in), Guard: order.PANGuard{BINs: in.BINs},
 			},
 			Log: s.log,
 		}, client)

@@ -76,6 +76,50 @@ func TestNotificationForAnotherIssuersCard(t *testing.T) {
 	}
 }
 
+// A card number in what D1 tells, wherever it stands, rests nowhere in clear and is shown to
+// nobody; what else D1 tells counts.
+func TestCardNumberInANotification(t *testing.T) {
+	t.Parallel()
+	sim := fast
+	sim.HoldNotifications = true
+	b := newBank(t, sim)
+	id := b.place(b.thales("clear"))
+	operation := b.await(id, "SUBMITTED").view.OperationID
+	tell := func(operationID, kind, card, status string, more body) {
+		t.Helper()
+		details := body{
+			"status": status, "reason": testPAN, "productionSite": "site " + testPAN, "trackingType": testPAN, "dueDate": testPAN,
+			"shipment": body{"carrier": testPAN, "trackingNumber": testPAN, "status": testPAN, "message": testPAN, "trackingUrl": "https://x.example/?" + testPAN},
+		}
+		op := body{
+			"operationId": operationID, "operation": kind, "status": "PENDING", "cardId": card, "startTime": "2026-01-01T00:00:00Z",
+			"error": testPAN, "errorCode": testPAN, "details": details,
+		}
+		if status := b.notify(mustJSON(t, body{"operations": []body{op.with(more)}})); status != http.StatusNoContent {
+			t.Errorf("answered %d", status)
+		}
+	}
+	tell(operation, "PRODUCE", "card-clear", "CARD_SHIPPED", nil)
+	tell(operation, "PRODUCE", "card-clear", "POLISHED-"+testPAN, body{"inputFileName": testPAN})
+	tell("somebodys", "PRODUCE", testPAN, "CARD_PROD_READY", nil)
+	tell("somebodys-file", "PRODUCE", "card-clear", "CARD_PROD_READY", body{"issuerRequestId": testPAN})
+	tell("another", testPAN, testPAN, testPAN, body{"status": testPAN})
+	if a := b.await(id, "SHIPPED"); len(a.view.Shipments) != 1 || !a.needs("unknown-status") || strings.Contains(a.text, testPAN) {
+		t.Errorf("the order: %s", a.text)
+	}
+	if a := b.do(http.MethodGet, orders+"/"+id+"/timeline", nil, nil); strings.Contains(a.text, testPAN) || !strings.Contains(a.text, "CARD_SHIPPED") {
+		t.Errorf("its timeline: %s", a.text)
+	}
+	if n := query[int](b, `SELECT count(*) FROM notifications WHERE order_id IS NULL`); n != 3 {
+		t.Errorf("%d belong to no order, want 3", n)
+	}
+	for _, table := range []string{"order_state", "order_events", "shipments", "notifications", "operations", "attempts"} {
+		if n := query[int](b, `SELECT count(*) FROM `+table+` AS r WHERE r::text LIKE '%`+testPAN+`%'`); n != 0 {
+			t.Errorf("%s has it in %d rows", table, n)
+		}
+	}
+}
+
 // tell sends a notification past the simulator, which takes no large ones.
 func (b *bank) tell(content string) int {
 	b.t.Helper()

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"cardorder/internal/order"
 )
 
 // Operation is one operation of D1 on a card, as notifications and the production
@@ -69,6 +71,39 @@ func (o Operation) Format(f fmt.State, _ rune) {
 
 // LogValue logs what Format prints.
 func (o Operation) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(o)) }
+
+// WithoutCardNumbers is o without what g takes for a card number. D1 has no reason to send
+// one in clear, and if it does, it is not to rest in a table or to be shown: of codes and
+// texts the digits are masked, and an id is dropped, since none of ours can be one. D1's own,
+// OperationID, stays, for orders are found by it, and so does Raw, which is sealed.
+func (o Operation) WithoutCardNumbers(g order.PANGuard) Operation {
+	d := &o.Details
+	for _, s := range []*string{
+		&o.Operation, &o.Status, &o.InputFileName, &o.ErrorCode, &d.Status, &d.Reason, &d.ProductionSite, &d.TrackingType,
+		&d.Shipment.Carrier, &d.Shipment.TrackingNumber, &d.Shipment.Status, &d.Shipment.Message, &d.Shipment.TrackingURL,
+	} {
+		if g.Finds(*s, false) {
+			*s = MaskDigits(*s)
+		}
+	}
+	if g.Finds(o.CardID, false) {
+		o.CardID = ""
+	}
+	if g.Finds(o.IssuerRequestID, false) {
+		o.IssuerRequestID, o.NotByCard = "", true
+	}
+	return o
+}
+
+// MaskDigits keeps the words of a text and none of its digits.
+func MaskDigits(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsDigit(r) {
+			return '•'
+		}
+		return r
+	}, s)
+}
 
 var errNotObject = errors.New("d1client: operation is not a JSON object")
 

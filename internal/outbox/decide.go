@@ -31,6 +31,8 @@ type Policy struct {
 	GiveUpAfter time.Duration
 	// Vocabulary is what D1's documentation leaves open.
 	Vocabulary order.Vocabulary
+	// Guard finds the issuer's card numbers in what D1 shows.
+	Guard order.PANGuard
 }
 
 func (p Policy) withDefaults() Policy {
@@ -146,6 +148,7 @@ func (p Policy) asked(m store.Message, attempt store.Attempt, a d1client.StatusA
 	if len(mine) > 0 {
 		c.Attempt.OperationID = mine[0].OperationID
 		for _, op := range mine {
+			op = op.WithoutCardNumbers(p.Guard)
 			report := op.Report(p.Vocabulary)
 			report.Now = true
 			c.Evidence = append(c.Evidence, report)

@@ -3,6 +3,7 @@ package outbox
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -248,6 +249,15 @@ func TestAskedShowsParcels(t *testing.T) {
 	}
 	if want := []store.ShipmentUpdate{{TrackingNumber: "T1", Carrier: "ups", Status: "IN_TRANSIT", TrackingURL: "https://ups.example/T1"}}; !slices.Equal(c.Shipments, want) {
 		t.Errorf("parcels %+v", c.Shipments)
+	}
+
+	// A card number is not kept.
+	p := policy()
+	p.Guard = order.PANGuard{BINs: []string{"411111"}}
+	shipped.Details.ProductionSite, shipped.Details.Shipment.TrackingNumber = "4111111111111111", "4111111111111111"
+	c = p.asked(m, store.Attempt{}, d1client.StatusAnswer{Finding: d1client.Found, Operations: []d1client.Operation{shipped}}, around)
+	if text := fmt.Sprintf("%+v %+v", c.Evidence, c.Shipments); strings.Contains(text, "4111111111111111") || !strings.Contains(text, "ups") {
+		t.Errorf("a card number in what D1 shows: %s", text)
 	}
 }
 
