@@ -289,9 +289,9 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 	if err != nil {
 		return counts, last, false, nil, err
 	}
-	var same bool // in another history D1 may have what this one never sent
-	if err := tx.QueryRow(ctx, `SELECT `+sameHistory).Scan(&same); err != nil {
-		return counts, last, false, nil, fmt.Errorf("looking at the database's history: %w", err)
+	same, err := inSameHistory(ctx, tx) // in another one D1 may have what this one never sent
+	if err != nil {
+		return counts, last, false, nil, err
 	}
 	w := advances{store: s}
 	cause := Cause{Kind: CauseRequest, ID: batch.String(), Actor: actor}

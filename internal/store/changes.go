@@ -291,9 +291,7 @@ func (s *Store) placeChange(ctx context.Context, tx pgx.Tx, p ChangePlacement, o
 			if !o.state.ToBeSent() { // D1 may have it all the same, so it is asked
 				w.advance(o, cause, order.Retry{}, order.LostAnswer{})
 			}
-			then = func(b *pgx.Batch) {
-				exec(b, `UPDATE outbox SET halt = $4 WHERE issuer_id = $1 AND order_id = $2 AND kind = $3`, o.issuer, o.id, KindSubmit, BatchCancel)
-			}
+			then = func(b *pgx.Batch) { queueHalt(b, o, BatchCancel) }
 		}
 	}
 	if c.redirected {
@@ -319,10 +317,8 @@ func certainlyHere(ctx context.Context, tx pgx.Tx, o *lockedOrder) (waits, certa
 	if !o.absent(m, waits) {
 		return waits, false, nil
 	}
-	if err := tx.QueryRow(ctx, `SELECT `+sameHistory).Scan(&certain); err != nil {
-		return false, false, fmt.Errorf("looking at the database's history: %w", err)
-	}
-	return waits, certain, nil
+	certain, err = inSameHistory(ctx, tx)
+	return waits, certain, err
 }
 
 // absent tells whether D1 does not have a locked order, nor is getting it, as far as this
