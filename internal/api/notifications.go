@@ -257,16 +257,11 @@ func writeD1Error(w http.ResponseWriter, status int, text string) {
 // taken once.
 func chunks(body []byte) iter.Seq[[][]byte] {
 	return func(yield func([][]byte) bool) {
-		list, ok := d1client.Notified(body)
-		if !ok {
-			yield([][]byte{body})
-			return
-		}
 		var chunk [][]byte
 		seen := make(map[uint64][]byte, receiveChunk)
 		seed := maphash.MakeSeed()
 		goOn := true
-		d1client.Elements(list, func(element []byte) bool {
+		ok := d1client.Notified(body, func(element []byte) bool {
 			sum := maphash.Bytes(seed, element)
 			if other, ok := seen[sum]; ok && bytes.Equal(other, element) {
 				return true
@@ -280,7 +275,10 @@ func chunks(body []byte) iter.Seq[[][]byte] {
 			chunk = append(chunk, element)
 			return goOn
 		})
-		if goOn && len(chunk) > 0 {
+		switch {
+		case !ok:
+			yield([][]byte{body})
+		case goOn && len(chunk) > 0:
 			yield(chunk)
 		}
 	}

@@ -36,16 +36,58 @@ func splitObject(m members, raw []byte) (members, bool) {
 		return nil, false
 	}
 	for i = skipSpace(raw, i+1); raw[i] != '}'; {
-		end := skipString(raw, i)
-		name := raw[i:end]
-		i = skipSpace(raw, skipSpace(raw, end)+1) // a colon
-		end = skipValue(raw, i)
-		m = append(m, member{unquote(name), raw[i:end]})
-		if i = skipSpace(raw, end); raw[i] == ',' {
-			i = skipSpace(raw, i+1)
+		var next member
+		next, i = nextMember(raw, i)
+		m = append(m, next)
+	}
+	return m, true
+}
+
+// splitKnown is splitObject that leaves out members of which operations have none, and
+// keeps the last of those with one name: it needs little memory, however many there are.
+func splitKnown(m members, raw []byte) (members, bool) {
+	i := skipSpace(raw, 0)
+	if i == len(raw) || raw[i] != '{' {
+		return nil, false
+	}
+	for i = skipSpace(raw, i+1); raw[i] != '}'; {
+		var next member
+		if next, i = nextMember(raw, i); !isKnown(next.name) {
+			continue
+		}
+		if at := slices.IndexFunc(m, func(o member) bool { return bytes.Equal(o.name, next.name) }); at >= 0 {
+			m[at] = next
+		} else {
+			m = append(m, next)
 		}
 	}
 	return m, true
+}
+
+// isKnown tells whether an operation, its details or its shipment have a member of this
+// name that is read.
+func isKnown(name []byte) bool {
+	switch string(name) {
+	case "operationId", "operation", "status", "startTime", "endTime", "cardId", "issuerRequestId", "inputFileName", "errorCode", "details",
+		"reason", "productionSite", "trackingType", "dueDate", "shipment",
+		"carrier", "trackingNumber", "message", "trackingUrl":
+		return true
+	}
+	return false
+}
+
+// nextMember reads the member of an object whose name begins at i, and returns where the
+// next one or the object's end is.
+func nextMember(raw []byte, i int) (m member, next int) {
+	end := skipString(raw, i)
+	name := raw[i:end]
+	i = skipSpace(raw, skipSpace(raw, end)+1) // a colon
+	end = skipValue(raw, i)
+	m = member{unquote(name), raw[i:end]}
+	if i = skipSpace(raw, end); raw[i] == ',' {
+		i = skipSpace(raw, i+1)
+	}
+	return m, i
 }
 
 // Elements calls f with each element of an array, in valid JSON, until it returns false.
@@ -67,12 +109,22 @@ func Elements(raw []byte, f func(element []byte) bool) bool {
 	return true
 }
 
-// Notified returns the list of operations in a notification, which must be valid JSON;
-// false when it has none.
-func Notified(body []byte) (list []byte, ok bool) {
-	m, _ := splitObject(nil, body)
-	list = m.raw("operations")
-	return list, len(list) > 0 && list[0] == '['
+// Notified calls f with each operation in a notification, which must be valid JSON, until
+// it returns false. It returns false when there is no list of them. None is lost if there
+// is more than one.
+func Notified(body []byte, f func(operation []byte) bool) (ok bool) {
+	i := skipSpace(body, 0)
+	if i == len(body) || body[i] != '{' {
+		return false
+	}
+	goOn := true
+	for i = skipSpace(body, i+1); goOn && body[i] != '}'; {
+		var m member
+		if m, i = nextMember(body, i); string(m.name) == "operations" {
+			ok = Elements(m.value, func(operation []byte) bool { goOn = f(operation); return goOn }) || ok
+		}
+	}
+	return ok
 }
 
 // skipSpace, skipString and skipValue go over valid JSON and return what they come to.
@@ -170,20 +222,24 @@ func (m members) id(name string) string {
 	return ""
 }
 
-// object appends the members of an object to o.
+// object appends the known members of an object to o.
 func (m members) object(o members, name string) members {
-	o, _ = splitObject(o, m.raw(name))
+	o, _ = splitKnown(o, m.raw(name))
 	return o
 }
 
-// maxDepth is how deep Canonical goes: each level is gone over again.
-const maxDepth = 32
+const (
+	// maxDepth is how deep Canonical goes: each level is gone over again.
+	maxDepth = 32
+	// maxCanonical is how much it looks at, in bytes: millions of members need a lot of memory.
+	maxCanonical = 1 << 20
+)
 
 // Canonical writes valid JSON in one form, whatever the order of its members and its
-// spacing: names are sorted, numbers stand as they were. What is nested absurdly stays as it
-// is.
+// spacing: names are sorted, numbers stand as they were. What is nested absurdly, or
+// absurdly large, stays as it is.
 func Canonical(raw []byte) []byte {
-	if depth(raw) > maxDepth {
+	if len(raw) > maxCanonical || depth(raw) > maxDepth {
 		return raw
 	}
 	return appendCanonical(make([]byte, 0, len(raw)), raw[skipSpace(raw, 0):])

@@ -3,6 +3,7 @@ package d1client
 import (
 	"bytes"
 	"encoding/json"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -46,6 +47,66 @@ func TestCanonical(t *testing.T) {
 	}
 }
 
+// operationsByTheBook is what Notified has to find.
+func operationsByTheBook(body []byte) (operations []json.RawMessage, listed bool) {
+	dec := json.NewDecoder(bytes.NewReader(body))
+	if token, err := dec.Token(); err != nil || token != json.Delim('{') {
+		return nil, false
+	}
+	for dec.More() {
+		name, err := dec.Token()
+		var value json.RawMessage
+		var list []json.RawMessage
+		if err != nil || dec.Decode(&value) != nil {
+			return operations, listed
+		}
+		if name == "operations" && json.Unmarshal(value, &list) == nil && list != nil {
+			operations, listed = append(operations, list...), true
+		}
+	}
+	return operations, listed
+}
+
+// None of several lists is lost, and whoever has enough gets no more of any.
+func TestNotifiedOfSeveralLists(t *testing.T) {
+	t.Parallel()
+	body := []byte(`{"operations":[1,2],"other":[9],"operations":"none","operations":[3,4]}`)
+	for most, want := range map[int]string{5: "1234", 2: "12", 3: "123"} {
+		var got string
+		ok := Notified(body, func(element []byte) bool {
+			got += string(element)
+			return len(got) < most
+		})
+		if got != want || !ok {
+			t.Errorf("up to %d: %s, %t; want %s", most, got, ok, want)
+		}
+	}
+}
+
+// What has millions of members needs no memory for them: it would be many times its own.
+//
+//nolint:paralleltest // it measures what the process allocates
+func TestManyMembersNeedLittleMemory(t *testing.T) {
+	const many = 1 << 16
+	inside := strings.Repeat(`"":1,"status":"PENDING",`, many)
+	body := []byte(`{` + inside + `"operation":"PRODUCE","details":{` + inside + `"status":"CARD_SHIPPED"}}`)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	Notified(body, func([]byte) bool { return true })
+	_ = Canonical(body)
+	op, err := ParseElement(body)
+	runtime.ReadMemStats(&after)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if op.Operation != "PRODUCE" || op.Details.Status != "CARD_SHIPPED" {
+		t.Errorf("read %v", op)
+	}
+	if used := after.TotalAlloc - before.TotalAlloc; used > uint64(len(body)) {
+		t.Errorf("%d bytes need %d", len(body), used)
+	}
+}
+
 // FuzzNotification: whatever D1 sends is taken apart as encoding/json would, and
 // recognised whatever its form; what is read of an operation is fit for a database.
 func FuzzNotification(f *testing.F) {
@@ -81,13 +142,11 @@ func FuzzNotification(f *testing.F) {
 		if isObject != (err == nil) {
 			t.Errorf("%v for an object: %t", err, isObject)
 		}
-		list, ok := Notified(body)
-		var want []json.RawMessage
-		if wanted := json.Unmarshal(object["operations"], &want) == nil && want != nil; wanted != ok {
-			t.Errorf("a list of operations: %t, want %t", ok, wanted)
-		}
+		want, listed := operationsByTheBook(body)
 		var got []json.RawMessage
-		Elements(list, func(element []byte) bool { got = append(got, element); return true })
+		if ok := Notified(body, func(element []byte) bool { got = append(got, element); return true }); ok != listed {
+			t.Errorf("a list of operations: %t, want %t", ok, listed)
+		}
 		if !slices.EqualFunc(got, want, func(x, y json.RawMessage) bool { return bytes.Equal(x, y) }) {
 			t.Errorf("elements %q, want %q", got, want)
 		}

@@ -122,7 +122,7 @@ func ParseOperation(raw []byte) (Operation, error) {
 // ParseElement is ParseOperation for a part of valid JSON; Raw is left out.
 func ParseElement(raw []byte) (Operation, error) {
 	var few, fewDetails, fewOfShipment [manyMembers]member
-	m, ok := splitObject(few[:0], raw)
+	m, ok := splitKnown(few[:0], raw)
 	if !ok {
 		return Operation{}, errNotObject
 	}
