@@ -47,13 +47,8 @@ func (t Tracking) apply(s *State) {
 	if t.Operation != OperationSuccessful {
 		p = place{}
 	}
-	switch {
-	case t.Type != TrackReturn:
+	if t.Type != TrackReturn || p == returned {
 		s.carry(p, t.Parcel)
-	case p == returned:
-		// The number may be that of the way back, and its carrier delivers there too.
-		s.hear(t.Parcel.TrackingNumber, returned)
-		s.settleParcels()
 	}
 }
 
@@ -68,11 +63,17 @@ func (s *State) carry(p place, parcel Parcel) {
 	if p.rank < shipped.rank && parcel.Status == "" {
 		return
 	}
-	s.hear(parcel.TrackingNumber, shipped)
-	if parcel.Status == Delivered {
-		s.hear(parcel.TrackingNumber, delivered)
+	if p == returned {
+		// The number may be that of the way back, and its carrier delivers there too.
+		s.hear(parcel.TrackingNumber, returned)
+		s.settleParcels()
+		return
 	}
-	if parcel.Status == Returned || p == returned {
+	s.hear(parcel.TrackingNumber, shipped)
+	switch parcel.Status {
+	case Delivered:
+		s.hear(parcel.TrackingNumber, delivered)
+	case Returned:
 		s.hear(parcel.TrackingNumber, returned)
 	}
 	s.settleParcels()
