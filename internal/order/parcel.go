@@ -121,14 +121,7 @@ func (s *State) hear(number string, p place) {
 // returns as they allow: a card that may have come back is looked after by somebody, and
 // one return told by carrier and tracking hub does not hide the parcel that followed.
 func (s *State) settleParcels() {
-	sent, back := map[string]int{}, map[string]bool{}
-	for _, word := range s.Parcels {
-		if number, rank := parseParcel(word); rank == returned.rank {
-			back[number] = true
-		} else {
-			sent[number] = max(sent[number], rank)
-		}
-	}
+	sent, back := s.sentAndBack()
 	if len(sent)+len(back) == 0 {
 		return
 	}
@@ -141,7 +134,32 @@ func (s *State) settleParcels() {
 			furthest = max(furthest, rank)
 		}
 	}
-	known, others, unnamed := 0, 0, 0 // returns
+	p := returned
+	if max(parcels, 1) > returns(sent, back) {
+		p = shipped
+		if furthest == delivered.rank {
+			p = delivered
+		}
+	}
+	s.Status, s.Rank = p.status, p.rank
+}
+
+// sentAndBack is how far each parcel was sent, and which came back, by number.
+func (s State) sentAndBack() (sent map[string]int, back map[string]bool) {
+	sent, back = map[string]int{}, map[string]bool{}
+	for _, word := range s.Parcels {
+		if number, rank := parseParcel(word); rank == returned.rank {
+			back[number] = true
+		} else {
+			sent[number] = max(sent[number], rank)
+		}
+	}
+	return sent, back
+}
+
+// returns is how many there were: no more than the words need.
+func returns(sent map[string]int, back map[string]bool) int {
+	known, others, unnamed := 0, 0, 0
 	for number := range back {
 		switch {
 		case number == "":
@@ -152,14 +170,7 @@ func (s *State) settleParcels() {
 			others++
 		}
 	}
-	p := returned
-	if max(parcels, 1) > max(known, others, unnamed) {
-		p = shipped
-		if furthest == delivered.rank {
-			p = delivered
-		}
-	}
-	s.Status, s.Rank = p.status, p.rank
+	return max(known, others, unnamed)
 }
 
 // Parcel is where the parcel with a tracking number is: Shipped, Delivered or Returned,
