@@ -246,9 +246,26 @@ func (s *State) drop(gone ...Attention) {
 	s.Acknowledged = slices.DeleteFunc(s.Acknowledged, isGone)
 }
 
+// anotherCause tells whether the order has the status that it had for another reason:
+// trouble at another point, or one more parcel that came back.
+func (s *State) anotherCause(before State) bool {
+	switch {
+	case s.Status != before.Status: // which drops it anyway
+		return false
+	case s.Status == Exception:
+		return s.Rank != before.Rank
+	case s.Status == Returned:
+		return returns(s.sentAndBack()) > returns(before.sentAndBack())
+	}
+	return false
+}
+
 // settleAttention makes the attentions that belong to a status follow it, and sorts: the
 // gravest first.
 func (s *State) settleAttention(before State) {
+	if s.anotherCause(before) {
+		s.Acknowledged = slices.DeleteFunc(s.Acknowledged, func(a Attention) bool { return a == attentionOf[s.Status] })
+	}
 	for status, a := range attentionOf {
 		if status == s.Status {
 			s.raise(a)

@@ -52,20 +52,23 @@ func (c Clock) Early() bool { return c.NotBefore.After(c.Now) }
 
 // started is when the time of an order began to run: D1's, or, before D1 had it, ours.
 func (c Clock) started(s State) time.Time {
-	start := c.Accepted
-	if c.NotBefore.After(start) {
-		start = c.NotBefore
+	switch {
+	case s.Rank > 0 && !c.Sent.IsZero():
+		return c.Sent // before NotBefore, when somebody would not wait for that
+	case c.NotBefore.After(c.Accepted):
+		return c.NotBefore
 	}
-	if s.Rank > 0 && c.Sent.After(start) {
-		start = c.Sent
-	}
-	return start
+	return c.Accepted
 }
 
 // settleTime makes what depends on time follow the state that was before.
 func (s *State) settleTime(before State, clock Clock) {
-	if s.Status != before.Status || s.Since.IsZero() {
+	unscheduled := before.Hold == HeldBySchedule && s.Hold != HeldBySchedule
+	if s.Status != before.Status || unscheduled || s.Since.IsZero() {
 		s.Since = clock.Now
+	}
+	if unscheduled && s.Status != Held && clock.Early() { // it is not waited for its time
+		s.DueAt, clock.NotBefore = time.Time{}, clock.Now
 	}
 	if before.Rank == 0 && s.Rank > 0 {
 		s.DueAt = time.Time{} // the bureau's time runs from now on

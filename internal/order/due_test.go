@@ -140,6 +140,56 @@ func TestLate(t *testing.T) {
 	}
 }
 
+// One that somebody would not wait for has its time from then on, and not from when it
+// was to be sent.
+func TestDueOfAnEarlyRelease(t *testing.T) {
+	t.Parallel()
+	clock := limited(t, morning)
+	clock.NotBefore = morning.AddDate(0, 0, 60)
+	s, _ := order.Advance(order.NewHeldState(order.Shipped, order.HeldBySchedule), clock, order.Details{})
+	clock.Now = morning.AddDate(0, 0, 7)
+	s, _ = order.Advance(s, clock, order.Hold{Reason: order.HeldByPerson})
+	s, _ = order.Advance(s, clock, order.Release{Early: true})
+	if want := at("2026-05-06T00:00:00+02:00"); !s.DueAt.Equal(want) {
+		t.Errorf("waiting for its time it is due %s, want %s", s.DueAt, want)
+	}
+	s, _ = order.Advance(s, clock, order.Release{Early: true})
+	if want := at("2026-03-12T00:00:00+01:00"); s.Status != order.Accepted || !s.DueAt.Equal(want) {
+		t.Errorf("released it is %s, due %s, want %s", s.Status, s.DueAt, want)
+	}
+	clock.Now = morning.AddDate(0, 0, 8)
+	clock.Sent = clock.Now
+	s, _ = order.Advance(s, clock, order.Taken{OperationID: "op"})
+	want := at("2026-03-13T00:00:00+01:00")
+	if !s.DueAt.Equal(want) {
+		t.Errorf("taken it is due %s, want %s", s.DueAt, want)
+	}
+	r := says("CARD_PROD_READY", pending)
+	r.DueDate = "soon"
+	clock.Now = morning.AddDate(0, 0, 9)
+	if s, _ = order.Advance(s, clock, r); !s.DueAt.Equal(want) {
+		t.Errorf("after no date at all it is due %s, want %s", s.DueAt, want)
+	}
+}
+
+// The time for which an order waited for its own is not that of the person who holds it.
+func TestHeldBudgetAfterASchedule(t *testing.T) {
+	t.Parallel()
+	s := order.NewHeldState(order.Shipped, order.HeldBySchedule)
+	s.Since = morning
+	clock := order.Clock{
+		Now: morning.AddDate(0, 0, 29), NotBefore: morning.AddDate(0, 0, 30),
+		Limits: &order.Limits{Budget: map[order.Status]time.Duration{order.Held: time.Hour}},
+	}
+	s, _ = order.Advance(s, clock, order.Hold{Reason: order.HeldByPerson})
+	if s.Late {
+		t.Error("it has just been held, and is late")
+	}
+	if look, want := order.NextLook(s, clock, 0), clock.Now.Add(time.Hour); !look.Equal(want) {
+		t.Errorf("it is looked at at %s, want %s", look, want)
+	}
+}
+
 // An order that waits for its time is not late for it, one that a person holds is.
 func TestHeldBudget(t *testing.T) {
 	t.Parallel()

@@ -47,13 +47,8 @@ func (t Tracking) apply(s *State) {
 	if t.Operation != OperationSuccessful {
 		p = place{}
 	}
-	switch {
-	case t.Type != TrackReturn:
+	if t.Type != TrackReturn || p == returned {
 		s.carry(p, t.Parcel)
-	case p == returned:
-		// The number may be that of the way back, and its carrier delivers there too.
-		s.hear(t.Parcel.TrackingNumber, returned)
-		s.settleParcels()
 	}
 }
 
@@ -68,11 +63,17 @@ func (s *State) carry(p place, parcel Parcel) {
 	if p.rank < shipped.rank && parcel.Status == "" {
 		return
 	}
-	s.hear(parcel.TrackingNumber, shipped)
-	if parcel.Status == Delivered {
-		s.hear(parcel.TrackingNumber, delivered)
+	if p == returned {
+		// The number may be that of the way back, and its carrier delivers there too.
+		s.hear(parcel.TrackingNumber, returned)
+		s.settleParcels()
+		return
 	}
-	if parcel.Status == Returned || p == returned {
+	s.hear(parcel.TrackingNumber, shipped)
+	switch parcel.Status {
+	case Delivered:
+		s.hear(parcel.TrackingNumber, delivered)
+	case Returned:
 		s.hear(parcel.TrackingNumber, returned)
 	}
 	s.settleParcels()
@@ -120,14 +121,7 @@ func (s *State) hear(number string, p place) {
 // returns as they allow: a card that may have come back is looked after by somebody, and
 // one return told by carrier and tracking hub does not hide the parcel that followed.
 func (s *State) settleParcels() {
-	sent, back := map[string]int{}, map[string]bool{}
-	for _, word := range s.Parcels {
-		if number, rank := parseParcel(word); rank == returned.rank {
-			back[number] = true
-		} else {
-			sent[number] = max(sent[number], rank)
-		}
-	}
+	sent, back := s.sentAndBack()
 	if len(sent)+len(back) == 0 {
 		return
 	}
@@ -140,7 +134,32 @@ func (s *State) settleParcels() {
 			furthest = max(furthest, rank)
 		}
 	}
-	known, others, unnamed := 0, 0, 0 // returns
+	p := returned
+	if max(parcels, 1) > returns(sent, back) {
+		p = shipped
+		if furthest == delivered.rank {
+			p = delivered
+		}
+	}
+	s.Status, s.Rank = p.status, p.rank
+}
+
+// sentAndBack is how far each parcel was sent, and which came back, by number.
+func (s State) sentAndBack() (sent map[string]int, back map[string]bool) {
+	sent, back = map[string]int{}, map[string]bool{}
+	for _, word := range s.Parcels {
+		if number, rank := parseParcel(word); rank == returned.rank {
+			back[number] = true
+		} else {
+			sent[number] = max(sent[number], rank)
+		}
+	}
+	return sent, back
+}
+
+// returns is how many there were: no more than the words need.
+func returns(sent map[string]int, back map[string]bool) int {
+	known, others, unnamed := 0, 0, 0
 	for number := range back {
 		switch {
 		case number == "":
@@ -151,14 +170,7 @@ func (s *State) settleParcels() {
 			others++
 		}
 	}
-	p := returned
-	if max(parcels, 1) > max(known, others, unnamed) {
-		p = shipped
-		if furthest == delivered.rank {
-			p = delivered
-		}
-	}
-	s.Status, s.Rank = p.status, p.rank
+	return max(known, others, unnamed)
 }
 
 // Parcel is where the parcel with a tracking number is: Shipped, Delivered or Returned,

@@ -18,10 +18,20 @@ type Silence struct{}
 
 func (Silence) apply(s *State) { s.raise(AttentionSilent) }
 
+// News is that D1 told something new of what belongs to the order beside its state, as a
+// shipment: it is not silent, and the order has a new version.
+type News struct{}
+
+func (News) apply(s *State) {
+	s.touched = true
+	s.drop(AttentionSilent)
+}
+
 // settleSilence ends the attentions that news end. Nothing more is expected of an order
 // that has ended.
 func (s *State) settleSilence(before State) {
-	if s.Ended() || s.Waiting() || !s.sameWord(before) {
+	unknown := slices.Contains(s.Attention, AttentionUnknownStatus) && !slices.Contains(before.Attention, AttentionUnknownStatus)
+	if s.Ended() || s.Waiting() || !s.sameWord(before) || unknown {
 		s.drop(AttentionSilent)
 	}
 	if s.Ended() || s.Waiting() {

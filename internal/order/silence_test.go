@@ -27,6 +27,8 @@ func TestSilence(t *testing.T) {
 		{"beside something else", []order.Evidence{report("CARD_PROD_READY"), order.Notice{Attention: order.AttentionSecondCard}}, []order.Evidence{order.Silence{}},
 			[]order.Attention{order.AttentionSecondCard, order.AttentionSilent}, true, true},
 		{"and news", []order.Evidence{report("CARD_PROD_READY")}, []order.Evidence{report("CARD_PROD_DONE"), order.Silence{}}, nil, true, false},
+		{"and a word that nobody knows", []order.Evidence{report("CARD_PROD_READY")}, []order.Evidence{report("CARD_PROD_POLISHED"), order.Silence{}},
+			[]order.Attention{order.AttentionUnknownStatus}, true, false},
 		{"of an order that has arrived", []order.Evidence{report("CARD_SHIPPED")}, []order.Evidence{order.Silence{}}, nil, false, false},
 		{"not shown", []order.Evidence{report("CARD_PROD_READY")}, []order.Evidence{order.NotShown{}}, []order.Attention{order.AttentionNotShown}, true, false},
 		{"not shown, of one that D1 never took", nil, []order.Evidence{order.NotShown{}}, nil, false, false},

@@ -259,6 +259,9 @@ func (s *Store) planLook(e *entry) {
 		e.delay = limits.DispatchDelay
 	}
 	state := e.order.State
+	if e.hold {
+		state = order.NewHeldState(state.EndsAt, order.HeldByRequest)
+	}
 	state.Since = now
 	clock := order.Clock{
 		Now: now, Limits: limits, Issuance: e.order.Terms.Services.Issuance, Urgent: e.order.Urgent, Accepted: now.Add(-off),

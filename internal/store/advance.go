@@ -300,7 +300,7 @@ func (a *advances) advance(o *lockedOrder, cause Cause, evidence ...order.Eviden
 	if !changed {
 		return
 	}
-	if cause.Kind == CauseReconciliation && next.OnlyTime(before) {
+	if cause.Kind == CauseReconciliation && next.OnlyTime(before) && !slices.Contains(evidence, order.Evidence(order.News{})) {
 		cause = Cause{Kind: CauseTime} // D1 had nothing to say that was not known
 	}
 	o.state = next

@@ -675,7 +675,9 @@ func (s *Store) storeChunk(ctx context.Context, w *BatchWriter, rows []batchRow,
 			return ErrBatchCancelled
 		}
 		for _, e := range entries {
-			e.hold = held || e.Request.Hold
+			if e.hold = held || e.Request.Hold; held {
+				s.planLook(e)
+			}
 		}
 		if err := s.insertEach(ctx, tx, entries); err != nil {
 			return err

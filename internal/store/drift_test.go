@@ -202,6 +202,25 @@ func TestSilence(t *testing.T) {
 	if got := a.order(o.ID); len(got.State.Attention) > 0 {
 		t.Errorf("after news: %v", got.State.Attention)
 	}
+	// So are those of a parcel, whether D1 tells them by itself or is asked.
+	parcel := store.ShipmentUpdate{TrackingNumber: "T1", Carrier: "ups"}
+	if got := asked(9, 9*time.Hour); !slices.Equal(got, []order.Attention{order.AttentionSilent}) {
+		t.Errorf("silent again: %v", got)
+	}
+	announced := notification(3, "op", "DATA_PREPARED")
+	announced.Shipment = parcel
+	a.receive(announced)
+	if got := a.order(o.ID); len(got.State.Attention) > 0 {
+		t.Errorf("after news of a parcel: %v", got.State.Attention)
+	}
+	a.exec(`UPDATE order_state SET checks = 9, heard_at = now() - interval '9 h' WHERE order_id = $1`, o.ID)
+	parcel.Status = "LABELLED"
+	if got, _ := a.answer(o.ID, []store.ShipmentUpdate{parcel}, word("op", "DATA_PREPARED")); len(got.State.Attention) > 0 || len(a.found) != 1 {
+		t.Errorf("an answer with news of a parcel: %v, found %v", got.State.Attention, a.found)
+	}
+	if n := value[int](a.fixture, `SELECT checks FROM order_state WHERE order_id = $1`, o.ID); n != 0 {
+		t.Errorf("%d questions in vain", n)
+	}
 	// News and silence in one answer are news.
 	a.exec(`UPDATE order_state SET checks = 9, heard_at = now() - interval '9 h' WHERE order_id = $1`, o.ID)
 	if got, _ := a.answer(o.ID, nil, word("op", "CARD_PROD_READY")); len(got.State.Attention) > 0 {

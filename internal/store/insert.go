@@ -73,7 +73,7 @@ const insertOrders = `
 		GROUP BY f.id
 	), state AS (
 		INSERT INTO order_state (issuer_id, order_id, version, status, ends_at, hold, next_check_at)
-		SELECT issuer_id, id, 1, status, ends_at, hold_reason, coalesce(not_before, CASE WHEN look >= 0 THEN now() + look * interval '1 s' END) FROM fresh
+		SELECT issuer_id, id, 1, status, ends_at, hold_reason, least(not_before, CASE WHEN look >= 0 AND (hold OR not_before IS NULL) THEN now() + look * interval '1 s' END) FROM fresh
 	), payload AS (
 		INSERT INTO order_payload (issuer_id, order_id, production, encrypted_data, key_id)
 		SELECT issuer_id, id, production, encrypted_data, key_id FROM fresh

@@ -699,10 +699,10 @@ func (c *completing) answer(b *pgx.Batch) {
 		}
 		evidence, next := c.decide(done, o, h, held)
 		if held {
-			if c.ships(o.orderKey, done) {
-				evidence = append(evidence, order.Details{})
-			}
-			if m.Kind == KindAsk && next.Done && c.store.silent(o) {
+			switch {
+			case c.ships(o.orderKey, done):
+				evidence = append(evidence, order.News{})
+			case m.Kind == KindAsk && next.Done && c.store.silent(o):
 				evidence = append(evidence, order.Silence{})
 			}
 		}

@@ -399,7 +399,7 @@ func (r *receiving) apply(w *advances, o *lockedOrder, n *arrival) Outcome {
 		evidence = append(evidence, n.Evidence)
 	}
 	if r.ships(o, n) {
-		evidence = append(evidence, order.Details{})
+		evidence = append(evidence, order.News{})
 	}
 	if slices.Contains(o.state.Attention, order.AttentionUnapplied) && r.lastUnapplied(o, n) {
 		evidence = append(evidence, order.Cured{Attention: order.AttentionUnapplied})
