@@ -480,15 +480,16 @@ func (s *Store) expireSome(ctx context.Context, keys []orderKey) (n int, err err
 		w := advances{store: s}
 		for _, o := range locked {
 			for _, c := range o.open {
-				if !c.waits() || !expired[c.ID] {
+				claimed, over := expired[c.ID]
+				if !c.waits() || !over {
 					continue
 				}
 				c.Reason = order.ReasonNoAnswer
-				if c.State == order.ChangeRequested && !c.Tried {
+				if c.State == order.ChangeRequested && !c.Tried && !claimed {
 					c.Reason = order.ReasonNotSent
 				}
 				c.State = order.ChangeExpired
-				w.moveChange(o, Cause{Kind: CauseTime}, changeRow{open: c})
+				w.moveChange(o, Cause{Kind: CauseTime}, changeRow{open: c, sent: claimed})
 				w.sendChange(o)
 				n++
 			}
@@ -504,11 +505,14 @@ func (s *Store) expireSome(ctx context.Context, keys []orderKey) (n int, err err
 	return n, nil
 }
 
-// expiredChanges finds changes whose time is over, of the given orders or of all.
+// expiredChanges finds changes whose time is over, of the given orders or of all. A worker may
+// have one of them on the wire, or have died with it: then it is true.
 func expiredChanges(ctx context.Context, db querier, of []orderKey) (keys []orderKey, expired map[uuid.UUID]bool, err error) {
 	_, ids := columns(of)
 	rows, err := db.Query(ctx, `
-		SELECT issuer_id, order_id, id FROM order_changes
+		SELECT issuer_id, order_id, id, EXISTS (SELECT FROM outbox m WHERE m.issuer_id = c.issuer_id AND m.order_id = c.order_id
+			AND m.kind = 'change' AND m.change_id = c.id AND m.first_sent_at IS NOT NULL)
+		FROM order_changes c
 		WHERE state IN ('REQUESTED', 'SENT') AND expires_at <= now() AND ($1::uuid[] = '{}' OR order_id = ANY ($1))
 		ORDER BY expires_at LIMIT $2`, ids, expireBatch)
 	if err != nil {
@@ -517,8 +521,9 @@ func expiredChanges(ctx context.Context, db querier, of []orderKey) (keys []orde
 	expired = make(map[uuid.UUID]bool)
 	var key orderKey
 	var id uuid.UUID
-	_, err = pgx.ForEachRow(rows, []any{&key.issuer, &key.id, &id}, func() error {
-		keys, expired[id] = append(keys, key), true
+	var claimed bool
+	_, err = pgx.ForEachRow(rows, []any{&key.issuer, &key.id, &id, &claimed}, func() error {
+		keys, expired[id] = append(keys, key), claimed
 		return nil
 	})
 	if err != nil {
@@ -613,7 +618,11 @@ func (a *advances) changeReported(o *lockedOrder, cause Cause, n *Notification) 
 	case c.State == order.ChangeAccepted || c.Reason == order.ReasonRefused: // D1 has said so before
 	case said == order.OperationSuccessful && c.Type == order.ChangeCancel:
 		a.noteChange(o, changeRow{open: c})
-		a.advance(o, cause, order.CancelDone{}) // which settles it, unless the card has left all the same
+		a.advance(o, cause, order.CancelDone{})                                  // which settles it, unless the card has left all the same
+		if c.State == order.ChangeRefused && o.state.Status == order.Cancelled { // by another end, before
+			c.State, c.Reason = order.ChangeAccepted, ""
+			a.moveChange(o, cause, changeRow{open: c})
+		}
 	case said == order.OperationSuccessful:
 		c.State, c.Reason = order.ChangeAccepted, ""
 		a.moveChange(o, cause, changeRow{open: c})
@@ -679,6 +688,7 @@ func (a *advances) changeAnswered(o *lockedOrder, done *Completion, held bool) (
 		return false // settled meanwhile
 	}
 	c, cause := o.open[i], Cause{Kind: CauseAttempt, ID: done.Attempt.ID.String()}
+	before := done.Message.SentBefore // by a worker that died
 	switch answer := done.Change; {
 	case answer != nil && answer.Taken:
 		c.OperationID = cmp.Or(c.OperationID, answer.OperationID)
@@ -690,14 +700,14 @@ func (a *advances) changeAnswered(o *lockedOrder, done *Completion, held bool) (
 		a.moveChange(o, cause, changeRow{open: c, sent: true})
 	case !held || !c.waits():
 		return false
-	case answer != nil && answer.MayHave && c.Tried:
+	case answer != nil && answer.MayHave && (c.Tried || before):
 		c.State, c.Reason = order.ChangeSent, ""
-		a.moveChange(o, cause, changeRow{open: c})
+		a.moveChange(o, cause, changeRow{open: c, sent: before})
 	case answer != nil:
 		c.State, c.Reason = order.ChangeRefused, cmp.Or(answer.Reason, order.ReasonRefused)
 		a.moveChange(o, cause, changeRow{open: c})
 	default:
-		if !done.Next.Unsent { // it may have it
+		if !done.Next.Unsent || before { // it may have it
 			a.noteChange(o, changeRow{open: c, sent: true})
 		}
 		stays = true // unless a cancel goes first
@@ -764,7 +774,11 @@ func (a *advances) settleChanges(o *lockedOrder, cause Cause) {
 		return
 	}
 	for _, c := range o.open { // moveChange makes a list of its own
-		if state, reason := order.SettleChange(c.Type, c.State, o.state); state != c.State {
+		state, reason := order.SettleChange(c.Type, c.State, o.state)
+		if state != c.State && c.State == order.ChangeRequested && c.Tried { // D1 may have it
+			state, reason = order.SettleChange(c.Type, order.ChangeSent, o.state)
+		}
+		if state != c.State {
 			c.State, c.Reason = state, reason
 			a.moveChange(o, cause, changeRow{open: c})
 		}
@@ -964,7 +978,7 @@ func (a *advances) queueChangeMessages(b *pgx.Batch) {
 	exec(b, `
 		INSERT INTO outbox AS m (lane, kind, class, issuer_id, order_id, card_id, change_id)
 		SELECT $5 || i, $6, $7, i, o, c, id FROM unnest($1::text[], $2::uuid[], $3::text[], $4::uuid[]) AS t(i, o, c, id) ORDER BY i, o
-		ON CONFLICT (issuer_id, order_id, kind) DO UPDATE SET change_id = EXCLUDED.change_id, run_at = now(), tries = 0, id = DEFAULT
+		ON CONFLICT (issuer_id, order_id, kind) DO UPDATE SET change_id = EXCLUDED.change_id, run_at = now(), tries = 0, first_sent_at = NULL, id = DEFAULT
 		WHERE m.claim_token IS NULL AND m.change_id <> EXCLUDED.change_id`,
 		issuers, orders, cards, ids, LaneOf(""), KindChange, ClassSingle)
 	exec(b, `

@@ -1296,3 +1296,96 @@ func (f *fixture) untilWaiting(kind string) {
 		}
 	}
 }
+
+// A worker that died with a change on the wire may have brought it to D1: that D1 does not want
+// it again is no refusal then, and its word on it counts.
+func TestChangeOfAWorkerThatDied(t *testing.T) {
+	t.Parallel()
+	mayHave := func(m store.Message) store.Completion {
+		c := refusedChange(m)
+		c.Change.MayHave = true
+		return c
+	}
+	notTaken := func(m store.Message) store.Completion {
+		c := lost(m)
+		c.Next.Unsent = true
+		return c
+	}
+	for _, c := range []struct {
+		name   string
+		comes  func(f *fixture, id uuid.UUID)
+		stands string
+	}{
+		{"refused again", func(f *fixture, id uuid.UUID) { f.complete(mayHave(f.claimOf(id))) }, "SENT"},
+		{"not reached again", func(f *fixture, id uuid.UUID) { f.complete(notTaken(f.claimOf(id))) }, "REQUESTED"},
+		{"sent in a lost history", func(f *fixture, id uuid.UUID) {
+			f.exec(`UPDATE outbox SET claim_token = NULL, leased_until = NULL, first_sent_at = NULL`)
+			if err := f.Restored(f.t.Context(), time.Minute); err != nil {
+				f.t.Fatal(err)
+			}
+			f.complete(mayHave(f.claimOf(id)))
+		}, "SENT"},
+		{"expired", func(f *fixture, _ uuid.UUID) {
+			f.exec(`UPDATE order_changes SET expires_at = now()`)
+			if _, err := f.ExpireChanges(f.t.Context()); err != nil {
+				f.t.Fatal(err)
+			}
+		}, "EXPIRED no-answer"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			f := open(t)
+			id := f.atD1("card", "operation")
+			change := f.change(placement(id, order.ChangeRedirect))
+			f.claimOf(id)
+			f.exec(`UPDATE outbox SET leased_until = now(), first_sent_at = first_sent_at - interval '1 min'`)
+			c.comes(f, id)
+			f.wantStands(change, c.stands)
+			if got := f.receive(updated(1, "change-op", order.OperationSuccessful)); got[0] != store.OutcomeApplied {
+				t.Errorf("what D1 says of it is %s", got[0])
+			}
+			f.wantStands(change, "ACCEPTED")
+		})
+	}
+	// One that takes its place was not sent.
+	f := open(t)
+	id := f.atD1("card", "operation")
+	f.change(placement(id, order.ChangeRedirect))
+	f.claimOf(id)
+	f.exec(`UPDATE outbox SET leased_until = now(), first_sent_at = first_sent_at - interval '1 min'`)
+	f.complete(notTaken(f.claimOf(id)))
+	cancel := f.change(placement(id, order.ChangeCancel))
+	f.complete(mayHave(f.claimOf(id)))
+	f.wantStands(cancel, "REFUSED refused-by-bureau")
+}
+
+// A redirect whose answer was lost may have been done although the card left: D1's word may
+// come after the news of that.
+func TestRedirectThatWasLostBeforeTheShipping(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.atD1("card", "operation")
+	c := f.change(placement(id, order.ChangeRedirect))
+	f.complete(lost(f.claimOf(id)))
+	f.receive(notification(1, "operation", "CARD_SHIPPED"))
+	f.wantStands(c, "SENT")
+	f.receive(updated(2, "change-op", order.OperationSuccessful))
+	f.wantStands(c, "ACCEPTED")
+}
+
+// D1 says that it made a cancel after an end that had refused it.
+func TestCancelDoneAfterAnotherEnd(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.atD1("card", "operation")
+	c := f.change(placement(id, order.ChangeCancel))
+	f.complete(took(f.claimOf(id), "change-op"))
+	f.exec(`UPDATE order_state SET ends_at = 'PRODUCED'`)
+	f.receive(notification(1, "operation", "CARD_PROD_DONE"))
+	f.wantStands(c, "REFUSED produced-first")
+	f.receive(updated(2, "change-op", order.OperationSuccessful))
+	f.wantStands(c, "ACCEPTED")
+	if s := f.order(id).State; s.Status != order.Cancelled {
+		t.Errorf("the order is %s", s.Status)
+	}
+}

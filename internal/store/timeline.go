@@ -222,7 +222,8 @@ func stillDoubted(ctx context.Context, tx pgx.Tx, since time.Time) (seen time.Ti
 // What a worker does with a claim of before is a fact and changes no state, since its
 // token is gone; its bytes may leave until the end of its lease. Orders that were never
 // sent in this history may have been sent as soon as they were accepted. One that was
-// given up is asked about, but not sent unless somebody has it tried again.
+// given up is asked about, but not sent unless somebody has it tried again. A change is sent
+// again in any case: D1 may have it is all that is to be known of it.
 func markMessages(ctx context.Context, tx pgx.Tx, after, last int64, lease time.Duration) (reached int64, marked int, err error) {
 	err = tx.QueryRow(ctx, `
 		WITH part AS (
@@ -236,6 +237,9 @@ func markMessages(ctx context.Context, tx pgx.Tx, after, last int64, lease time.
 			FROM part JOIN orders o ON o.issuer_id = part.issuer_id AND o.id = part.order_id
 			WHERE m.id = part.id AND part.kind = 'submit'
 			RETURNING 1
+		), changes AS (
+			UPDATE outbox m SET first_sent_at = coalesce(m.first_sent_at, now())
+			FROM part WHERE m.id = part.id AND part.kind = 'change'
 		)
 		SELECT coalesce((SELECT max(id) FROM part), $2), (SELECT count(*) FROM marked)`,
 		after, last, markChunk, lease, ClassQuestion).Scan(&reached, &marked)
