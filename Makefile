@@ -81,6 +81,11 @@ $(installed): .ci/openapi/package-lock.json
 lint-api: $(installed) ## Let Spectral look for mistakes in the OpenAPI document (needs npm)
 	$(spectral) lint --fail-severity=hint --ruleset .ci/openapi/spectral.yaml internal/api/openapi.yaml
 
+.PHONY: lint-rules
+lint-rules: rules := deploy/prometheus/cardorder.rules
+lint-rules: ## Check the alerting rules, and play them (needs promtool, or Debian's apt-get)
+	tool=$$(.ci/promtool) && "$$tool" check rules $(rules).yaml && "$$tool" test rules $(rules).test.yaml
+
 .PHONY: vuln
 vuln: ## Look for known vulnerabilities in what is really called
 	tool=$(govulncheck) && .ci/vuln "$$tool"
@@ -108,4 +113,4 @@ ci: ## All that decides whether a change may land
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+		/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

@@ -75,6 +75,7 @@ func TestAnyOrderOfEvents(t *testing.T) {
 			{2, w.crash}, {1, w.giveBack}, {3, w.produce}, {2, w.notify}, {1, w.sweep},
 			{1, w.refresh}, {2, w.retry}, {3, w.act}, {1, w.pause}, {1, w.resume}, {1, w.check}, {6, w.pass}, {2, w.history},
 			{4, w.change}, {2, w.decideChange}, {2, w.tellOfChange}, {1, w.expire},
+			{2, w.hold}, {2, w.release}, {1, w.note},
 		}
 		var weighted []func(*rapid.T)
 		for _, a := range actions {
@@ -589,6 +590,45 @@ func (w *anyWorld) act(t *rapid.T) {
 	action := choose(t, "action", store.BatchHold, store.BatchRelease, store.BatchRelease, store.BatchCancel)
 	counts, err := w.st.Act(w.ctx, w.issuer, b, action, "ada")
 	w.Logf("%s a batch: %+v", action, counts)
+	w.must(err)
+}
+
+// hold and release are what a person does to one order.
+func (w *anyWorld) hold(t *rapid.T) {
+	o, ok := pick(t, "order", w.orders, anything)
+	if !ok {
+		return
+	}
+	_, err := w.st.HoldOrder(w.ctx, store.Hold{Action: store.Action{IssuerID: w.issuer, OrderID: o.id, Actor: "ada"}})
+	w.Logf("held %s: %v", o.request, err)
+	if !errors.Is(err, store.ErrNotHoldable) {
+		w.must(err)
+	}
+}
+
+func (w *anyWorld) release(t *rapid.T) {
+	o, ok := pick(t, "order", w.orders, anything)
+	if !ok {
+		return
+	}
+	h := store.Hold{Action: store.Action{IssuerID: w.issuer, OrderID: o.id, Actor: "ada"}}
+	if below(t, "override", 2) == 0 {
+		h.DuplicateOverride = "wanted"
+	}
+	_, err := w.st.ReleaseOrder(w.ctx, h)
+	w.Logf("released %s: %v", o.request, err)
+	if refused, _ := errors.AsType[*store.ConflictError](err); refused == nil && !errors.Is(err, store.ErrNotHeld) {
+		w.must(err)
+	}
+}
+
+// note is news of an order that says nothing of where it stands.
+func (w *anyWorld) note(t *rapid.T) {
+	o, ok := pick(t, "order", w.orders, anything)
+	if !ok {
+		return
+	}
+	_, _, err := w.st.AddNote(w.ctx, store.NewNote{Action: store.Action{IssuerID: w.issuer, OrderID: o.id, Actor: "ada"}, Text: "seen"})
 	w.must(err)
 }
 

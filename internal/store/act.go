@@ -36,7 +36,7 @@ func (s *Store) act(ctx context.Context, a Action, do func(tx pgx.Tx, b *pgx.Bat
 	var locked map[orderKey]*lockedOrder
 	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		key := orderKey{a.IssuerID, a.OrderID}
-		if locked, err = lockOrders(ctx, tx, []orderKey{key}); err != nil {
+		if locked, err = lockToAct(ctx, tx, []orderKey{key}); err != nil {
 			return err
 		}
 		o := locked[key]

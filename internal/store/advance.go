@@ -32,7 +32,7 @@ type lockedOrder struct {
 	checks        int         // how often D1 was asked in vain since then
 	operations    []string    // every PRODUCE operation seen for it
 	submit        int64       // the message that brings it to D1, when this transaction has locked it
-	doubted       bool        // it did not change since the database's history did: D1 may have it
+	doubted       bool        // it has its status from before the database's history changed: D1 may have it
 	halt          BatchAction // hold or cancel, when one came while D1 may have had it
 	admitted      bool        // a person released it in spite of the program's rule
 	looked        bool        // its time had come: it gets another one, earlier or later
@@ -93,13 +93,25 @@ func lockOrders(ctx context.Context, tx pgx.Tx, keys []orderKey) (map[orderKey]*
 	}
 	var b pgx.Batch
 	exec(&b, steadyPlans)
-	keysGiven(keys).queueLocks(&b, locked)
-	queueKnownOperations(&b, keys, locked, make(map[string]orderKey))
-	queueHalts(&b, keys, locked)
+	orders := keysGiven(keys)
+	orders.queueLocks(&b, locked)
+	orders.queueKnownOperations(&b, locked, make(map[string]orderKey))
+	orders.queueHalts(&b, locked)
 	if err := send(ctx, tx, &b); err != nil {
 		return nil, fmt.Errorf("locking orders: %w", err)
 	}
 	return locked, nil
+}
+
+// lockToAct is lockOrders for what people do with orders: it may bring orders without a message
+// one, and those of before the database's history changed are to be asked about. So that
+// change is not noticed meanwhile: such a message is there before others are marked, or is made
+// in the know of it.
+func lockToAct(ctx context.Context, tx pgx.Tx, keys []orderKey) (map[orderKey]*lockedOrder, error) {
+	if _, err := tx.Exec(ctx, historyStays); err != nil {
+		return nil, fmt.Errorf("locking the database's history: %w", err)
+	}
+	return lockOrders(ctx, tx, keys)
 }
 
 // keySet is a set of orders in a statement: what stands behind its FROM, with two
@@ -114,14 +126,9 @@ func keysGiven(keys []orderKey) keySet {
 	return keySet{`unnest($1::text[], $2::uuid[])`, []any{issuers, ids}}
 }
 
-// queueLocks queues the locking of orders and the storing of operations; locked is filled
-// when the batch is run. Statements of one round trip have each a snapshot of their own:
-// what is read after a lock includes what others wrote before it.
-func queueLocks(b *pgx.Batch, keys []orderKey, seen []operation, locked map[orderKey]*lockedOrder) {
-	keysGiven(keys).queueLocks(b, locked)
-	queueOperations(b, seen)
-}
-
+// queueLocks queues the locking of orders; locked is filled when the batch is run.
+// Statements of one round trip have each a snapshot of their own: what is read after a
+// lock includes what others wrote before it.
 func (k keySet) queueLocks(b *pgx.Batch, locked map[orderKey]*lockedOrder) {
 	b.Queue(`
 		SELECT `+lockColumns+`
@@ -135,10 +142,15 @@ func (k keySet) queueLocks(b *pgx.Batch, locked map[orderKey]*lockedOrder) {
 	})
 }
 
+// unchangedSince is since when an order s has its status. What else happens to one that D1 was
+// not asked about, as a note or a hold, says nothing of what became of it in another history.
+// Before migration 10 nobody noted the time.
+const unchangedSince = `least(s.status_since, s.updated_at)`
+
 // lockColumns are what makes a lockedOrder, of order_state s and orders o.
 const lockColumns = `s.issuer_id, s.order_id, s.first_sent_at, clock_timestamp(), o.card_id, o.card_product_id,
 			coalesce(o.terms #>> '{services,issuance}', ''), o.urgent, o.created_at, o.not_before, s.heard_at, s.checks,
-			coalesce(s.updated_at < (SELECT seen_at FROM database_history WHERE only_row), false),
+			coalesce(` + unchangedSince + ` < (SELECT seen_at FROM database_history WHERE only_row), false),
 			s.open_changes, ` + stateColumns
 
 // eachLocked calls f with the order of each row. What the rows are scanned into is made
@@ -164,10 +176,6 @@ func eachLocked(rows pgx.Rows, f func(*lockedOrder)) error {
 
 // queueKnownOperations queues the reading of every PRODUCE operation seen for orders.
 // The range and the order leave one index to read them by, whatever the statistics say.
-func queueKnownOperations(b *pgx.Batch, keys []orderKey, locked map[orderKey]*lockedOrder, owners map[string]orderKey) {
-	keysGiven(keys).queueKnownOperations(b, locked, owners)
-}
-
 func (k keySet) queueKnownOperations(b *pgx.Batch, locked map[orderKey]*lockedOrder, owners map[string]orderKey) {
 	exec(b, sortOff)
 	b.Queue(`
@@ -196,10 +204,6 @@ func (k keySet) queueKnownOperations(b *pgx.Batch, locked map[orderKey]*lockedOr
 
 // queueHalts queues the reading of holds and cancels that came too late: they are
 // written while the order is locked.
-func queueHalts(b *pgx.Batch, keys []orderKey, locked map[orderKey]*lockedOrder) {
-	keysGiven(keys).queueHalts(b, locked)
-}
-
 func (k keySet) queueHalts(b *pgx.Batch, locked map[orderKey]*lockedOrder) {
 	b.Queue(`
 		SELECT m.issuer_id, m.order_id, m.halt
@@ -372,19 +376,25 @@ func (a *advances) queue(b *pgx.Batch) {
 	}
 }
 
-// changing is a column of a statement that writes the states of orders: nil when it stays
+// changed is a column of a statement that writes the states of orders: nil when it stays
 // as it is for all of them. What an array lacks is NULL to the statement.
-func changing[T comparable](list []*lockedOrder, value func(*order.State) T) []T {
+func changed[T comparable](list []*lockedOrder, value func(*order.State) T) []T {
 	column := make([]T, len(list))
-	changed := false
+	differs := false
 	for i, o := range list {
 		column[i] = value(&o.state)
-		changed = changed || column[i] != value(&o.stored)
+		differs = differs || column[i] != value(&o.stored)
 	}
-	if !changed {
+	if !differs {
 		return nil
 	}
 	return column
+}
+
+// putAt puts the value of row i into a column in which few rows have one. What an array
+// lacks is NULL to the statement.
+func putAt[S ~[]E, E any](column S, i int, value E) S {
+	return append(append(column, make(S, i-len(column))...), value)
 }
 
 // queueStates writes the states. Most columns stay as they are for most lists: they cost
@@ -404,14 +414,14 @@ func (a *advances) queueStates(b *pgx.Batch) {
 		firsts[i], heards[i], checks[i] = timeOrNull(timeOf(o.firstSentAt)), timeOrNull(timeOf(o.heardAt)), o.checks
 		looks[i] = a.store.nextLook(o)
 		if o.looked {
-			looked = append(append(looked, make([]bool, i-len(looked))...), true)
+			looked = putAt(looked, i, true)
 		}
 	}
 	if !ends {
 		ended = nil
 	}
-	text := func(value func(*order.State) string) texts { return changing(a.orders, value) }
-	rank := func(value func(*order.State) int) []int { return changing(a.orders, value) }
+	text := func(value func(*order.State) string) texts { return changed(a.orders, value) }
+	rank := func(value func(*order.State) int) []int { return changed(a.orders, value) }
 	exec(b, `
 		UPDATE order_state s SET version = t.version, status = coalesce(t.status, s.status), rank = coalesce(t.rank, s.rank),
 			step_rank = coalesce(t.step_rank, s.step_rank), top_rank = coalesce(t.top_rank, s.top_rank), end_rank = coalesce(t.end_rank, s.end_rank),
@@ -439,8 +449,8 @@ func (a *advances) queueStates(b *pgx.Batch) {
 		text(func(s *order.State) string { return s.DueDate.Value }), rank(func(s *order.State) int { return s.DueDate.Rank }),
 		text(func(s *order.State) string { return s.ProductionSite.Value }), rank(func(s *order.State) int { return s.ProductionSite.Rank }),
 		ended, firsts, text(func(s *order.State) string { return string(s.Hold) }),
-		times(changing(a.orders, func(s *order.State) pgtype.Timestamptz { return timeOrNull(s.Since) })), dues,
-		changing(a.orders, func(s *order.State) bool { return s.Late }),
+		times(changed(a.orders, func(s *order.State) pgtype.Timestamptz { return timeOrNull(s.Since) })), dues,
+		changed(a.orders, func(s *order.State) bool { return s.Late }),
 		text(func(s *order.State) string { return codeArray(s.Acknowledged) }), text(func(s *order.State) string { return textArray(s.Parcels) }),
 		text(func(s *order.State) string { return codeArray(s.LateIn) }), heards, checks, looks, looked)
 }
@@ -471,16 +481,16 @@ func (a *advances) queueEvents(b *pgx.Batch) {
 		statuses[i], previous[i] = string(e.state.Status), string(e.previous)
 		causes[i], causeIDs[i] = string(e.cause.Kind), e.cause.ID
 		if len(e.state.Attention) > 0 {
-			attention = append(append(attention, make(texts, i-len(attention))...), codeArray(e.state.Attention))
+			attention = putAt(attention, i, codeArray(e.state.Attention))
 		}
 		if e.cause.Actor != "" {
-			actors = append(append(actors, make(texts, i-len(actors))...), e.cause.Actor)
+			actors = putAt(actors, i, e.cause.Actor)
 		}
 		if len(e.cause.Detail) > 0 {
-			details = append(append(details, make(texts, i-len(details))...), string(e.cause.Detail))
+			details = putAt(details, i, string(e.cause.Detail))
 		}
 		if e.state.Late {
-			lates = append(append(lates, make([]bool, i-len(lates))...), true)
+			lates = putAt(lates, i, true)
 		}
 	}
 	exec(b, `
@@ -635,6 +645,17 @@ var quoteInArray = strings.NewReplacer(`\`, `\\`, `"`, `\"`)
 
 func timeOrNull(t time.Time) pgtype.Timestamptz {
 	return pgtype.Timestamptz{Time: t, Valid: !t.IsZero()}
+}
+
+// orFirst turns the zero time into one before all others, orLast into one after them.
+func orFirst(t time.Time) pgtype.Timestamptz { return timeOr(t, pgtype.NegativeInfinity) }
+func orLast(t time.Time) pgtype.Timestamptz  { return timeOr(t, pgtype.Infinity) }
+
+func timeOr(t time.Time, zero pgtype.InfinityModifier) pgtype.Timestamptz {
+	if t.IsZero() {
+		return pgtype.Timestamptz{InfinityModifier: zero, Valid: true}
+	}
+	return pgtype.Timestamptz{Time: t, Valid: true}
 }
 
 // ShipmentUpdate is what D1 repeats of the carrier's word. The carrier's free text

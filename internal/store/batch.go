@@ -281,7 +281,7 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 			counts.Unchanged++
 		}
 	}
-	locked, err = lockOrders(ctx, tx, keys)
+	locked, err = lockToAct(ctx, tx, keys)
 	if err != nil {
 		return counts, last, false, nil, err
 	}
@@ -289,15 +289,18 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 	if err != nil {
 		return counts, last, false, nil, err
 	}
-	var same bool // in another history D1 may have what this one never sent
-	if err := tx.QueryRow(ctx, `SELECT `+sameHistory).Scan(&same); err != nil {
-		return counts, last, false, nil, fmt.Errorf("looking at the database's history: %w", err)
+	same, err := inSameHistory(ctx, tx) // in another one D1 may have what this one never sent
+	if err != nil {
+		return counts, last, false, nil, err
 	}
 	w := advances{store: s}
+	cause := Cause{Kind: CauseRequest, ID: batch.String(), Actor: actor}
 	var halted []int64
+	var asked []*lockedOrder
 	for _, o := range locked {
 		m, waits := messages[o.id]
-		certain := len(o.operations) == 0 && (o.state.Status == order.Held || waits && !m.maybe && same) // D1 does not have it
+		held := o.state.Status == order.Held
+		certain := same && o.absent(m, waits) || action == BatchHold && held && len(o.operations) == 0 // which sends nothing
 		due := action.changes(o.state.Status, o.state.Hold)
 		switch {
 		case due && (certain || action == BatchRelease):
@@ -306,16 +309,20 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 				evidence = order.Release{Early: s.clock(o).Early()}
 				o.admitted = o.state.Hold == order.HeldByRule
 			}
-			w.advance(o, Cause{Kind: CauseRequest, ID: batch.String(), Actor: actor}, evidence)
+			w.advance(o, cause, evidence)
 			counts.Changed++
 		case due, action.tooLate(o.state.Status):
 			if waits && action.halts() {
 				halted = append(halted, m.id)
 			}
-			if waits && action == BatchCancel {
-				if err := w.placeCancel(o, Cause{Kind: CauseRequest, ID: batch.String(), Actor: actor}); err != nil {
+			if action == BatchCancel && (waits || held) {
+				if err := w.placeCancel(o, cause); err != nil {
 					return counts, last, false, nil, err
 				}
+			}
+			if action == BatchCancel && held { // D1 may have it all the same, so it is asked
+				w.advance(o, cause, order.LostAnswer{})
+				asked = append(asked, o)
 			}
 			counts.TooLate++
 		case action == BatchRelease && o.halt == BatchHold:
@@ -330,6 +337,12 @@ func (s *Store) actOnChunk(ctx context.Context, tx pgx.Tx, issuer string, batch 
 	if len(halted) > 0 {
 		// A cancel is not taken back by a hold or a release.
 		exec(&b, `UPDATE outbox SET halt = CASE WHEN halt = 'cancel' THEN halt WHEN $2::text <> 'release' THEN $2 END WHERE id = ANY ($1)`, halted, action)
+	}
+	if len(asked) > 0 {
+		issuers, ids := columns(keysOf(asked))
+		exec(&b, `
+			UPDATE outbox m SET halt = $3 FROM unnest($1::text[], $2::uuid[]) AS t(issuer_id, order_id)
+			WHERE m.issuer_id = t.issuer_id AND m.order_id = t.order_id AND m.kind = 'submit'`, issuers, ids, action)
 	}
 	return counts, candidates[len(candidates)-1].ID, len(candidates) == actChunk, locked, send(ctx, tx, &b)
 }

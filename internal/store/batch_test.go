@@ -499,28 +499,34 @@ func TestHeldOrderThatD1Has(t *testing.T) {
 	}
 
 	// An answer that was stored after its claim was lost, and D1 asked in vain.
-	f.exec(`DELETE FROM outbox`)
-	held.Key = "another"
-	w := f.openBatch(held)
-	if err := w.Accept(t.Context(), 1, acceptance("late", "late", "")); err != nil {
-		t.Fatal(err)
-	}
-	second, err := w.Finish(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	act(second, store.BatchRelease, store.ActionCounts{Changed: 1})
-	lost := claim(0)
-	f.complete(store.Completion{
-		Message: claim(time.Minute), Attempt: attempt("not-found"),
-		Evidence: []order.Evidence{order.NotFound{}}, Next: store.Next{Maybe: store.MaybeClear},
-	})
-	act(second, store.BatchHold, store.ActionCounts{Changed: 1})
-	f.complete(taken(lost, "op-late"))
-	act(second, store.BatchCancel, store.ActionCounts{TooLate: 1})
-	f.exec(`UPDATE order_batches SET status = 'COMPLETED'`)
-	act(second, store.BatchRelease, store.ActionCounts{Changed: 1})
-	if m := claim(time.Minute); !m.MaybeSent || m.FirstSentAt.After(time.Now()) {
-		t.Error("D1 has the order, and it is sent without asking")
+	for action, want := range map[store.BatchAction]store.ActionCounts{store.BatchRelease: {Changed: 1}, store.BatchCancel: {TooLate: 1}} {
+		f.exec(`DELETE FROM outbox`)
+		name := string(action)
+		held.Key = name
+		w := f.openBatch(held)
+		if err := w.Accept(t.Context(), 1, acceptance(name, name, "")); err != nil {
+			t.Fatal(err)
+		}
+		second, err := w.Finish(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		act(second, store.BatchRelease, store.ActionCounts{Changed: 1})
+		lost := claim(0)
+		f.complete(store.Completion{
+			Message: claim(time.Minute), Attempt: attempt("not-found"),
+			Evidence: []order.Evidence{order.NotFound{}}, Next: store.Next{Maybe: store.MaybeClear},
+		})
+		act(second, store.BatchHold, store.ActionCounts{Changed: 1})
+		f.complete(taken(lost, "op-"+name))
+		act(second, action, want)
+		m := claim(time.Minute)
+		if !m.MaybeSent || m.FirstSentAt.After(time.Now()) {
+			t.Errorf("%s: D1 has the order, and it is sent without asking", action)
+		}
+		f.complete(taken(m, "op-"+name))
+		if n := value[int](f, `SELECT count(*) FROM outbox WHERE kind = 'change'`); (n == 1) != (action == store.BatchCancel) {
+			t.Errorf("%s: D1 is sent %d changes", action, n)
+		}
 	}
 }

@@ -179,7 +179,7 @@ func (s *Store) PlaceChange(ctx context.Context, p ChangePlacement) (c *Change, 
 	var first uuid.UUID
 	err = s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		key := orderKey{p.IssuerID, p.OrderID}
-		if locked, err = lockOrders(ctx, tx, []orderKey{key}); err != nil {
+		if locked, err = lockToAct(ctx, tx, []orderKey{key}); err != nil {
 			return err
 		}
 		o := locked[key]
@@ -291,9 +291,7 @@ func (s *Store) placeChange(ctx context.Context, tx pgx.Tx, p ChangePlacement, o
 			if !o.state.ToBeSent() { // D1 may have it all the same, so it is asked
 				w.advance(o, cause, order.Retry{}, order.LostAnswer{})
 			}
-			then = func(b *pgx.Batch) {
-				exec(b, `UPDATE outbox SET halt = $4 WHERE issuer_id = $1 AND order_id = $2 AND kind = $3`, o.issuer, o.id, KindSubmit, BatchCancel)
-			}
+			then = func(b *pgx.Batch) { queueHalt(b, o, BatchCancel) }
 		}
 	}
 	if c.redirected {
@@ -316,13 +314,17 @@ func certainlyHere(ctx context.Context, tx pgx.Tx, o *lockedOrder) (waits, certa
 		return false, false, fmt.Errorf("locking a message: %w", err)
 	}
 	m, waits := messages[o.id]
-	if m.maybe || len(o.operations) > 0 || !waits && (o.doubted || o.state.ToBeSent()) {
+	if !o.absent(m, waits) {
 		return waits, false, nil
 	}
-	if err := tx.QueryRow(ctx, `SELECT `+sameHistory).Scan(&certain); err != nil {
-		return false, false, fmt.Errorf("looking at the database's history: %w", err)
-	}
-	return waits, certain, nil
+	certain, err = inSameHistory(ctx, tx)
+	return waits, certain, err
+}
+
+// absent tells whether D1 does not have a locked order, nor is getting it, as far as this
+// history of the database knows. m is the order's message, if it waits to be sent.
+func (o *lockedOrder) absent(m lockedSubmit, waits bool) bool {
+	return !m.maybe && len(o.operations) == 0 && (waits || !o.doubted && !o.state.ToBeSent())
 }
 
 // insertChange stores a new change. Its address rests here only if it is for D1.
@@ -944,7 +946,8 @@ func (a *advances) queueChangeRows(b *pgx.Batch) {
 
 // queueChangeMessages queues the messages that bring changes to D1, one for an order. One
 // that a worker has goes first, and the next follows from its answer: what becomes of that
-// message is queued before.
+// message is queued before. One that brings another change is another message: see
+// queueRenewed.
 func (a *advances) queueChangeMessages(b *pgx.Batch) {
 	var issuers, cards texts
 	var orders, ids uuids
@@ -961,7 +964,7 @@ func (a *advances) queueChangeMessages(b *pgx.Batch) {
 	exec(b, `
 		INSERT INTO outbox AS m (lane, kind, class, issuer_id, order_id, card_id, change_id)
 		SELECT $5 || i, $6, $7, i, o, c, id FROM unnest($1::text[], $2::uuid[], $3::text[], $4::uuid[]) AS t(i, o, c, id) ORDER BY i, o
-		ON CONFLICT (issuer_id, order_id, kind) DO UPDATE SET change_id = EXCLUDED.change_id, run_at = now(), tries = 0
+		ON CONFLICT (issuer_id, order_id, kind) DO UPDATE SET change_id = EXCLUDED.change_id, run_at = now(), tries = 0, id = DEFAULT
 		WHERE m.claim_token IS NULL AND m.change_id <> EXCLUDED.change_id`,
 		issuers, orders, cards, ids, LaneOf(""), KindChange, ClassSingle)
 	exec(b, `

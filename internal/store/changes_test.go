@@ -1160,25 +1160,16 @@ func TestRedirectWhileAClaimBegins(t *testing.T) {
 			t.Parallel()
 			f := open(t)
 			id := f.accept("card", "request").ID
-			// A claim looks at its lane before it looks for messages: there it waits.
-			f.exec(`INSERT INTO lanes (lane) VALUES ($1) ON CONFLICT DO NOTHING`, lane)
-			f.exec(`ALTER TABLE lanes RENAME TO slow_lanes`)
-			f.exec(`CREATE VIEW lanes AS SELECT * FROM (SELECT *, pg_advisory_xact_lock_shared(7)::text AS v FROM slow_lanes OFFSET 0) l WHERE v IS NOT NULL`)
-			f.exec(`SELECT pg_advisory_lock(7)`)
+			slow := f.slowClaims()
 			var claimed []store.Message
 			var failed error
 			var claiming sync.WaitGroup
 			claiming.Go(func() {
 				claimed, failed = f.Claim(t.Context(), store.ClaimRequest{Lane: lane, Class: store.ClassSingle, Limit: 1, Lease: time.Minute})
 			})
-			patience := time.Now().Add(20 * time.Second)
-			for !value[bool](f, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)`) {
-				if time.Now().After(patience) {
-					t.Fatal("the claim does not wait")
-				}
-			}
+			f.untilWaiting("advisory")
 			c := f.change(placement(id, kind))
-			f.exec(`SELECT pg_advisory_unlock(7)`)
+			slow()
 			claiming.Wait()
 			if failed != nil {
 				t.Fatal(failed)
@@ -1240,5 +1231,68 @@ func TestCancelGoesBeforeWhatIsSentAgain(t *testing.T) {
 				t.Errorf("D1 is then sent %s", m.Change.Type)
 			}
 		})
+	}
+}
+
+// A cancel takes the place of a change that waits, while a claim of that begins: the claim has
+// not seen the cancel, and must not be the end of its message.
+func TestCancelWhileAClaimBegins(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	id := f.atD1("card", "operation")
+	f.change(placement(id, order.ChangeAccelerate))
+	slow := f.slowClaims()
+	// The cancel has begun before the claim, and waits for the order.
+	tx, err := f.conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `SELECT FROM order_state WHERE order_id = $1 FOR UPDATE`, id); err != nil {
+		t.Fatal(err)
+	}
+	var cancel *store.Change
+	var failed error
+	var cancelling, claiming sync.WaitGroup
+	cancelling.Go(func() { cancel, _, failed = f.PlaceChange(t.Context(), placement(id, order.ChangeCancel)) })
+	f.untilWaiting("transactionid")
+	var claimed []store.Message
+	claiming.Go(func() { claimed = f.claim(1, time.Minute) })
+	f.untilWaiting("advisory")
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	cancelling.Wait()
+	slow()
+	claiming.Wait()
+	if failed != nil {
+		t.Fatal(failed)
+	}
+	if len(claimed) == 0 {
+		claimed = f.claim(1, time.Minute)
+	}
+	if len(claimed) != 1 || claimed[0].Change == nil || claimed[0].Change.ID != cancel.ID || claimed[0].Err != nil {
+		t.Errorf("claimed is %+v, want the cancel", claimed)
+	}
+	f.wantStands(cancel, "REQUESTED")
+}
+
+// slowClaims makes claims wait as they begin, until what it returns is called.
+func (f *fixture) slowClaims() (end func()) {
+	// A claim looks at its lane before it looks for messages: there it waits.
+	f.exec(`INSERT INTO lanes (lane) VALUES ($1) ON CONFLICT DO NOTHING`, lane)
+	f.exec(`ALTER TABLE lanes RENAME TO slow_lanes`)
+	f.exec(`CREATE VIEW lanes AS SELECT * FROM (SELECT *, pg_advisory_xact_lock_shared(7)::text AS v FROM slow_lanes OFFSET 0) l WHERE v IS NOT NULL`)
+	f.exec(`SELECT pg_advisory_lock(7)`)
+	return func() { f.exec(`SELECT pg_advisory_unlock(7)`) }
+}
+
+// untilWaiting returns when somebody waits for a lock of a kind.
+func (f *fixture) untilWaiting(kind string) {
+	f.t.Helper()
+	patience := time.Now().Add(20 * time.Second)
+	for value[int](f, waiting+` AND locktype = $1`, kind) == 0 {
+		if time.Now().After(patience) {
+			f.t.Fatalf("nobody waits for a lock of kind %s", kind)
+		}
 	}
 }

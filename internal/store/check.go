@@ -146,7 +146,7 @@ const (
 )
 
 // theFront is before every timer.
-var theFront = pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}
+var theFront = orFirst(time.Time{})
 
 func (t *timers) of(issuer string) pgtype.Timestamptz {
 	t.mu.Lock()
@@ -198,7 +198,7 @@ func (c *check) run(ctx context.Context, tx pgx.Tx) error {
 	}
 	if len(ends) > 0 { // whether D1 has them all the same
 		var b pgx.Batch
-		queueKnownOperations(&b, ends, c.locked, make(map[string]orderKey))
+		keysGiven(ends).queueKnownOperations(&b, c.locked, make(map[string]orderKey))
 		if err := send(ctx, tx, &b); err != nil {
 			return err
 		}
@@ -231,7 +231,7 @@ func (c *check) lock(ctx context.Context, tx pgx.Tx) (list []*lockedOrder, err e
 	var b pgx.Batch
 	exec(&b, steadyPlans)
 	exec(&b, sortOff)
-	exec(&b, `SELECT FROM database_history WHERE only_row FOR SHARE`)
+	exec(&b, historyStays)
 	b.Queue(`
 		SELECT `+lockColumns+`
 		FROM order_state s JOIN orders o ON o.issuer_id = s.issuer_id AND o.id = s.order_id

@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"cardorder/internal/order"
 )
@@ -142,19 +141,9 @@ const selectDrift = `
 
 // Drift lists what asking D1 found, newest first.
 func (s *Store) Drift(ctx context.Context, issuer string, f DriftFilter) ([]*Drift, error) {
-	from, to := pgtype.Timestamptz{Time: f.From, Valid: true}, pgtype.Timestamptz{Time: f.To, Valid: true}
-	if f.From.IsZero() {
-		from.InfinityModifier = pgtype.NegativeInfinity
-	}
-	if f.To.IsZero() {
-		to.InfinityModifier = pgtype.Infinity
-	}
-	before := pgtype.Timestamptz{Time: f.Before.At, Valid: true}
-	if f.Before.At.IsZero() {
-		before.InfinityModifier = pgtype.Infinity
-	}
+	args := []any{issuer, orFirst(f.From), orLast(f.To), orLast(f.Before.At), f.Before.OrderID, f.Before.Seq, f.Limit}
 	var list []*Drift
-	err := s.list(ctx, selectDrift, []any{issuer, from, to, before, f.Before.OrderID, f.Before.Seq, f.Limit}, func(rows pgx.Rows) (err error) {
+	err := s.list(ctx, selectDrift, args, func(rows pgx.Rows) (err error) {
 		list, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Drift, error) {
 			var d Drift
 			return &d, row.Scan(&d.OrderID, &d.Seq, &d.At, &d.Type, &d.Status, &d.PreviousStatus, &d.Attention, &d.AttemptID, &d.NotifiedLater)

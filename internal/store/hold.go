@@ -76,7 +76,7 @@ func (s *Store) HoldOrder(ctx context.Context, h Hold) (*Order, error) {
 		case status == order.Held, status == order.Accepted && certain:
 			w.advance(o, cause, order.Hold{Reason: order.HeldByPerson})
 		case o.state.ToBeSent() && waits:
-			exec(b, `UPDATE outbox SET halt = $4 WHERE issuer_id = $1 AND order_id = $2 AND kind = $3`, o.issuer, o.id, KindSubmit, BatchHold)
+			queueHalt(b, o, BatchHold)
 			w.advance(o, cause, order.Details{})
 		default:
 			return ErrNotHoldable
@@ -87,6 +87,11 @@ func (s *Store) HoldOrder(ctx context.Context, h Hold) (*Order, error) {
 		return nil, fmt.Errorf("holding an order: %w", err)
 	}
 	return o, nil
+}
+
+// queueHalt notes on the message of an order what somebody wants of it: whoever sends it looks.
+func queueHalt(b *pgx.Batch, o *lockedOrder, halt BatchAction) {
+	exec(b, `UPDATE outbox SET halt = $4 WHERE issuer_id = $1 AND order_id = $2 AND kind = $3`, o.issuer, o.id, KindSubmit, halt)
 }
 
 // ReleaseOrder lifts the hold that an order shows, whoever ordered it, or takes back one

@@ -202,18 +202,17 @@ func (c *insertColumns) add(e *entry) {
 	}
 }
 
-// waits adds why an order is not sent at once. Most are, and need nothing of that: what an
-// array lacks is NULL to the statement.
+// waits adds why an order is not sent at once. Most are, and need nothing of that.
 func (c *insertColumns) waits(e *entry) {
-	n := len(c.id)
+	row := len(c.id) - 1
 	if e.hold {
-		c.hold = append(append(c.hold, make([]bool, n-1-len(c.hold))...), true)
+		c.hold = putAt(c.hold, row, true)
 	}
 	if !e.Request.NotBefore.IsZero() {
-		c.notBefore = append(append(c.notBefore, make([]pgtype.Timestamptz, n-1-len(c.notBefore))...), timeOrNull(e.Request.NotBefore))
+		c.notBefore = putAt(c.notBefore, row, timeOrNull(e.Request.NotBefore))
 	}
 	if e.delay > 0 {
-		c.delay = append(append(c.delay, make([]time.Duration, n-1-len(c.delay))...), e.delay)
+		c.delay = putAt(c.delay, row, e.delay)
 	}
 }
 

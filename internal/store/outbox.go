@@ -164,6 +164,13 @@ const sameHistory = `NOT EXISTS (SELECT FROM database_history h
 	WHERE h.only_row AND (h.timeline <> ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
 		OR h.system_identifier <> (SELECT system_identifier FROM pg_control_system())))`
 
+func inSameHistory(ctx context.Context, tx pgx.Tx) (same bool, err error) {
+	if err = tx.QueryRow(ctx, `SELECT `+sameHistory).Scan(&same); err != nil {
+		err = fmt.Errorf("looking at the database's history: %w", err)
+	}
+	return same, err
+}
+
 // claimable is true for messages m that may be claimed as far as their card is
 // concerned. D1 is asked at any time about what it may have: that sends nothing; and a
 // change is of an order that it has.
@@ -245,15 +252,11 @@ func (s *Store) claim(ctx context.Context, sql, lane string, class Class, limit 
 	if err != nil {
 		return nil, fmt.Errorf("making a claim token: %w", err)
 	}
-	from := pgtype.Timestamptz{Time: floor, Valid: true}
-	if floor.IsZero() {
-		from.InfinityModifier = pgtype.NegativeInfinity
-	}
 	var messages []Message
 	var b pgx.Batch
 	exec(&b, steadyPlans)
 	exec(&b, sortOff)
-	b.Queue(sql, lane, class, limit, token, lease, from).Query(func(rows pgx.Rows) (err error) {
+	b.Queue(sql, lane, class, limit, token, lease, orFirst(floor)).Query(func(rows pgx.Rows) (err error) {
 		messages, err = pgx.AppendRows(make([]Message, 0, min(limit, 256)), rows, func(row pgx.CollectableRow) (Message, error) {
 			m := Message{Token: token}
 			var production, encryptedData pgtype.DriverBytes // good until the next row
@@ -399,8 +402,8 @@ func (s *Store) Release(ctx context.Context, messages []Message) error {
 // and of which certainly nothing was sent.
 func (s *Store) halt(ctx context.Context, messages []Message) error {
 	keys := make([]orderKey, len(messages))
-	for i, m := range messages {
-		keys[i] = orderKey{m.IssuerID, m.OrderID}
+	for i := range messages {
+		keys[i] = messages[i].key()
 	}
 	var locked map[orderKey]*lockedOrder
 	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
@@ -414,8 +417,8 @@ func (s *Store) halt(ctx context.Context, messages []Message) error {
 			return err
 		}
 		w := advances{store: s}
-		for i, m := range messages {
-			h, ok := held[claim{m.ID, m.Token}]
+		for i := range messages {
+			h, ok := held[messages[i].claim()]
 			if o := locked[keys[i]]; ok && o != nil && h.halt != "" && !h.maybe {
 				w.advance(o, Cause{Kind: CauseRequest}, h.halt.evidence())
 			}
@@ -447,7 +450,7 @@ func (s *Store) Holds(ctx context.Context, m Message) (bool, error) {
 func claims(messages []Message) []claim {
 	list := make([]claim, len(messages))
 	for i := range messages {
-		list[i] = claim{messages[i].ID, messages[i].Token}
+		list[i] = messages[i].claim()
 	}
 	return list
 }
@@ -573,6 +576,10 @@ type completing struct {
 	lost    []string                       // issuers of claims that were lost to another worker, not to evidence from D1
 }
 
+func (m *Message) claim() claim { return claim{m.ID, m.Token} }
+
+func (m *Message) key() orderKey { return orderKey{m.IssuerID, m.OrderID} }
+
 // claim is one claim of a message: a batch may hold two of the same message, of
 // which one is lost.
 type claim struct {
@@ -598,7 +605,7 @@ func (c *completing) ask(b *pgx.Batch) {
 	var shown []orderKey
 	for i := range c.list {
 		m := &c.list[i].Message
-		keys[i], held[i] = orderKey{m.IssuerID, m.OrderID}, claim{m.ID, m.Token}
+		keys[i], held[i] = m.key(), m.claim()
 		for _, id := range c.list[i].Seen {
 			seen = append(seen, operation{keys[i], id, string(c.list[i].Attempt.Kind)})
 		}
@@ -612,11 +619,12 @@ func (c *completing) ask(b *pgx.Batch) {
 		}
 		c.lanes[LaneOf(m.IssuerID)] = &laneNews{}
 	}
-	keys = append(keys, others...)
+	orders := keysGiven(append(keys, others...))
 	exec(b, steadyPlans)
-	queueLocks(b, keys, seen, c.locked)
+	orders.queueLocks(b, c.locked)
+	queueOperations(b, seen)
 	queueClaimLocks(b, held, c.held)
-	queueKnownOperations(b, keys, c.locked, c.owners)
+	orders.queueKnownOperations(b, c.locked, c.owners)
 	queueLaneNews(b, c.lanes)
 	if len(shown) > 0 {
 		queueKnownShipments(b, keysGiven(shown), c.shipments)
@@ -670,11 +678,11 @@ func (c *completing) answer(b *pgx.Batch) {
 	for i := range c.list {
 		done := &c.list[i]
 		m := &done.Message
-		o := c.locked[orderKey{m.IssuerID, m.OrderID}]
+		o := c.locked[m.key()]
 		if o == nil {
 			continue // erased in the meantime
 		}
-		h, held := c.held[claim{m.ID, m.Token}]
+		h, held := c.held[m.claim()]
 		if held && m.Kind == KindSubmit {
 			o.submit = m.ID
 		}
@@ -925,7 +933,7 @@ func (s *Store) Doubts(ctx context.Context, m Message) (sibling, parked bool, er
 		SELECT EXISTS (SELECT FROM orders o JOIN order_state s ON s.issuer_id = o.issuer_id AND s.order_id = o.id
 				WHERE o.issuer_id = $1 AND o.card_id = $2 AND o.id <> $3 AND s.operation_id IS NULL
 					AND (s.first_sent_at IS NOT NULL AND s.status <> 'REJECTED'
-						OR s.status IN ('HELD', 'REJECTED') AND s.updated_at < (SELECT seen_at FROM database_history)
+						OR s.status IN ('HELD', 'REJECTED') AND `+unchangedSince+` < (SELECT seen_at FROM database_history)
 						OR EXISTS (SELECT FROM outbox e WHERE e.issuer_id = o.issuer_id AND e.order_id = o.id AND e.kind = 'submit'
 							AND e.first_sent_at IS NOT NULL))),
 			EXISTS (SELECT FROM notifications n

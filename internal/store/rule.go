@@ -79,9 +79,9 @@ func (s *Store) Admit(ctx context.Context, issuer string, messages []Message) ([
 func (s *Store) applicants(ctx context.Context, limits map[string]int, messages []Message) ([]applicant, error) {
 	byClaim := make(map[claim]int, len(messages))
 	var candidates []claim
-	for i, m := range messages {
-		if m.Kind == KindSubmit && !m.MaybeSent && !m.SentBefore && !m.Halted {
-			c := claim{m.ID, m.Token}
+	for i := range messages {
+		if m := &messages[i]; m.Kind == KindSubmit && !m.MaybeSent && !m.SentBefore && !m.Halted {
+			c := m.claim()
 			byClaim[c], candidates = i, append(candidates, c)
 		}
 	}
@@ -103,7 +103,7 @@ func (s *Store) applicants(ctx context.Context, limits map[string]int, messages 
 	_, err = pgx.ForEachRow(rows, []any{&a.id, &a.token, &a.consumer, &product}, func() error {
 		if a.limit = limits[product]; a.limit > 0 {
 			a.index = byClaim[a.claim]
-			a.key = orderKey{messages[a.index].IssuerID, messages[a.index].OrderID}
+			a.key = messages[a.index].key()
 			list = append(list, a)
 		}
 		return nil

@@ -24,6 +24,10 @@ type history struct {
 	Timeline         int32 // a promotion or a restore begins another
 }
 
+// historyStays keeps the remembered history as it is until the transaction ends. It is locked
+// before all else.
+const historyStays = `SELECT FROM database_history WHERE only_row FOR SHARE`
+
 // doubted is the timeline of a history in which messages are still to be marked: none
 // has this number.
 const doubted = 0

@@ -212,3 +212,158 @@ func (f *fixture) retry(id uuid.UUID) *store.Order {
 	}
 	return o
 }
+
+// Whatever else happens to an order that may have been sent in the lost history, it stays so
+// until D1 was asked: nobody is told that it is cancelled, and it is not sent unasked.
+func TestDoubtOutlastsOtherNews(t *testing.T) {
+	t.Parallel()
+	for name, happens := range map[string]func(f *fixture, id uuid.UUID) error{
+		"a note": func(f *fixture, id uuid.UUID) error {
+			_, _, err := f.AddNote(f.t.Context(), store.NewNote{Action: action(id), Text: "asked the bank"})
+			return err
+		},
+		"a question": func(f *fixture, id uuid.UUID) error {
+			_, err := f.Refresh(f.t.Context(), action(id))
+			return err
+		},
+		"a hold": func(f *fixture, id uuid.UUID) error {
+			_, err := f.HoldOrder(f.t.Context(), hold(id, ""))
+			return err
+		},
+		"a redirect": func(f *fixture, id uuid.UUID) error {
+			_, _, err := f.PlaceChange(f.t.Context(), placement(id, order.ChangeRedirect))
+			return err
+		},
+		"a release that leaves it to its schedule": func(f *fixture, id uuid.UUID) error {
+			f.exec(`UPDATE orders SET not_before = now() + interval '1 h' WHERE id = $1`, id)
+			f.exec(`UPDATE order_state SET hold = 'person' WHERE order_id = $1`, id)
+			_, err := f.ReleaseOrder(f.t.Context(), hold(id, ""))
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := open(t)
+			f.checkTimeline(f.Store, false)
+			b := f.upload(store.BatchUpload{IssuerID: issuer, Key: "k", Client: "test", Format: "ndjson", Hold: true}, 3)
+			results := f.results(b.ID, store.RowAccepted)
+			cancelled, released, swept := *results[0].OrderID, *results[1].OrderID, *results[2].OrderID
+			f.elsewhere()
+			f.checkTimeline(f.Store, true)
+			for _, id := range []uuid.UUID{cancelled, released, swept} {
+				if err := happens(f, id); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c := f.change(placement(cancelled, order.ChangeCancel)); c.State != order.ChangeRequested {
+				t.Errorf("the cancel is %s %s", c.State, c.Reason)
+			}
+			f.released(released)
+			if f.order(released).State.Status == order.Held { // by its schedule
+				f.released(released)
+			}
+			if counts, err := f.Act(t.Context(), issuer, b.ID, store.BatchCancel, "ada"); err != nil || counts.Changed != 0 || counts.TooLate != 3 {
+				t.Errorf("the cancel of the batch: %+v, %v", counts, err)
+			}
+			for _, id := range []uuid.UUID{cancelled, released, swept} {
+				if n := value[int](f, `SELECT count(*) FROM outbox WHERE order_id = $1 AND kind = 'submit' AND maybe_sent_at IS NOT NULL AND halt = 'cancel'`, id); n != 1 {
+					t.Errorf("D1 is not asked before the order is %s", f.order(id).State.Status)
+				}
+			}
+			if n := value[int](f, `SELECT count(*) FROM order_changes WHERE type = 'CANCEL' AND state = 'REQUESTED'`); n != 3 {
+				t.Errorf("%d cancels wait for what D1 says", n)
+			}
+			f.consistent()
+			f.whole()
+			// D1 does not have them.
+			for _, id := range []uuid.UUID{cancelled, released, swept} {
+				f.exec(`DELETE FROM outbox WHERE kind = 'ask'`)
+				f.exec(`UPDATE outbox SET run_at = now()`)
+				f.complete(store.Completion{
+					Message: f.claimOf(id), Attempt: attempt("absent"), Evidence: []order.Evidence{order.NotFound{}}, Next: store.Next{Maybe: store.MaybeClear},
+				})
+				if s := f.order(id).State; s.Status != order.Cancelled {
+					t.Errorf("the order is %s", s.Status)
+				}
+			}
+			f.consistent()
+		})
+	}
+}
+
+// What somebody does with an order while the change of history is being noticed: no message
+// comes to be between those that are marked and those that are made with the doubt.
+func TestActionWhileTheHistoryChanges(t *testing.T) {
+	t.Parallel()
+	for name, act := range map[string]func(f *fixture, batch, id uuid.UUID) error{
+		"a release": func(f *fixture, _, id uuid.UUID) error {
+			_, err := f.ReleaseOrder(f.t.Context(), hold(id, ""))
+			return err
+		},
+		"a retry": func(f *fixture, _, id uuid.UUID) error {
+			_, err := f.Retry(f.t.Context(), store.Retry{Action: action(id)})
+			return err
+		},
+		"a cancel": func(f *fixture, _, id uuid.UUID) error {
+			_, _, err := f.PlaceChange(f.t.Context(), placement(id, order.ChangeCancel))
+			return err
+		},
+		"the release of a batch": func(f *fixture, batch, _ uuid.UUID) error {
+			_, err := f.Act(f.t.Context(), issuer, batch, store.BatchRelease, "ada")
+			return err
+		},
+		"the cancel of a batch": func(f *fixture, batch, _ uuid.UUID) error {
+			_, err := f.Act(f.t.Context(), issuer, batch, store.BatchCancel, "ada")
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := open(t)
+			f.checkTimeline(f.Store, false)
+			b := f.upload(store.BatchUpload{IssuerID: issuer, Key: "k", Client: "test", Format: "ndjson", Hold: true}, 1)
+			id := *f.results(b.ID, store.RowAccepted)[0].OrderID
+			if name == "a retry" {
+				f.exec(`UPDATE order_state SET status = 'REJECTED', hold = NULL`)
+			}
+			f.elsewhere()
+			tx, err := f.conn.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tx.Exec(t.Context(), `SELECT FROM order_state FOR UPDATE`); err != nil {
+				t.Fatal(err)
+			}
+			acted, checked := make(chan error, 1), make(chan error, 1)
+			go func() { acted <- act(f, b.ID, id) }()
+			f.untilWaiting("transactionid")
+			go func() {
+				_, err := f.CheckTimeline(t.Context(), time.Minute)
+				checked <- err
+			}()
+			patience := time.Now().Add(20 * time.Second)
+			for len(checked) == 0 && value[int](f, waiting) < 2 {
+				if time.Now().After(patience) {
+					t.Fatal("the change of history is neither noticed nor waited with")
+				}
+			}
+			if err := tx.Rollback(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-acted; err != nil {
+				t.Fatal(err)
+			}
+			if err := <-checked; err != nil {
+				t.Fatal(err)
+			}
+			if n := value[int](f, `SELECT count(*) FROM outbox WHERE kind = 'submit' AND maybe_sent_at IS NOT NULL`); n != 1 {
+				t.Errorf("D1 is not asked first; the order is %s", f.order(id).State.Status)
+			}
+			f.whole()
+		})
+	}
+}
+
+// waiting counts who waits for a lock in this database.
+const waiting = `SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted AND pid IN (
+	SELECT pid FROM pg_locks WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database()))`
