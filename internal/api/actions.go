@@ -113,6 +113,11 @@ func (s *server) addNote(w http.ResponseWriter, r *http.Request) error {
 	}
 	note.Action, note.Key = action, key
 	added, replayed, err := s.Store.AddNote(r.Context(), note)
+	if e, ok := errors.AsType[*store.ConflictError](err); ok {
+		p := conflict(e)
+		p.Title, p.Detail = "The key belongs to another note", "The order has a note with this Idempotency-Key, and its text is another one."
+		return p
+	}
 	if err != nil {
 		return err
 	}

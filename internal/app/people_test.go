@@ -289,7 +289,7 @@ func TestPeopleSendNoCardData(t *testing.T) {
 	if first.status != http.StatusCreated || second.status != http.StatusOK || second.header.Get("Idempotent-Replayed") != "true" || first.view.ID != second.view.ID {
 		t.Errorf("a note: %d %s, again: %d %s", first.status, first.text, second.status, second.text)
 	}
-	if a := b.action(path+"/notes", `{"text":"another"}`, key); a.status != http.StatusUnprocessableEntity || a.view.ConflictingOrder != id {
+	if a := b.action(path+"/notes", `{"text":"another"}`, key); a.status != http.StatusUnprocessableEntity || a.view.ConflictingOrder != id || !strings.Contains(a.text, "another note") {
 		t.Errorf("another one with its key: %d %s", a.status, a.text)
 	}
 }

@@ -114,6 +114,23 @@ func TestLostNotificationsAreFoundByAsking(t *testing.T) {
 	}
 }
 
+// A status that is not known here is told by its name also when only asking D1 shows it.
+func TestUnknownStatusFoundByAsking(t *testing.T) {
+	t.Parallel()
+	sim := fast
+	sim.StopAt, sim.Faults = d1sim.CardProdReady, &d1sim.Faults{LostNotifications: 1}
+	b := newBank(t, sim, talkative)
+	id := b.place(b.thales("unheard"))
+	b.await(id, "READY")
+	b.move(id, d1sim.Move{Status: "CARD_PROD_POLISHED"})
+	b.eventually("somebody is called", func() bool { return b.get(id).needs("unknown-status") })
+	events := b.found(id)
+	if last := events[len(events)-1]; last.Type != "attention-changed" || string(last.Detail) != `{"unknownStatus":"CARD_PROD_POLISHED"}` {
+		t.Errorf("the event that called them: %+v, detail %s", last, last.Detail)
+	}
+	b.noGaps(id)
+}
+
 // Notifications that come when D1 was asked already change nothing, and show in the list.
 func TestLateNotificationsChangeNothing(t *testing.T) {
 	t.Parallel()

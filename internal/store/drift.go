@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -25,6 +26,18 @@ func (c *Completion) cause() Cause {
 		cause.Kind = CauseReconciliation
 	}
 	return cause
+}
+
+// unknownStatus is the detail of an event that a status without a meaning here makes, nil
+// without one. A notification shows it by itself; of an answer nothing else is kept.
+func unknownStatus(evidence []order.Evidence) json.RawMessage {
+	for _, e := range evidence {
+		if r, ok := e.(order.Report); ok && order.HasUnknownStatus(r) {
+			detail, _ := json.Marshal(map[string]string{"unknownStatus": r.Status}) // no string fails
+			return detail
+		}
+	}
+	return nil
 }
 
 // silentChecks is how often D1 has nothing new to say of an order before people are told.

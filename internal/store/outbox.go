@@ -706,7 +706,9 @@ func (c *completing) answer(b *pgx.Batch) {
 				evidence = append(evidence, order.Silence{})
 			}
 		}
-		w.advance(o, done.cause(), evidence...)
+		cause := done.cause()
+		cause.Detail = unknownStatus(evidence)
+		w.advance(o, cause, evidence...)
 		if !next.Unsent && o.firstSentAt == nil && !m.FirstSentAt.IsZero() { // a fact as well
 			o.firstSentAt = &m.FirstSentAt
 			w.touch(o)
