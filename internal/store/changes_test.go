@@ -1171,8 +1171,9 @@ func TestRedirectWhileAClaimBegins(t *testing.T) {
 			claiming.Go(func() {
 				claimed, failed = f.Claim(t.Context(), store.ClaimRequest{Lane: lane, Class: store.ClassSingle, Limit: 1, Lease: time.Minute})
 			})
-			patience := time.Now().Add(20 * time.Second)
-			for !value[bool](f, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)`) {
+			patience := time.Now().Add(time.Minute)
+			for !value[bool](f, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+				AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`) {
 				if time.Now().After(patience) {
 					t.Fatal("the claim does not wait")
 				}
