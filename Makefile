@@ -47,7 +47,7 @@ clean: ## Remove what was built; the data of `make dev` stays (it is in .dev)
 .PHONY: test
 test: ## Run all tests, with the race detector; they start their own PostgreSQL
 	$(if $(race),,@echo 'no C compiler: the race detector is off')
-	go test $(race) ./...
+	go test $(race) -timeout=30m ./...
 
 .PHONY: smoke
 smoke: ## Kill and restart the real binaries and see that no order is lost or made twice

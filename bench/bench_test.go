@@ -89,7 +89,7 @@ func TestReadAnswer(t *testing.T) {
 			var accepted atomic.Int64
 			none := func() error { return nil }
 			l, err := drive(t.Context(), srv.Listener.Addr().String(), httpForm("x", "token", false, newTestEncryption(t)),
-				2, 0, 50*time.Millisecond, &accepted, none, none)
+				2, 0, 500*time.Millisecond, &accepted, none, none)
 			if err != nil || accepted.Load() == 0 || len(l.errs) > 0 || accepted.Load() < int64(l.orders) {
 				t.Errorf("%+v, %d accepted, %v", l, accepted.Load(), err)
 			}

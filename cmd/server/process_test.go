@@ -47,7 +47,7 @@ func buildAndRun(m *testing.M) (int, error) {
 
 // patience is how long a process may take for what it must do; a test that
 // passes never waits for so long.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // sharedDir is a temporary folder that PostgreSQL's user can enter even when the
 // tests run as root; t.TempDir is not.
@@ -272,7 +272,7 @@ func workingIn(dir string) []string {
 	return pids
 }
 
-var client = &http.Client{Timeout: 10 * time.Second}
+var client = &http.Client{Timeout: patience}
 
 // ask makes a request; status 0 means that nobody answered.
 func ask(t *testing.T, method, url, token string, body string, header ...string) (status int, answer string) {

@@ -213,7 +213,7 @@ func TestServe(t *testing.T) {
 	api, notifications, admin := p.listening("api"), p.listening("notifications"), p.listening("admin")
 	eventually(t, "it is ready", func() bool { status, _ := ask(t, "GET", api+"/readyz", "", ""); return status == 200 })
 	wantMigrations(t, s, "applied")
-	up := run(t, []string{"healthcheck", "--url", api + "/readyz"})
+	up := run(t, []string{"healthcheck", "--url", api + "/readyz", "--timeout", patience.String()})
 	up.wantExit(0)
 	wantParts(t, up.stdout.String(), "ready")
 	use(t, s, api, notifications, admin)

@@ -195,12 +195,14 @@ func TestCancelOfUnknownOrder(t *testing.T) {
 		t.Parallel()
 		b := newBank(t, asking())
 		b.script(d1sim.Script{Kind: d1sim.KindProduction, Action: d1sim.ActionLostBefore})
+		sure := b.unsure()
 		id := b.place(b.thales("lost"))
 		b.await(id, "OUTCOME_UNKNOWN")
 		c := b.want(id, cancel)
 		if c.State != "REQUESTED" || !c.MayStillArrive {
 			t.Errorf("at first: %+v", c)
 		}
+		sure()
 		if c = b.changeIs(id, c.ID, "ACCEPTED"); c.Reason != "before-dispatch" || c.MayStillArrive {
 			t.Errorf("at last: %+v", c)
 		}
@@ -331,6 +333,30 @@ func TestRefusalOfARepeat(t *testing.T) {
 	b.await(id, "CANCELLED")
 	b.allHeard()
 	b.noGaps(id)
+}
+
+// An order whose request gets lost, of a card that was ordered and cancelled a moment
+// before: what D1 shows of the change cannot be about it, and it is sent again.
+func TestOrderAfterACancelledOneIsSentAgain(t *testing.T) {
+	t.Parallel()
+	for name, latest := range map[string]bool{"all is shown": false, "the latest alone": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			sim := halting(d1sim.CardProdReady)
+			sim.Repeat, sim.StatusWithChanges, sim.StatusLatestOnly = d1sim.RepeatSecondCard, true, latest
+			b := newBank(t, sim)
+			first := b.place(b.thales("first"))
+			b.await(first, "READY")
+			b.changeIs(first, b.want(first, cancel).ID, "ACCEPTED")
+			b.await(first, "CANCELLED")
+			b.allHeard()
+			b.script(d1sim.Script{Kind: d1sim.KindProduction, Action: d1sim.ActionLostBefore})
+			again := b.thales("first")
+			again["issuerRequestId"] = "request-again"
+			b.await(b.place(again), "READY")
+			b.oneCard("request-again")
+		})
+	}
 }
 
 // A cancel that the centre refuses: the order goes on, and the change says so.

@@ -57,7 +57,7 @@ func TestTwoThousandOrdersAreTwoThousandCards(t *testing.T) {
 		s.Concurrency, s.ResendAfter, s.BreakerThreshold = 32, time.Second, 20
 	}))
 	b.many(n)
-	b.within(time.Minute, "every order has its operation", func() bool {
+	b.within(5*patience, "every order has its operation", func() bool {
 		return query[int](b, `SELECT count(*) FROM order_state WHERE status = 'SUBMITTED' AND operation_id IS NOT NULL`) == n
 	})
 	made := b.made()
@@ -97,7 +97,7 @@ func TestDoublesAreFlagged(t *testing.T) {
 				s.Concurrency, s.ResendAfter, s.BreakerThreshold = 32, 200*time.Millisecond, 20
 			}))
 			b.many(n)
-			b.within(time.Minute, "every order has an operation", func() bool {
+			b.within(5*patience, "every order has an operation", func() bool {
 				return query[int](b, `SELECT count(*) FROM order_state WHERE operation_id IS NOT NULL`) == n
 			})
 			b.settings(func(s *d1sim.Settings) { s.Faults, s.StatusLag, s.HoldNotifications = nil, 0, asked })
@@ -152,7 +152,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	}
 	b := newBank(t, sim, with(func(s *config.Sending) { s.Concurrency, s.BreakerThreshold = 32, 20 }))
 	b.many(n)
-	b.within(time.Minute, "D1 has every order", func() bool {
+	b.within(5*patience, "D1 has every order", func() bool {
 		return query[int](b, `SELECT count(*) FROM order_state WHERE status NOT IN ('ACCEPTED', 'OUTCOME_UNKNOWN')`) == n
 	})
 	b.settings(func(s *d1sim.Settings) { s.Faults = nil })

@@ -249,10 +249,10 @@ func TestUnknownStatus(t *testing.T) {
 	if a := b.get(id); a.view.Status != "READY" {
 		t.Errorf("it moved the order to %s", a.view.Status)
 	}
+	b.wantMetrics(`cardorder_unknown_statuses_total{issuer="ISSUER0001"} 2`) // the last to be counted
 	if n := b.raises("unknown-status"); n != "1" {
 		t.Errorf("it was raised %s times", n)
 	}
-	b.wantMetrics(`cardorder_unknown_statuses_total{issuer="ISSUER0001"} 2`)
 	timeline := b.do(http.MethodGet, orders+"/"+id+"/timeline", nil, nil).text
 	for _, status := range []string{"CARD_PROD_POLISHED", "CARD_PROD_ENGRAVED"} {
 		if !strings.Contains(timeline, `"`+status+`"`) {

@@ -181,9 +181,7 @@ func (b *bank) madeOnce() {
 	if len(gaps) > 0 {
 		b.t.Errorf("the timelines of %d orders have gaps: %v", len(gaps), gaps)
 	}
-	if left := query[int](b, `SELECT count(*) FROM outbox`); left > 0 {
-		b.t.Errorf("%d messages are left", left)
-	}
+	b.nothingLeft()
 	if strings.Contains(b.metrics(), `status="500"`) {
 		b.t.Error("trouble with the database was answered with a 500")
 	}
@@ -501,7 +499,9 @@ func TestRestoredBackupAsksFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.ready()
-	if a := b.get(made); a.view.Status != "ACCEPTED" && a.view.Status != "OUTCOME_UNKNOWN" {
+	a := b.get(made)
+	asked := len(b.requests(d1sim.Filter{CardID: "card-made"})) > calls["card-made"] // the questions are spread over a minute: it may be the first
+	if a.view.Status != "ACCEPTED" && a.view.Status != "OUTCOME_UNKNOWN" && !asked {
 		t.Fatalf("the restored database has the order as %s", a.view.Status)
 	}
 	b.askNow()

@@ -97,17 +97,18 @@ func TestLostNotificationsAreFoundByAsking(t *testing.T) {
 	if last := list[len(list)-1]; last.Status != client.StatusShipped {
 		t.Errorf("the last one is %+v", last)
 	}
-	if !strings.Contains(b.metrics(), `cardorder_drift_total{difference="SHIPPED",issuer="ISSUER0001"} 1`) {
-		t.Error("it was not counted")
-	}
-	lines := 0
-	for line := range strings.Lines(b.logs.String()) {
-		if strings.Contains(line, "cause=reconciliation") && strings.Contains(line, "level=WARN") && strings.Contains(line, id) {
-			lines++
+	b.wantMetrics(`cardorder_drift_total{difference="SHIPPED",issuer="ISSUER0001"} 1`)
+	lines := func() (n int) {
+		for line := range strings.Lines(b.logs.String()) {
+			if strings.Contains(line, "cause=reconciliation") && strings.Contains(line, "level=WARN") && strings.Contains(line, id) {
+				n++
+			}
 		}
+		return n
 	}
-	if lines != len(events) {
-		t.Errorf("%d lines of the log tell of %d events", lines, len(events))
+	b.eventually("the log tells of each", func() bool { return lines() >= len(events) })
+	if n := lines(); n != len(events) {
+		t.Errorf("%d lines of the log tell of %d events", n, len(events))
 	}
 	if n := query[int](b, `SELECT count(*) FROM notifications`); n != 0 {
 		t.Errorf("%d notifications came", n)

@@ -95,7 +95,7 @@ var html = map[string]string{"Content-Type": "text/html"}
 // them under way at once, so that none of these answers holds up another order.
 func TestWhatAnAnswerMeans(t *testing.T) {
 	t.Parallel()
-	const callTimeout = 3 * time.Second
+	const callTimeout = 10 * time.Second // much more than an answer takes on a busy machine
 	b := newBank(t, asking(), with(func(s *config.Sending) {
 		s.Concurrency, s.CallTimeout = 40, callTimeout
 		s.BreakerThreshold, s.StopAfterRefusals = 1000, 1000 // one order's trouble only
@@ -211,7 +211,7 @@ func TestWhatAnAnswerMeans(t *testing.T) {
 func TestTokenThatEndsEarly(t *testing.T) {
 	t.Parallel()
 	sim := unforgiving()
-	sim.TokenLifetime = d1sim.Duration(time.Second) // so that it also ends in time, now and then
+	sim.TokenLifetime = d1sim.Duration(5 * time.Second) // so that it also ends in time, now and then
 	// No answer comes too late, however busy the machine is.
 	b := newBank(t, sim, func(cfg *config.Config) { cfg.Issuers[0].Sending.CallTimeout = patience })
 	for i := range 5 {
@@ -332,7 +332,7 @@ func TestRetryAfterHoldsTheLaneBack(t *testing.T) {
 // and is asked about again, and in the end it is adopted.
 func TestBadAnswersToQuestions(t *testing.T) {
 	t.Parallel()
-	const callTimeout = 3 * time.Second
+	const callTimeout = 10 * time.Second // much more than an answer takes on a busy machine
 	sim := asking()
 	sim.HoldNotifications = true // only questions can tell
 	b := newBank(t, sim, with(func(s *config.Sending) {
@@ -565,7 +565,7 @@ func TestTroubleOpensTheBreaker(t *testing.T) {
 // it has, a cancel becomes a change that it is sent, and a hold is told to a human.
 func TestStopThatComesTooLate(t *testing.T) {
 	t.Parallel()
-	slow := d1sim.Duration(1500 * time.Millisecond) // in which the cancel or the hold comes
+	slow := d1sim.Duration(6 * time.Second) // in which the cancel or the hold comes, on a busy machine too
 	for name, c := range map[string]struct {
 		script d1sim.Script // of the order's first sending
 		action string
@@ -604,7 +604,7 @@ func TestStopThatComesTooLate(t *testing.T) {
 			if c.cards == 1 {
 				sim.StopAt = d1sim.CardProdRequested // early enough for a change
 			}
-			b := newBank(t, sim, with(func(s *config.Sending) { s.CallTimeout = 5 * time.Second }))
+			b := newBank(t, sim, with(func(s *config.Sending) { s.CallTimeout = patience }))
 			c.script.Kind = d1sim.KindProduction
 			b.script(c.script)
 			batch := b.upload("", "too-late", "application/x-ndjson", strings.NewReader(b.lines(b.thales("late"))), nil)

@@ -140,7 +140,8 @@ func (b *bank) wantStored(want int) {
 	}
 }
 
-// wantMetrics waits for lines: a handshake that failed is counted after its peer knows.
+// wantMetrics waits for lines: what a caller sees already is counted a moment later, and
+// what is read from the database may be as old as reading it took.
 func (b *bank) wantMetrics(want ...string) {
 	b.t.Helper()
 	for _, line := range want {

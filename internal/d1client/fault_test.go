@@ -193,7 +193,7 @@ func TestDrippingBodyEndsWithTheCall(t *testing.T) {
 		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	a := newClient(t, d1.config()).Produce(ctx, sampleOrder())
 	wantAnswer(t, a, Taken, ReasonAcceptedWithoutID)
@@ -212,7 +212,7 @@ func TestNoAnswerInTime(t *testing.T) {
 	})
 	c := newClient(t, d1.config())
 
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	wantAnswer(t, c.Produce(ctx, sampleOrder()), Unknown, ReasonTimeout)
 

@@ -27,7 +27,7 @@ const (
 	issuerID    = "bank000001"
 	lowercaseID = "bank000002" // an issuer of the lowercase path style
 	kid         = "signing-1"
-	patience    = 30 * time.Second // how long a test waits for what must happen
+	patience    = time.Minute // how long a test waits for what must happen
 )
 
 // fast lets cards walk without delay and failed notifications leave again soon.

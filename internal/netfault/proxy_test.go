@@ -12,7 +12,7 @@ import (
 )
 
 // patience is how long a test waits for what must come.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // echo answers each line with its name and the line, until the test ends.
 func echo(t *testing.T, name string) string {

@@ -262,6 +262,7 @@ func candidates(m store.Message, operations []d1client.Operation, around surroun
 		case owned && owner.OrderID != m.OrderID && op.IssuerRequestID == m.IssuerRequestID:
 			doubtful = true // D1 knows our request, under an operation that is another order's
 		case owned && owner.OrderID != m.OrderID && owner.Adopted: // an earlier order's: they are sent one at a time
+		case owned && owner.OrderID != m.OrderID && knownBefore(owner, m): // such as a change of an earlier order
 		case makesCard(op) && (owned && owner.OrderID == m.OrderID || op.IssuerRequestID == m.IssuerRequestID):
 			mine = append(mine, op)
 		case !op.StartTime.IsZero() && op.StartTime.Before(m.FirstSentAt.Add(-order.ClockSkew)): // certainly older
@@ -276,6 +277,12 @@ func candidates(m store.Message, operations []d1client.Operation, around surroun
 	}
 	slices.SortStableFunc(mine, func(a, b d1client.Operation) int { return a.StartTime.Compare(b.StartTime) })
 	return mine, len(mine) == 0 && (doubtful || len(nameless) > 0 || around.parked)
+}
+
+// knownBefore tells whether an operation was known here before the first send of a
+// message: then it is older than all that D1 can have made of that, by whatever clock.
+func knownBefore(o store.Owner, m store.Message) bool {
+	return !o.Since.IsZero() && o.Since.Before(m.FirstSentAt)
 }
 
 // makesCard tells whether an operation makes a card. productionStatus is asked for those

@@ -123,6 +123,10 @@ func operation(id, requestID string, start time.Duration) d1client.Operation {
 // Which operation of a card is the order's, and when that cannot be told.
 func TestCandidates(t *testing.T) {
 	t.Parallel()
+	change := d1client.Operation{OperationID: "a", Operation: "UPDATE_ORDER", IssuerRequestID: "theirs", StartTime: sent}
+	known := func(o store.Owner) surroundings {
+		return surroundings{owners: store.Owners{Operations: map[string]store.Owner{"a": o}}}
+	}
 	for _, c := range []struct {
 		name       string
 		operations []d1client.Operation
@@ -146,6 +150,10 @@ func TestCandidates(t *testing.T) {
 		{"of another request, at an unknown time", []d1client.Operation{{OperationID: "a", Operation: "PRODUCE", IssuerRequestID: "theirs"}}, surroundings{}, nil, true},
 		{"another of our orders'", []d1client.Operation{operation("a", "theirs", 0)}, surroundings{owners: store.Owners{Operations: map[string]store.Owner{"a": {OrderID: them, Adopted: true}}}}, nil, false},
 		{"another of our orders', and not the first: it may hide ours", []d1client.Operation{operation("a", "theirs", 0)}, surroundings{owners: store.Owners{Operations: map[string]store.Owner{"a": {OrderID: them}}}}, nil, true},
+		{"a change of another of our orders", []d1client.Operation{change}, known(store.Owner{OrderID: them, Since: sent}), nil, true},
+		{"a change of another of our orders, known before us", []d1client.Operation{change}, known(store.Owner{OrderID: them, Since: sent.Add(-1)}), nil, false},
+		{"the same under our id", []d1client.Operation{{OperationID: "a", Operation: "UPDATE_ORDER", IssuerRequestID: "ours", StartTime: sent}}, known(store.Owner{OrderID: them, Since: sent.Add(-1)}), nil, true},
+		{"a second card of another of our orders, known before us", []d1client.Operation{operation("a", "theirs", 0)}, known(store.Owner{OrderID: them, Since: sent.Add(-1)}), nil, false},
 		{"the only one without an id", []d1client.Operation{operation("a", "", 0)}, surroundings{}, []string{"a"}, false},
 		{"without an id, a little skew", []d1client.Operation{operation("a", "", -time.Minute)}, surroundings{}, []string{"a"}, false},
 		{"without an id, from before", []d1client.Operation{operation("a", "", -time.Hour)}, surroundings{}, nil, false},

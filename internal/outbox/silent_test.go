@@ -48,8 +48,16 @@ func TestSilentOrdersKeepNobodyWaiting(t *testing.T) {
 	p := w.start(func(_ *Fleet, c *Config) { c.Concurrency = 8 })
 	asked := func() int { return p.attempts(store.AttemptAsk, d1client.ReasonFound) }
 	w.eventually("D1 is asked about them", func() bool { return asked() >= 30 })
-	before := len(w.sim.History(d1sim.Filter{}))
+	// All of them are there at once, however long it takes to place them.
+	_, err := w.store.PauseLane(t.Context(), store.LaneOf(bank), "test", "a reason")
+	w.must(err)
 	w.accept(bank, "order", n)
+	w.eventually("nothing is being asked", func() bool {
+		return query[int](w, `SELECT count(*) FROM outbox WHERE claim_token IS NOT NULL`) == 0
+	})
+	before := len(w.sim.History(d1sim.Filter{}))
+	_, err = w.store.ResumeLane(t.Context(), store.LaneOf(bank), "test")
+	w.must(err)
 	w.submitted(bank, n)
 	w.onceEach(bank, n)
 	// A quarter of the calls, and what there was room for before the first order.
@@ -74,8 +82,8 @@ func TestNoStormAfterAnOutage(t *testing.T) {
 	p := w.start(func(_ *Fleet, c *Config) { c.Concurrency, c.BreakerThreshold = 8, 3 })
 	w.eventually("the breaker is open", func() bool { return p.attempts(store.AttemptAsk, d1client.ReasonUnavailable) >= 3 })
 	// All that would have been asked about in the meantime is due.
-	looked := time.Now()
 	w.exec(`UPDATE order_state SET next_check_at = now()`)
+	looked := time.Now()
 	w.eventually("all are looked at in vain", func() bool {
 		return query[int](w, `SELECT count(*) FROM order_state WHERE next_check_at <= $1`, looked) == 0
 	})

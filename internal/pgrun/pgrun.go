@@ -39,7 +39,7 @@ const (
 
 	// A fast shutdown writes a checkpoint; on a busy disk that takes a while.
 	fastShutdown      = 20 * time.Second
-	immediateShutdown = 5 * time.Second
+	immediateShutdown = 20 * time.Second // PostgreSQL itself gives its processes 5 s, and then kills them
 	portAttempts      = 5
 )
 

@@ -353,7 +353,7 @@ func TestKilledParentLeavesNothing(t *testing.T) {
 	}
 	parent.Wait()
 	// The postmaster and its children hold the lock as long as one of them lives.
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	lock, err := waitForLock(ctx, left.RunDir)
 	if err != nil {

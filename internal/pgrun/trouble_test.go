@@ -30,7 +30,7 @@ func change(t *testing.T, url string, statements ...string) {
 // until asks until the answer is the wanted one.
 func until(t *testing.T, url, sql, want string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()

@@ -50,7 +50,7 @@ func TestCheckAsks(t *testing.T) {
 	if n := value[int](f, `SELECT count(*) FROM order_state WHERE checks = 1 AND next_check_at > now() + interval '15 s'`); n != 2 {
 		t.Errorf("%d orders are asked about again in 20 s, want 2", n)
 	}
-	if n := value[int](f, `SELECT count(*) FROM order_state WHERE checks = 0 AND next_check_at > now() AND next_check_at < now() + interval '2 s'`); n != 1 {
+	if n := value[int](f, `SELECT count(*) FROM order_state WHERE checks = 0 AND next_check_at > heard_at + interval '1 min' AND next_check_at < now() + interval '2 s'`); n != 1 {
 		t.Error("the one without room is not looked at again soon")
 	}
 	if n := value[int](f, `SELECT count(*) FROM order_state WHERE next_check_at IS NULL AND operation_id IS NOT NULL`); n != 1 {

@@ -36,7 +36,7 @@ func (f *fixture) hear(st *store.Store, url string, timeout time.Duration) <-cha
 // wantHeard waits until all have been heard, in any order.
 func (f *fixture) wantHeard(heard <-chan string, want ...string) {
 	f.t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for len(want) > 0 {
 		select {
 		case lane := <-heard:

@@ -895,7 +895,8 @@ type Owners struct {
 // Owner is the order of an operation.
 type Owner struct {
 	OrderID uuid.UUID
-	Adopted bool // it is the one that makes the order's card, and not a further one
+	Adopted bool      // it is the one that makes the order's card, and not a further one
+	Since   time.Time // when it became known
 }
 
 // Owners looks up operations and requests of an issuer.
@@ -903,12 +904,12 @@ func (s *Store) Owners(ctx context.Context, issuer string, operationIDs, request
 	owners := Owners{make(map[string]Owner), make(map[string]uuid.UUID)}
 	var b pgx.Batch
 	b.Queue(`
-		SELECT p.operation_id, p.order_id, coalesce(s.operation_id = p.operation_id, false)
+		SELECT p.operation_id, p.order_id, coalesce(s.operation_id = p.operation_id, false), p.created_at
 		FROM operations p LEFT JOIN order_state s ON s.issuer_id = p.issuer_id AND s.order_id = p.order_id
 		WHERE p.issuer_id = $1 AND p.operation_id = ANY($2)`, issuer, operationIDs).Query(func(rows pgx.Rows) error {
 		var id string
 		var owner Owner
-		_, err := pgx.ForEachRow(rows, []any{&id, &owner.OrderID, &owner.Adopted}, func() error { owners.Operations[id] = owner; return nil })
+		_, err := pgx.ForEachRow(rows, []any{&id, &owner.OrderID, &owner.Adopted, &owner.Since}, func() error { owners.Operations[id] = owner; return nil })
 		return err
 	})
 	b.Queue(`SELECT issuer_request_id, id FROM orders WHERE issuer_id = $1 AND issuer_request_id = ANY($2)`, issuer, requestIDs).Query(func(rows pgx.Rows) error {

@@ -84,7 +84,7 @@ func startCluster(ctx context.Context, dir string, o options, b bureau) (_ *clus
 	}
 	c.running.Go(func() { c.lead(running) })
 	for _, r := range c.replicas {
-		if err := r.awaitReady(ctx, 30*time.Second); err != nil {
+		if err := r.awaitReady(ctx, time.Minute); err != nil {
 			return c, err
 		}
 	}
@@ -160,7 +160,7 @@ func (c *cluster) startSimulator(ctx context.Context, b bureau) (err error) {
 	if err != nil {
 		return err
 	}
-	short, cancel := context.WithTimeout(ctx, 20*time.Second)
+	short, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
 		_, err := c.management.PatchSettings(short, b.settings)

@@ -37,7 +37,7 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	err := run(ctx)
 	cancel()
 	stop()
@@ -193,7 +193,7 @@ func stopProcess(cmd *exec.Cmd) {
 // readKeys waits for the simulator, makes it unforgiving, and reads what a
 // client of the API needs.
 func (s *smoke) readKeys(ctx context.Context) error {
-	short, cancel := context.WithTimeout(ctx, 20*time.Second)
+	short, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	err := poll(short, func() (bool, error) {
 		err := s.management.UpdateSettings(ctx, func(set *d1sim.Settings) {
@@ -229,7 +229,7 @@ func (s *smoke) startServer(ctx context.Context) error {
 	if s.server, err = s.start("server", "serve", "--migrate", "--config", "deploy/example/server.yaml"); err != nil {
 		return err
 	}
-	short, cancel := context.WithTimeout(ctx, 20*time.Second)
+	short, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	err = poll(short, func() (bool, error) {
 		r, err := http.NewRequestWithContext(ctx, http.MethodGet, s.api+"/readyz", nil)
@@ -377,7 +377,7 @@ func (s *smoke) verify(ctx context.Context) error {
 			Attention       []json.RawMessage `json:"attention"`
 		} `json:"data"`
 	}
-	deadline, cancel := context.WithTimeout(ctx, time.Minute)
+	deadline, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	err := poll(deadline, func() (bool, error) {
 		status, answer, err := s.call(deadline, http.MethodGet, "/orders?limit=200", nil)
