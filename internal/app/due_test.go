@@ -68,6 +68,20 @@ func (b *bank) events(id string) (list []string) {
 	return list
 }
 
+// That orders cannot be looked at shows in the metric that raises the alarm.
+func TestOrdersThatAreNotLookedAt(t *testing.T) {
+	t.Parallel()
+	b := newBank(t, fast)
+	b.place(b.thales("later").with(body{"notBefore": b.soon(time.Hour).Format(time.RFC3339Nano)}))
+	b.execute(`
+		CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE disk_full; END $$;
+		UPDATE order_state SET next_check_at = now() - interval '2 h';
+		CREATE TRIGGER no_room BEFORE UPDATE ON order_state EXECUTE FUNCTION no_room()`)
+	b.eventually("the metric tells of it", func() bool {
+		return strings.Contains(b.metrics(), `cardorder_looks_behind_seconds{issuer="ISSUER0001"} 72`)
+	})
+}
+
 // Until its time D1 does not hear of an order, so that it can be cancelled for certain;
 // then it is sent.
 func TestNotBefore(t *testing.T) {

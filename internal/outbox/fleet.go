@@ -290,6 +290,9 @@ func (f *Fleet) look(ctx context.Context, l *lane, a *adoption) (pace, error) {
 	defer cancel()
 	questions := l.questions()
 	checked, err := f.store.Check(ctx, l.cfg.IssuerID, questions)
+	if err == nil || checked.Behind > 0 {
+		l.metrics.behind.Set(checked.Behind.Seconds())
+	}
 	if err != nil {
 		return paceBeat, err
 	}
@@ -300,7 +303,6 @@ func (f *Fleet) look(ctx context.Context, l *lane, a *adoption) (pace, error) {
 	case checked.Looked > 0 && questions > 0:
 		next = paceSoon
 	}
-	l.metrics.behind.Set(checked.Behind.Seconds())
 	if checked.Asked > 0 {
 		l.wake()
 	}

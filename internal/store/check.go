@@ -50,10 +50,10 @@ func (s *Store) Check(ctx context.Context, issuer string, questions int) (Checke
 	if done.Released+done.Asked > 0 {
 		s.cfg.OnReady(LaneOf(issuer))
 	}
+	done.Behind = *behind // also when it failed: they wait all the same
 	if err != nil {
 		return done, fmt.Errorf("looking at orders that are due: %w", err)
 	}
-	done.Behind = *behind
 	return done, nil
 }
 

@@ -171,3 +171,33 @@ func TestStats(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// An order that waits for an earlier one of its card raises no alarm that nothing is sent.
+func TestStatsOfAnOrderBehindAnother(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	first, second := f.accept("card", "r1").ID, f.accept("other", "r2").ID
+	f.exec(`UPDATE outbox SET card_id = 'card', run_at = now() - interval '1 h' WHERE order_id = $1`, second)
+	f.exec(`UPDATE outbox SET class = 2, maybe_sent_at = now(), run_at = now() + interval '1 h' WHERE order_id = $1`, first)
+	if claimed := f.claim(2, time.Minute); len(claimed) != 0 {
+		t.Fatalf("claimed %+v", claimed)
+	}
+	stats, err := f.Stats(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range stats.Lanes {
+		if l.Oldest != 0 {
+			t.Errorf("an order that could be sent has waited for %s: %+v", l.Oldest, l)
+		}
+	}
+	backlog, err := f.Backlog(t.Context(), lane)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range backlog.Classes {
+		if c.OldestDue != 0 {
+			t.Errorf("an order that could be sent has waited for %s: %+v", c.OldestDue, c)
+		}
+	}
+}

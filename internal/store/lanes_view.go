@@ -19,7 +19,14 @@ type ClassBacklog struct {
 	Class     Class
 	Messages  int           // all: claimed, waiting and given up ones included
 	Due       int           // those that could be claimed now
-	OldestDue time.Duration // for how long the oldest of those has been due
+	OldestDue time.Duration // for how long the oldest has been due of those that wait for no earlier order of their card
+}
+
+// oldestDue says in SQL for how long a lane has left lying what it could send, of the
+// class of b. It begins where a claim does, and passes as little.
+func oldestDue(lane string) string {
+	return `coalesce((SELECT now() - m.run_at FROM outbox m WHERE m.lane = ` + lane + ` AND m.class = b.class AND ` + due + ` AND ` + claimable + `
+		ORDER BY m.run_at LIMIT 1), '0')`
 }
 
 // MaxBacklog is how far each number of a Backlog is counted. Screens may ask for it every
@@ -32,12 +39,12 @@ const MaxBacklog = 10_000
 func (s *Store) Backlog(ctx context.Context, lane string) (*Backlog, error) {
 	view := &Backlog{}
 	rows, err := s.pool.Query(ctx, `
-		SELECT c.class,
-			(SELECT count(*) FROM (SELECT FROM outbox m WHERE lane = $1 AND class = c.class AND `+due+` ORDER BY run_at LIMIT $3) m),
-			(SELECT count(*) FROM (SELECT FROM outbox m WHERE lane = $1 AND class = c.class ORDER BY run_at LIMIT $3) m),
-			coalesce((SELECT now() - run_at FROM outbox m WHERE lane = $1 AND class = c.class AND `+due+` ORDER BY run_at LIMIT 1), '0'),
-			(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = c.class AND run_at = 'infinity' ORDER BY run_at LIMIT $3) m)
-		FROM unnest($2::smallint[]) c (class) ORDER BY c.class`, lane, Classes, MaxBacklog)
+		SELECT b.class,
+			(SELECT count(*) FROM (SELECT FROM outbox m WHERE lane = $1 AND class = b.class AND `+due+` ORDER BY run_at LIMIT $3) m),
+			(SELECT count(*) FROM (SELECT FROM outbox m WHERE lane = $1 AND class = b.class ORDER BY run_at LIMIT $3) m),
+			`+oldestDue("$1")+`,
+			(SELECT count(*) FROM (SELECT FROM outbox WHERE lane = $1 AND class = b.class AND run_at = 'infinity' ORDER BY run_at LIMIT $3) m)
+		FROM unnest($2::smallint[]) b (class) ORDER BY b.class`, lane, Classes, MaxBacklog)
 	if err == nil {
 		err = each(rows, func() error {
 			var c ClassBacklog

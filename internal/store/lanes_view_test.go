@@ -16,7 +16,7 @@ func TestBacklog(t *testing.T) {
 	message := func(n int, lane, class, columns, values string) {
 		t.Helper()
 		f.exec(`INSERT INTO outbox (lane, kind, issuer_id, order_id, card_id, class`+columns+`)
-			SELECT $1, 'submit', $1, gen_random_uuid(), 'card', `+class+values+` FROM generate_series(1, $2)`, lane, n)
+			SELECT $1, 'submit', $1, gen_random_uuid(), gen_random_uuid(), `+class+values+` FROM generate_series(1, $2)`, lane, n)
 	}
 	message(20000, "d1/OTHER00001", "1", ", run_at", ", now()")
 	message(3, lane, "0", ", run_at", ", now() - interval '90 s'")

@@ -38,7 +38,7 @@ type LaneStats struct {
 	Class    Class
 	Messages int           // all, claimed and waiting for a later time included
 	Due      int           // those that could be claimed now
-	Oldest   time.Duration // for how long the oldest of those has been due
+	Oldest   time.Duration // for how long the oldest has been due of those that wait for no earlier order of their card
 	Age      time.Duration // of the oldest message, whatever it waits for
 	Unknown  int           // those whose outcome at D1 is unknown
 	Refused  int           // those set aside after a refusal that need not be their own fault
@@ -92,14 +92,14 @@ func (s *Store) readStats(ctx context.Context) (*Stats, error) {
 	stats := &Stats{Open: make(map[IssuerStatus]int), Late: make(map[string]int), Attention: make(map[IssuerAttention]int)}
 	var b pgx.Batch
 	b.Queue(`
-		SELECT lane, class, count(*), count(*) FILTER (WHERE ` + due + `),
-			coalesce(now() - min(run_at) FILTER (WHERE ` + due + `), '0'),
-			coalesce(now() - min(created_at), '0'), count(*) FILTER (WHERE maybe_sent_at IS NOT NULL),
-			count(*) FILTER (WHERE refused_at IS NOT NULL), count(*) FILTER (WHERE run_at = 'infinity')
-		FROM outbox m GROUP BY lane, class`).Query(func(rows pgx.Rows) error {
+		SELECT b.*, ` + oldestDue("b.lane") + ` FROM (
+			SELECT lane, class, count(*), count(*) FILTER (WHERE ` + due + `),
+				coalesce(now() - min(created_at), '0'), count(*) FILTER (WHERE maybe_sent_at IS NOT NULL),
+				count(*) FILTER (WHERE refused_at IS NOT NULL), count(*) FILTER (WHERE run_at = 'infinity')
+			FROM outbox m GROUP BY lane, class) b`).Query(func(rows pgx.Rows) error {
 		return each(rows, func() error {
 			var l LaneStats
-			err := rows.Scan(&l.Lane, &l.Class, &l.Messages, &l.Due, &l.Oldest, &l.Age, &l.Unknown, &l.Refused, &l.GivenUp)
+			err := rows.Scan(&l.Lane, &l.Class, &l.Messages, &l.Due, &l.Age, &l.Unknown, &l.Refused, &l.GivenUp, &l.Oldest)
 			stats.Lanes = append(stats.Lanes, l)
 			return err
 		})
