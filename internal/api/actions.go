@@ -29,8 +29,7 @@ func (s *server) refreshOrder(w http.ResponseWriter, r *http.Request) error {
 	}
 	view := viewOrder(o)
 	view.Asking = true
-	w.Header().Set("ETag", etag(o))
-	writeJSON(w, http.StatusAccepted, view)
+	writeOrder(w, http.StatusAccepted, view)
 	return nil
 }
 
@@ -51,8 +50,7 @@ func (s *server) retryOrder(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	w.Header().Set("ETag", etag(o))
-	writeJSON(w, http.StatusOK, viewOrder(o))
+	writeOrder(w, http.StatusOK, viewOrder(o))
 	return nil
 }
 
@@ -75,8 +73,7 @@ func (s *server) holdOrder(w http.ResponseWriter, r *http.Request) error {
 	if o.State.Status == order.Held {
 		status = http.StatusOK
 	}
-	w.Header().Set("ETag", etag(o))
-	writeJSON(w, status, viewOrder(o))
+	writeOrder(w, status, viewOrder(o))
 	return nil
 }
 
@@ -95,8 +92,7 @@ func (s *server) releaseOrder(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	w.Header().Set("ETag", etag(o))
-	writeJSON(w, http.StatusOK, viewOrder(o))
+	writeOrder(w, http.StatusOK, viewOrder(o))
 	return nil
 }
 
@@ -121,12 +117,7 @@ func (s *server) addNote(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	status := http.StatusCreated
-	if replayed {
-		status = http.StatusOK
-		w.Header().Set("Idempotent-Replayed", "true")
-	}
-	writeJSON(w, status, viewNote(added))
+	writeJSON(w, created(w, replayed), viewNote(added))
 	return nil
 }
 
@@ -149,8 +140,7 @@ func (s *server) clearAttention(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	w.Header().Set("ETag", etag(o))
-	writeJSON(w, http.StatusOK, viewOrder(o))
+	writeOrder(w, http.StatusOK, viewOrder(o))
 	return nil
 }
 
@@ -159,10 +149,7 @@ func (s *server) clearAttention(w http.ResponseWriter, r *http.Request) error {
 func (s *server) reorderOrder(w http.ResponseWriter, r *http.Request) error {
 	issuer := s.issuers[chi.URLParam(r, "issuerId")]
 	rules := s.Rules(issuer.ID)
-	key, wrongKey := idempotencyKey(r, rules.Guard)
-	if key == "" && wrongKey == nil {
-		wrongKey = []fault{{Header: "Idempotency-Key", Code: order.CodeRequired, Detail: "a reorder needs an Idempotency-Key header"}}
-	}
+	key, wrongKey := requiredKey(r, rules.Guard, "a reorder needs an Idempotency-Key header")
 	var reorder order.Reorder
 	action, err := s.action(r, func(text []byte, rules *order.Rules) (faults order.Faults) {
 		reorder, faults = order.DecodeReorder(text, rules)
@@ -235,7 +222,7 @@ var wrongIfMatch = fault{Header: "If-Match", Code: order.CodeInvalidFormat, Deta
 // readAction reads the body of an action, which may be absent where no member of it
 // is required, and returns what is wrong with it.
 func readAction(r *http.Request, rules *order.Rules, decode func([]byte, *order.Rules) order.Faults) ([]fault, error) {
-	buffer := orderBodies.Get().(*orderBody) //nolint:errcheck // the pool holds nothing else
+	buffer := takeOrderBody()
 	defer buffer.release()
 	text, err := readBody(r, buffer)
 	switch {
@@ -247,6 +234,15 @@ func readAction(r *http.Request, rules *order.Rules, decode func([]byte, *order.
 		return nil, errContentType
 	}
 	return bodyFaults(decode(text, rules)), nil
+}
+
+// readCall is readAction for a call of which nothing else can be wrong.
+func readCall(r *http.Request, rules *order.Rules, decode func([]byte, *order.Rules) order.Faults) error {
+	faults, err := readAction(r, rules, decode)
+	if err == nil && len(faults) > 0 {
+		err = invalid(faults...)
+	}
+	return err
 }
 
 // wantedVersion is the version that an order must have by If-Match (RFC 9110, 13.1.1),
@@ -264,7 +260,7 @@ func (s *server) wantedVersion(r *http.Request, issuer string, id uuid.UUID) (in
 	if err != nil {
 		return 0, err
 	}
-	if !slices.Contains(tags, etag(o)) {
+	if !slices.Contains(tags, etag(o.State.Version)) {
 		return 0, store.ErrVersion
 	}
 	return o.State.Version, nil
@@ -273,7 +269,7 @@ func (s *server) wantedVersion(r *http.Request, issuer string, id uuid.UUID) (in
 // versionOf reads an ETag as etag writes it.
 func versionOf(tag string) (int, bool) {
 	version, err := strconv.Atoi(strings.Trim(tag, `"`))
-	return version, err == nil && version > 0 && tag == `"`+strconv.Itoa(version)+`"`
+	return version, err == nil && version > 0 && tag == etag(version)
 }
 
 // readIfMatch returns the ETags of the If-Match header, weak ones with their W/: by

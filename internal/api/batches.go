@@ -94,10 +94,7 @@ func (s *server) placeBatch(w http.ResponseWriter, r *http.Request) error {
 	rules := s.Rules(issuer.ID)
 	q := newQuery(r)
 	hold, dryRun := q.flag("hold"), q.flag("dryRun")
-	key, wrongKey := idempotencyKey(r, rules.Guard)
-	if key == "" && wrongKey == nil {
-		wrongKey = []fault{{Header: "Idempotency-Key", Code: order.CodeRequired, Detail: "a batch needs an Idempotency-Key header"}}
-	}
+	key, wrongKey := requiredKey(r, rules.Guard, "a batch needs an Idempotency-Key header")
 	if wrong := append(q.faults(), wrongKey...); len(wrong) > 0 {
 		return invalid(wrong...)
 	}
@@ -128,13 +125,8 @@ func (s *server) placeBatch(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	annotate(r.Context(), slog.Int64("rows", batch.Rows.Read), slog.Int64("refused", batch.Rows.Refused), slog.Bool("replayed", replayed))
-	status := http.StatusCreated
-	if replayed {
-		status = http.StatusOK
-		w.Header().Set("Idempotent-Replayed", "true")
-	}
 	w.Header().Set("Location", "/v1/issuers/"+url.PathEscape(issuer.ID)+"/order-batches/"+batch.ID.String())
-	writeJSON(w, status, viewBatch(batch))
+	writeJSON(w, created(w, replayed), viewBatch(batch))
 	return nil
 }
 
@@ -398,9 +390,8 @@ func (s *server) getBatch(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) batch(r *http.Request) (*store.Batch, error) {
-	text := chi.URLParam(r, "batchId")
-	id, err := uuid.Parse(text)
-	if err != nil || len(text) != 36 {
+	id, ok := parseID(chi.URLParam(r, "batchId"))
+	if !ok {
 		return nil, errNoSuchBatch
 	}
 	annotate(r.Context(), slog.String("batchId", id.String()))

@@ -55,13 +55,8 @@ func (s *server) placeChange(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	annotate(r.Context(), slog.String("changeId", c.ID.String()), slog.String("changeType", string(c.Type)), slog.Bool("replayed", replayed))
-	status := http.StatusCreated
-	if replayed {
-		status = http.StatusOK
-		w.Header().Set("Idempotent-Replayed", "true")
-	}
 	w.Header().Set("Location", "/v1/issuers/"+url.PathEscape(issuer)+"/orders/"+c.OrderID.String()+"/changes/"+c.ID.String())
-	writeJSON(w, status, viewChange(c))
+	writeJSON(w, created(w, replayed), viewChange(c))
 	return nil
 }
 
@@ -70,15 +65,12 @@ func (s *server) placeChange(w http.ResponseWriter, r *http.Request) error {
 func (s *server) readChange(r *http.Request, issuer string, id uuid.UUID) (p store.ChangePlacement, err error) {
 	rules := s.Rules(issuer)
 	p.Action = store.Action{IssuerID: issuer, OrderID: id, Actor: caller(r.Context()).Name}
-	key, wrong := idempotencyKey(r, rules.Guard)
+	key, wrong := requiredKey(r, rules.Guard, "a change needs a key, by which a repetition is recognised")
 	p.IdempotencyKey = key
-	if key == "" && wrong == nil {
-		wrong = []fault{{Header: "Idempotency-Key", Code: order.CodeRequired, Detail: "a change needs a key, by which a repetition is recognised"}}
-	}
 	if _, ok := readIfMatch(r); !ok {
 		wrong = append(wrong, wrongIfMatch)
 	}
-	buffer := orderBodies.Get().(*orderBody) //nolint:errcheck // the pool holds nothing else
+	buffer := takeOrderBody()
 	defer buffer.release()
 	text, err := readJSON(r, buffer)
 	if err != nil {
@@ -126,11 +118,8 @@ func (s *server) getChange(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	text := chi.URLParam(r, "changeId")
-	changeID, err := uuid.Parse(text)
-	if err != nil || len(text) != 36 {
-		changeID = uuid.Nil // which the order does not have, if there is such an order
-	}
+	// What is no id is the nil id, which the order does not have, if there is such an order.
+	changeID, _ := parseID(chi.URLParam(r, "changeId"))
 	c, err := s.Store.Change(r.Context(), chi.URLParam(r, "issuerId"), id, changeID)
 	if err != nil {
 		return err

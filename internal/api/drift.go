@@ -1,7 +1,6 @@
 package api
 
 import (
-	"encoding/base64"
 	"encoding/binary"
 	"math"
 	"net/http"
@@ -57,29 +56,25 @@ func (s *server) listDrift(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// A cursor of this list is the place of the last element. The first byte is its version.
-const (
-	placeVersion = 2
-	placeLength  = 1 + 8 + 16 + 4
-)
+// placeVersion is that of the cursors of this list: the place of the last element.
+const placeVersion = 2
 
 func encodePlace(p store.DriftPlace) string {
-	b := binary.BigEndian.AppendUint64([]byte{placeVersion}, uint64(p.At.UnixMicro()))
+	b := binary.BigEndian.AppendUint64(nil, uint64(p.At.UnixMicro()))
 	b = binary.BigEndian.AppendUint32(append(b, p.OrderID[:]...), uint32(p.Seq)) //nolint:gosec // an int4 of the database's
-	return base64.RawURLEncoding.EncodeToString(b)
+	return writeCursor(placeVersion, b)
 }
 
 func decodePlace(text string) (p store.DriftPlace, ok bool) {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	// The decoder skips line breaks, of which a cursor has none.
-	if err != nil || len(b) != placeLength || b[0] != placeVersion || len(text) != base64.RawURLEncoding.EncodedLen(placeLength) {
+	var b [8 + 16 + 4]byte
+	if !readCursor(text, placeVersion, b[:]) {
 		return p, false
 	}
-	at, seq := binary.BigEndian.Uint64(b[1:]), binary.BigEndian.Uint32(b[25:])
+	at, seq := binary.BigEndian.Uint64(b[:]), binary.BigEndian.Uint32(b[24:])
 	if at > maxPlaceTime || seq > math.MaxInt32 {
 		return p, false
 	}
-	return store.DriftPlace{At: time.UnixMicro(int64(at)), OrderID: uuid.UUID(b[9:25]), Seq: int(seq)}, true
+	return store.DriftPlace{At: time.UnixMicro(int64(at)), OrderID: uuid.UUID(b[8:24]), Seq: int(seq)}, true
 }
 
 // maxPlaceTime is beyond any time of an event, and within what the database can hold.

@@ -141,12 +141,8 @@ func (s *server) changeLane(
 	}
 	lane := store.LaneOf(issuer.ID)
 	annotate(r.Context(), slog.String("lane", lane))
-	faults, err := readAction(r, s.Rules(issuer.ID), decode)
-	if err != nil {
+	if err := readCall(r, s.Rules(issuer.ID), decode); err != nil {
 		return err
-	}
-	if len(faults) > 0 {
-		return invalid(faults...)
 	}
 	if err := change(r.Context(), lane, caller(r.Context()).Name); err != nil {
 		return err

@@ -78,8 +78,6 @@ func NewMetrics(r prometheus.Registerer, issuers []string) *Metrics {
 		for _, operation := range d1Operations {
 			m.ignored.WithLabelValues(issuer, operation)
 		}
-	}
-	for _, issuer := range issuers {
 		for _, outcome := range store.RowOutcomes {
 			m.batchRows.WithLabelValues(issuer, string(outcome))
 		}

@@ -33,6 +33,10 @@ type orderBody struct {
 
 var orderBodies = sync.Pool{New: func() any { return new(orderBody) }}
 
+func takeOrderBody() *orderBody {
+	return orderBodies.Get().(*orderBody) //nolint:errcheck // the pool holds nothing else
+}
+
 // release clears the buffer, for it may hold card data, and gives it back.
 func (b *orderBody) release() {
 	clear(b.bytes[:b.used])
@@ -47,7 +51,7 @@ func (s *server) placeOrder(w http.ResponseWriter, r *http.Request) error {
 	q := newQuery(r)
 	dryRun := q.flag("dryRun")
 	key, wrongKey := idempotencyKey(r, rules.Guard)
-	buffer := orderBodies.Get().(*orderBody) //nolint:errcheck // the pool holds nothing else
+	buffer := takeOrderBody()
 	defer buffer.release()
 	body, err := readJSON(r, buffer)
 	if err != nil {
@@ -86,14 +90,24 @@ func writeAccepted(w http.ResponseWriter, r *http.Request, accepted *store.Accep
 		slog.String("issuerRequestId", o.IssuerRequestID), slog.Bool("replayed", accepted.Replayed))
 	view := viewOrder(o)
 	view.Warnings = warnings(accepted)
-	status := http.StatusCreated
-	if accepted.Replayed {
-		status = http.StatusOK
-		w.Header().Set("Idempotent-Replayed", "true")
-	}
 	w.Header().Set("Location", "/v1/issuers/"+url.PathEscape(o.IssuerID)+"/orders/"+view.ID)
-	w.Header().Set("ETag", etag(o))
+	writeOrder(w, created(w, accepted.Replayed), view)
+}
+
+// writeOrder answers with an order and its version.
+func writeOrder(w http.ResponseWriter, status int, view orderView) {
+	w.Header().Set("ETag", etag(view.Version))
 	writeJSON(w, status, view)
+}
+
+// created is the status of an answer to a request that stores something: 201, or 200 when
+// an earlier request did, which a header tells too.
+func created(w http.ResponseWriter, replayed bool) (status int) {
+	if replayed {
+		w.Header().Set("Idempotent-Replayed", "true")
+		return http.StatusOK
+	}
+	return http.StatusCreated
 }
 
 // warnings are those of the order, and those of this answer to it.
@@ -190,6 +204,16 @@ func idempotencyKey(r *http.Request, guard order.PANGuard) (string, []fault) {
 	return values[0], nil
 }
 
+// requiredKey is idempotencyKey where there has to be one, with the detail of the fault when
+// there is none.
+func requiredKey(r *http.Request, guard order.PANGuard, detail string) (string, []fault) {
+	key, wrong := idempotencyKey(r, guard)
+	if key == "" && wrong == nil {
+		wrong = []fault{{Header: "Idempotency-Key", Code: order.CodeRequired, Detail: detail}}
+	}
+	return key, wrong
+}
+
 // readJSON reads a body of JSON into buffer.
 func readJSON(r *http.Request, buffer *orderBody) ([]byte, error) {
 	if !isJSON(r) {
@@ -231,23 +255,30 @@ func (s *server) getOrder(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	w.Header().Set("ETag", etag(o))
-	writeJSON(w, http.StatusOK, viewOrder(o))
+	writeOrder(w, http.StatusOK, viewOrder(o))
 	return nil
 }
 
 func orderID(r *http.Request) (uuid.UUID, error) {
-	text := chi.URLParam(r, "orderId")
-	id, err := uuid.Parse(text)
-	if err != nil || len(text) != 36 {
+	id, ok := parseID(chi.URLParam(r, "orderId"))
+	if !ok {
 		return uuid.Nil, errNoSuchOrder
 	}
 	annotate(r.Context(), slog.String("orderId", id.String()))
 	return id, nil
 }
 
+// parseID reads an id in the one form in which this service writes it.
+func parseID(text string) (id uuid.UUID, ok bool) {
+	id, err := uuid.Parse(text)
+	if err != nil || len(text) != 36 {
+		return uuid.Nil, false
+	}
+	return id, true
+}
+
 // etag is an order's version.
-func etag(o *store.Order) string { return `"` + strconv.Itoa(o.State.Version) + `"` }
+func etag(version int) string { return `"` + strconv.Itoa(version) + `"` }
 
 func (s *server) listOrders(w http.ResponseWriter, r *http.Request) error {
 	filter, err := readFilter(r)
@@ -290,11 +321,9 @@ func readFilter(r *http.Request) (store.Filter, error) {
 		return ""
 	})
 	q.read("batchId", func(v string) string {
-		id, err := uuid.Parse(v)
-		if err != nil || len(v) != 36 || id == uuid.Nil {
+		if f.BatchID, _ = parseID(v); f.BatchID == uuid.Nil {
 			return "must be the id of a batch"
 		}
-		f.BatchID = id
 		return ""
 	})
 	q.read("attention", func(v string) string {

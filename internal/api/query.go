@@ -183,16 +183,24 @@ func pageBy[E, V any](list []E, limit int, view func(E) V, cursor func(E) string
 // one. The first byte is its version.
 const cursorVersion = 1
 
-func encodeCursor(id uuid.UUID) string {
-	return base64.RawURLEncoding.EncodeToString(append([]byte{cursorVersion}, id[:]...))
-}
+func encodeCursor(id uuid.UUID) string { return writeCursor(cursorVersion, id[:]) }
 
 func decodeCursor(text string) (id uuid.UUID, ok bool) {
+	ok = readCursor(text, cursorVersion, id[:])
+	return id, ok && id != uuid.Nil // which would be the first page
+}
+
+func writeCursor(version byte, place []byte) string {
+	return base64.RawURLEncoding.EncodeToString(append([]byte{version}, place...))
+}
+
+// readCursor reads a cursor of a version into place, which has the length that it must have.
+func readCursor(text string, version byte, place []byte) bool {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
 	// The decoder skips line breaks, of which a cursor has none.
-	if err != nil || len(b) != 17 || b[0] != cursorVersion || len(text) != base64.RawURLEncoding.EncodedLen(17) {
-		return uuid.Nil, false
+	if err != nil || len(b) != 1+len(place) || b[0] != version || len(text) != base64.RawURLEncoding.EncodedLen(len(b)) {
+		return false
 	}
-	id = uuid.UUID(b[1:])
-	return id, id != uuid.Nil // which would be the first page
+	copy(place, b[1:])
+	return true
 }

@@ -34,12 +34,8 @@ func (s *server) replayNotification(w http.ResponseWriter, r *http.Request) erro
 	if err != nil {
 		return errNoSuchNotification
 	}
-	faults, err := readAction(r, s.Rules(issuer), order.DecodeNothing)
-	if err != nil {
+	if err := readCall(r, s.Rules(issuer), order.DecodeNothing); err != nil {
 		return err
-	}
-	if len(faults) > 0 {
-		return invalid(faults...)
 	}
 	done, err := s.Store.Replay(r.Context(), issuer, id, s.parseStored)
 	if err != nil {
@@ -63,7 +59,7 @@ func (s *server) replayNotifications(w http.ResponseWriter, r *http.Request) err
 	issuer := chi.URLParam(r, "issuerId")
 	var wanted order.Replay
 	var in store.ReplayRange
-	faults, err := readAction(r, s.Rules(issuer), func(text []byte, rules *order.Rules) (faults order.Faults) {
+	err := readCall(r, s.Rules(issuer), func(text []byte, rules *order.Rules) (faults order.Faults) {
 		wanted, faults = order.DecodeReplay(text, rules)
 		digits, ok := strings.CutPrefix(wanted.Cursor, replayCursor)
 		after, err := strconv.ParseInt(digits, 10, 64)
@@ -75,9 +71,6 @@ func (s *server) replayNotifications(w http.ResponseWriter, r *http.Request) err
 	})
 	if err != nil {
 		return err
-	}
-	if len(faults) > 0 {
-		return invalid(faults...)
 	}
 	in.From, in.To, in.Outcome = wanted.From, wanted.To, store.Outcome(wanted.Outcome)
 	counts, next, err := s.Store.ReplayRange(r.Context(), issuer, in, s.parseStored)

@@ -3,7 +3,6 @@ package api
 import (
 	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -67,7 +66,6 @@ var scopePattern = regexp.MustCompile(`^[!#-\[\]-~]+( [!#-\[\]-~]+)*$`)
 
 // grant answers a token request (RFC 6749 section 4.4: client credentials).
 func (d *d1Side) grant(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Pragma", "no-cache")
 	if len(r.Header.Values("Authorization")) > 1 {
 		writeOAuthError(w, oauthInvalidRequest)
@@ -139,9 +137,7 @@ func writeOAuthError(w http.ResponseWriter, code string) {
 		status = http.StatusUnauthorized
 		w.Header().Set("WWW-Authenticate", `Basic realm="cardorder", charset="UTF-8"`)
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]string{"error": code}) // the caller is gone if this fails
+	writeJSON(w, status, map[string]string{"error": code})
 }
 
 // grantable returns the issuers for which the caller may have a token: those of its
