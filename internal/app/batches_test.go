@@ -64,7 +64,7 @@ type result struct {
 // upload sends a file as a batch.
 func (b *bank) upload(query, key, mediaType string, file io.Reader, more http.Header) batch {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*patience)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, b.env.Ready.APIURL+batches+query, file)
 	if err != nil {

@@ -145,7 +145,7 @@ func TestCancelBeforeDispatch(t *testing.T) {
 // either never heard of it or has cancelled it.
 func TestCancelRacesWithDispatch(t *testing.T) {
 	t.Parallel()
-	b := newBank(t, halting(d1sim.CardProdRequested))
+	b := newBank(t, halting(d1sim.CardProdRequested), with(func(s *config.Sending) { s.CallTimeout = patience }))
 	b.pause()
 	const n = 60
 	ids := make([]string, n)

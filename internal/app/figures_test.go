@@ -147,7 +147,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	sim.Faults = &d1sim.Faults{
 		Seed:       6,
 		LostBefore: 0.04, LostAfter: 0.06, ErrorBefore: 0.04, ErrorAfter: 0.04, RateLimited: 0.04,
-		Slow: 0.02, SlowBy: d1sim.Duration(3 * time.Second), Revoked: 0.02, NoOperationID: 0.05, TokenErrors: 0.05,
+		Slow: 0.02, SlowBy: d1sim.Duration(7 * time.Second), Revoked: 0.02, NoOperationID: 0.05, TokenErrors: 0.05,
 		LostNotifications: 0.1, DuplicateNotifications: 0.1, LateNotifications: 0.1, LateBy: d1sim.Duration(300 * time.Millisecond),
 	}
 	b := newBank(t, sim, with(func(s *config.Sending) { s.Concurrency, s.BreakerThreshold = 32, 20 }))

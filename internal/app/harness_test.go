@@ -82,7 +82,7 @@ var fast = d1sim.Settings{StepInterval: d1sim.Duration(5 * time.Millisecond), Re
 // quick makes everything that takes minutes in production take moments.
 func quick(cfg *config.Config) {
 	cfg.Issuers[0].Sending = config.Sending{
-		Concurrency: 8, CallTimeout: 2 * time.Second, Poll: 20 * time.Millisecond,
+		Concurrency: 8, CallTimeout: 5 * time.Second, Poll: 20 * time.Millisecond,
 		ResendAfter: 600 * time.Millisecond, AfterUnknown: "resend", Retry404For: 300 * time.Millisecond,
 	}
 }

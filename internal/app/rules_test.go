@@ -486,7 +486,7 @@ func TestWrongSetUpStopsTheLane(t *testing.T) {
 			t.Parallel()
 			sim := unforgiving()
 			c.spoil(&sim, true)
-			b := newBank(t, sim, with(func(s *config.Sending) { s.Retry404For = 10 * time.Millisecond }))
+			b := newBank(t, sim, with(func(s *config.Sending) { s.Retry404For, s.CallTimeout = 10*time.Millisecond, patience }))
 			const n = 12
 			ids := b.crowd("stopped", n)
 			b.eventually("the lane stops", func() bool { return b.lane().State == client.LaneStopped })

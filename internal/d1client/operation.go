@@ -48,9 +48,11 @@ type Details struct {
 	TrackingType   string // PRODUCTION, SHIPMENT, RETURN
 
 	// DueDate is the estimated shipping date, in the zone D1 wrote it in. When
-	// DueDateOnly is true D1 gave a day, and DueDate is its beginning in UTC.
-	DueDate     time.Time
-	DueDateOnly bool
+	// DueDateOnly is true D1 gave a day, and DueDate is its beginning in UTC. When
+	// DueDateZoneless is true it gave a time in no zone, which is read as if in UTC.
+	DueDate         time.Time
+	DueDateOnly     bool
+	DueDateZoneless bool
 
 	Shipment Shipment
 }
@@ -128,7 +130,7 @@ func ParseElement(raw []byte) (Operation, error) {
 	}
 	details := m.object(fewDetails[:0], "details")
 	shipment := details.object(fewOfShipment[:0], "shipment")
-	dueDate, dateOnly := details.date("dueDate")
+	dueDate, dateOnly, zoneless := details.date("dueDate")
 	requestID := firstNonEmpty(m.id("issuerRequestId"), details.id("issuerRequestId"))
 	return Operation{
 		NotByCard: m.has("inputFileName") || details.has("inputFileName") ||
@@ -143,12 +145,13 @@ func ParseElement(raw []byte) (Operation, error) {
 		InputFileName:   firstNonEmpty(m.code("inputFileName"), details.code("inputFileName")),
 		ErrorCode:       m.code("errorCode"),
 		Details: Details{
-			Status:         details.code("status"),
-			Reason:         details.text("reason"),
-			ProductionSite: details.text("productionSite"),
-			TrackingType:   details.code("trackingType"),
-			DueDate:        dueDate,
-			DueDateOnly:    dateOnly,
+			Status:          details.code("status"),
+			Reason:          details.text("reason"),
+			ProductionSite:  details.text("productionSite"),
+			TrackingType:    details.code("trackingType"),
+			DueDate:         dueDate,
+			DueDateOnly:     dateOnly,
+			DueDateZoneless: zoneless,
 			Shipment: Shipment{
 				Carrier:        shipment.code("carrier"),
 				TrackingNumber: shipment.code("trackingNumber"),
@@ -209,15 +212,17 @@ func (m members) cardID(name string) string {
 }
 
 func (m members) time(name string) time.Time {
-	return parseTime(m.str(name)).UTC()
+	t, _ := parseTime(m.str(name))
+	return t.UTC()
 }
 
-func (m members) date(name string) (t time.Time, dateOnly bool) {
+func (m members) date(name string) (t time.Time, dateOnly, zoneless bool) {
 	s := m.str(name)
 	if t, err := time.Parse(time.DateOnly, s); err == nil && plausible(t) {
-		return t, true
+		return t, true, false
 	}
-	return parseTime(s), false
+	t, zoneless = parseTime(s)
+	return t, false, zoneless
 }
 
 // timeLayouts are ISO 8601 as seen in the wild; seconds take a fraction in each.
@@ -231,18 +236,18 @@ var timeLayouts = []string{
 	"2006-01-02T15:04",
 }
 
-// parseTime returns the zero time for what is none.
-func parseTime(s string) time.Time {
+// parseTime returns the zero time for what is none, and whether it names no zone.
+func parseTime(s string) (t time.Time, zoneless bool) {
 	if s == "" {
-		return time.Time{}
+		return time.Time{}, false
 	}
 	for _, layout := range timeLayouts {
 		// In UTC, so that the machine's own zone shows nowhere.
 		if t, err := time.ParseInLocation(layout, s, time.UTC); err == nil && plausible(t) {
-			return t
+			return t, !strings.Contains(layout, "Z07")
 		}
 	}
-	return time.Time{}
+	return time.Time{}, false
 }
 
 // plausible keeps out years that databases and JSON cannot hold.

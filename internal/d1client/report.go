@@ -21,6 +21,8 @@ func (o Operation) Report(v order.Vocabulary) order.Report {
 	case due.IsZero():
 	case o.Details.DueDateOnly:
 		r.DueDate = due.Format(time.DateOnly)
+	case o.Details.DueDateZoneless: // the order's calendar knows that of the centre
+		r.DueDate = due.Format("2006-01-02T15:04:05")
 	default:
 		r.DueDate = due.Format(time.RFC3339) // in the zone of the centre: its day is what counts
 	}

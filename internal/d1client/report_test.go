@@ -27,6 +27,11 @@ func TestReportAndTracking(t *testing.T) {
 			report:   order.Report{Operation: order.OperationPending, Status: "CARD_PROD_HELD", OnHold: true, DueDate: "2026-12-01T00:30:00+01:00"},
 			tracking: order.Tracking{Operation: order.OperationPending, Status: "CARD_PROD_HELD"},
 		},
+		"due at a time in no zone": {
+			raw:      `{"status":"PENDING","details":{"status":"CARD_PROD_READY","dueDate":"2026-12-01T16:00"}}`,
+			report:   order.Report{Operation: order.OperationPending, Status: "CARD_PROD_READY", DueDate: "2026-12-01T16:00:00"},
+			tracking: order.Tracking{Operation: order.OperationPending, Status: "CARD_PROD_READY"},
+		},
 		"delivered": {
 			raw: `{"status":"SUCCESSFUL","details":{"status":"CARD_SHIPPED","shipment":{"trackingNumber":" T1 ","status":"POD","message":"left at the door"}}}`,
 			report: order.Report{Operation: order.OperationSuccessful, Status: "CARD_SHIPPED",

@@ -246,9 +246,7 @@ func (f *Fleet) watch(ctx context.Context) {
 			p, failed := f.look(ctx, l, adopted[name])
 			next, err = max(next, p), cmp.Or(err, failed) // one issuer's trouble is not the others'
 		}
-		if err == nil {
-			err = f.expireChanges(ctx)
-		}
+		err = cmp.Or(err, f.expireChanges(ctx))
 		switch {
 		case err != nil && ctx.Err() == nil && !failing:
 			f.cfg.Log.Error("looking for orders that are late, silent or to be sent now, and for changes that expire, fails", "error", err)

@@ -1289,7 +1289,7 @@ func (f *fixture) slowClaims() (end func()) {
 // untilWaiting returns when somebody waits for a lock of a kind.
 func (f *fixture) untilWaiting(kind string) {
 	f.t.Helper()
-	patience := time.Now().Add(20 * time.Second)
+	patience := time.Now().Add(time.Minute)
 	for value[int](f, waiting+` AND locktype = $1`, kind) == 0 {
 		if time.Now().After(patience) {
 			f.t.Fatalf("nobody waits for a lock of kind %s", kind)
