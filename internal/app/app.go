@@ -23,8 +23,7 @@ import (
 	"cardorder/internal/store"
 )
 
-// ErrSchema is returned when the database lacks migrations of this binary.
-var ErrSchema = errors.New("the database's schema is not current: run `server migrate up` first, or start with --migrate")
+var errSchema = errors.New("the database's schema is not current: run `server migrate up` first, or start with --migrate")
 
 // Service is a running service.
 type Service struct {
@@ -152,17 +151,22 @@ func UntilDatabase(ctx context.Context, log *slog.Logger, f func(context.Context
 	}
 }
 
+// checkSchema returns an error when the database lacks migrations of this binary.
+func checkSchema(ctx context.Context, st *store.Store) error {
+	current, err := st.SchemaCurrent(ctx)
+	if err == nil && !current {
+		err = errSchema
+	}
+	return err
+}
+
 // checkDatabase tells whether the service can start on its database.
 func (s *Service) checkDatabase(environment string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		current, err := s.store.SchemaCurrent(ctx)
-		if err != nil {
+		if err := checkSchema(ctx, s.store); err != nil {
 			return err
-		}
-		if !current {
-			return ErrSchema
 		}
 		if err := s.checkDurability(ctx, environment); err != nil {
 			return err
@@ -321,11 +325,7 @@ func (s *Service) ready(ctx context.Context) error {
 	if err := s.store.Ping(ctx); err != nil {
 		return err
 	}
-	current, err := s.store.SchemaCurrent(ctx)
-	if err == nil && !current {
-		err = ErrSchema
-	}
-	if err != nil {
+	if err := checkSchema(ctx, s.store); err != nil {
 		return err
 	}
 	select {

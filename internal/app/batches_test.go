@@ -340,9 +340,7 @@ func TestBadBatches(t *testing.T) {
 // after a restart.
 func TestBatchGoesOn(t *testing.T) {
 	t.Parallel()
-	sim := fast
-	sim.HoldNotifications = true
-	b := newBank(t, sim, func(cfg *config.Config) { cfg.Issuers[0].Sending.Poll = time.Hour })
+	b := newBank(t, untold, func(cfg *config.Config) { cfg.Issuers[0].Sending.Poll = time.Hour })
 	var file strings.Builder
 	jwe := b.jwe()
 	for i := range 1300 {

@@ -73,9 +73,7 @@ func TestClientPlacesOrders(t *testing.T) {
 
 func TestClientSeesProblems(t *testing.T) {
 	t.Parallel()
-	sim := fast
-	sim.HoldNotifications = true
-	b := newBank(t, sim)
+	b := newBank(t, untold)
 	c := b.client()
 	first, err := c.PlaceOrder(t.Context(), b.newOrder("held"), "")
 	if err != nil {

@@ -79,6 +79,13 @@ const patience = 45 * time.Second
 // fast are the settings of the simulator in tests.
 var fast = d1sim.Settings{StepInterval: d1sim.Duration(5 * time.Millisecond), RetryBackoff: d1sim.Duration(10 * time.Millisecond)}
 
+// untold are those of one that sends no notifications.
+var untold = func() d1sim.Settings {
+	sim := fast
+	sim.HoldNotifications = true
+	return sim
+}()
+
 // quick makes everything that takes minutes in production take moments.
 func quick(cfg *config.Config) {
 	cfg.Issuers[0].Sending = config.Sending{
@@ -389,9 +396,18 @@ func (b *bank) noGaps(id string) {
 // metrics scrapes the service.
 func (b *bank) metrics() string {
 	b.t.Helper()
-	r, err := http.NewRequestWithContext(b.t.Context(), http.MethodGet, b.env.Ready.MetricsURL, nil)
+	return b.send(http.MethodGet, b.env.Ready.MetricsURL, nil, "").text
+}
+
+// send sends any request to any listener: none of what the API's document says is looked at.
+func (b *bank) send(method, url string, header http.Header, content string) answer {
+	b.t.Helper()
+	r, err := http.NewRequestWithContext(b.t.Context(), method, url, strings.NewReader(content))
 	if err != nil {
 		b.t.Fatal(err)
+	}
+	for name, values := range header {
+		r.Header[name] = values
 	}
 	res, err := http.DefaultClient.Do(r)
 	if err != nil {
@@ -402,5 +418,8 @@ func (b *bank) metrics() string {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	return string(text)
+	return answer{status: res.StatusCode, header: res.Header, text: string(text)}
 }
+
+// bearer is the header of a request with a token.
+func bearer(token string) http.Header { return http.Header{"Authorization": {"Bearer " + token}} }

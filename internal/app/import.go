@@ -54,11 +54,7 @@ func Import(ctx context.Context, cfg *config.Config, log *slog.Logger, job Impor
 		return sum, err
 	}
 	defer st.Close()
-	current, err := st.SchemaCurrent(ctx)
-	if err == nil && !current {
-		err = ErrSchema
-	}
-	if err != nil {
+	if err := checkSchema(ctx, st); err != nil {
 		return sum, err
 	}
 	lines, err := importLines(job)

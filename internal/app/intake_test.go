@@ -55,9 +55,7 @@ func TestBodyCutInTheMiddle(t *testing.T) {
 // What one issuer is told never reaches the order of another, whatever it names.
 func TestNotificationForAnotherIssuersCard(t *testing.T) {
 	t.Parallel()
-	sim := fast
-	sim.HoldNotifications = true
-	b := newBank(t, sim)
+	b := newBank(t, untold)
 	id := b.place(b.thales("theirs"))
 	operation := b.await(id, "SUBMITTED").view.OperationID
 	for _, table := range []string{"orders", "order_state", "operations", "card_guard"} {
@@ -121,29 +119,16 @@ func TestCardNumberInANotification(t *testing.T) {
 }
 
 // tell sends a notification past the simulator, which takes no large ones.
-func (b *bank) tell(content string) int {
+func (b *bank) tell(issuer string, header http.Header, content string) answer {
 	b.t.Helper()
-	r, err := http.NewRequestWithContext(b.t.Context(), http.MethodPost,
-		b.env.Ready.NotificationsURL+"/notifications/d1/v2/issuers/"+local.IssuerID+"/cards", strings.NewReader(content))
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	r.Header.Set("Authorization", "Bearer "+b.token())
-	res, err := http.DefaultClient.Do(r)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	_ = res.Body.Close()
-	return res.StatusCode
+	return b.send(http.MethodPost, b.env.Ready.NotificationsURL+"/notifications/d1/v2/issuers/"+issuer+"/cards", header, content)
 }
 
 // A notification of many operations is stored in parts, each operation once, and what is
 // about no order is counted by its kind.
 func TestLargeNotification(t *testing.T) {
 	t.Parallel()
-	sim := fast
-	sim.HoldNotifications = true
-	b := newBank(t, sim)
+	b := newBank(t, untold)
 	id := b.place(b.thales("needle"))
 	operation := b.await(id, "SUBMITTED").view.OperationID
 	const many = 3000
@@ -157,8 +142,8 @@ func TestLargeNotification(t *testing.T) {
 	}
 	large.WriteString(`{"operation":"Anything else"},{}]}`)
 	for range 2 { // the second time all is known
-		if status := b.tell(large.String()); status != http.StatusNoContent {
-			t.Fatalf("answered %d", status)
+		if a := b.tell(local.IssuerID, bearer(b.token()), large.String()); a.status != http.StatusNoContent {
+			t.Fatalf("answered %d", a.status)
 		}
 	}
 	if n := query[int](b, `SELECT count(*) FROM notifications WHERE times_seen = 2 AND outcome = 'ignored'`); n != many+2 {
@@ -178,9 +163,7 @@ func TestLargeNotification(t *testing.T) {
 // An operator has what was taken for somebody else's applied after all.
 func TestReplayOfNotifications(t *testing.T) {
 	t.Parallel()
-	sim := fast
-	sim.HoldNotifications = true
-	b := newBank(t, sim)
+	b := newBank(t, untold)
 	c := b.client()
 	b.notify([]byte(`{"operations":[{"operationId":"early","operation":"PRODUCE","status":"PENDING","cardId":"card-late",` +
 		`"issuerRequestId":"request-late","details":{"status":"CARD_PROD_READY"}},{"operation":"SUSPEND"}]}`))

@@ -3,7 +3,6 @@ package app_test
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -113,9 +112,7 @@ func TestNotificationBeforeItsOwn202(t *testing.T) {
 // What finds no order is parked, and found when the order's operation becomes known.
 func TestParkedNotificationFindsItsOrderLater(t *testing.T) {
 	t.Parallel()
-	sim := fast
-	sim.HoldNotifications = true
-	b := newBank(t, sim)
+	b := newBank(t, untold)
 	// D1 speaks of an operation, with no id of ours and no start by which the card could tell.
 	id := b.place(b.thales("parked"))
 	b.await(id, "SUBMITTED")
@@ -146,9 +143,7 @@ func TestParkedNotificationFindsItsOrderLater(t *testing.T) {
 // Whatever D1 sends is kept and answered 204, and moves no order on a guess.
 func TestUnknownContentIsKept(t *testing.T) {
 	t.Parallel()
-	sim := fast
-	sim.HoldNotifications = true
-	b := newBank(t, sim)
+	b := newBank(t, untold)
 	id := b.place(b.thales("calm"))
 	operation := b.await(id, "SUBMITTED").view.OperationID
 	for i, content := range []string{
@@ -178,9 +173,7 @@ func TestUnknownContentIsKept(t *testing.T) {
 // status stays the first one's.
 func TestSecondCardIsSeenAtOnce(t *testing.T) {
 	t.Parallel()
-	sim := fast
-	sim.HoldNotifications = true
-	b := newBank(t, sim)
+	b := newBank(t, untold)
 	id := b.place(b.thales("double"))
 	b.await(id, "SUBMITTED")
 	b.notify(mustJSON(t, body{"operations": []body{{
@@ -198,43 +191,22 @@ func TestSecondCardIsSeenAtOnce(t *testing.T) {
 func TestNotificationRefusals(t *testing.T) {
 	t.Parallel()
 	b := newBank(t, fast)
-	send := func(issuer, token, content string) (int, string) {
-		t.Helper()
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost,
-			b.env.Ready.NotificationsURL+"/notifications/d1/v2/issuers/"+issuer+"/cards", strings.NewReader(content))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if token != "" {
-			r.Header.Set("Authorization", "Bearer "+token)
-		}
-		res, err := http.DefaultClient.Do(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = res.Body.Close() }()
-		text, err := io.ReadAll(res.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return res.StatusCode, string(text)
+	if a := b.tell(local.IssuerID, nil, "{}"); a.status != http.StatusUnauthorized || a.text != "" {
+		t.Errorf("without a token: %d %q", a.status, a.text)
 	}
-	if status, text := send(local.IssuerID, "", "{}"); status != http.StatusUnauthorized || text != "" {
-		t.Errorf("without a token: %d %q", status, text)
+	if a := b.tell(local.IssuerID, bearer(b.env.Ready.Token), "{}"); a.status != http.StatusUnauthorized {
+		t.Errorf("with core banking's token: %d", a.status)
 	}
-	if status, _ := send(local.IssuerID, b.env.Ready.Token, "{}"); status != http.StatusUnauthorized {
-		t.Errorf("with core banking's token: %d", status)
-	}
-	if status, text := send("NOBODY0001", "", "{}"); status != http.StatusNotFound || !strings.Contains(text, `"error"`) {
-		t.Errorf("another issuer: %d %q", status, text)
+	if a := b.tell("NOBODY0001", nil, "{}"); a.status != http.StatusNotFound || !strings.Contains(a.text, `"error"`) {
+		t.Errorf("another issuer: %d %q", a.status, a.text)
 	}
 	for _, content := range []string{"", "{", "not JSON", `{"operations":[}`, `{} {}`} {
 		if status := b.notify([]byte(content)); status != http.StatusBadRequest {
 			t.Errorf("%q was answered %d", content, status)
 		}
 	}
-	if status, _ := send(local.IssuerID, b.token(), strings.Repeat("x", 33<<20)); status != http.StatusRequestEntityTooLarge {
-		t.Errorf("33 MiB were answered %d", status)
+	if a := b.tell(local.IssuerID, bearer(b.token()), strings.Repeat("x", 33<<20)); a.status != http.StatusRequestEntityTooLarge {
+		t.Errorf("33 MiB were answered %d", a.status)
 	}
 	if n := query[int](b, `SELECT count(*) FROM notifications`); n != 0 {
 		t.Errorf("%d were stored", n)
@@ -244,9 +216,7 @@ func TestNotificationRefusals(t *testing.T) {
 // One poisoned element harms none of its neighbours.
 func TestPoisonedElementHarmsNoNeighbour(t *testing.T) {
 	t.Parallel()
-	sim := fast
-	sim.HoldNotifications = true
-	b := newBank(t, sim)
+	b := newBank(t, untold)
 	id := b.place(b.thales("neighbour"))
 	operation := b.await(id, "SUBMITTED").view.OperationID
 	good := fmt.Sprintf(`{"operationId":%q,"operation":"PRODUCE","status":"PENDING","cardId":"card-neighbour","details":{"status":"CARD_PROD_READY"}}`, operation)

@@ -55,9 +55,7 @@ func TestOutsideTheProgram(t *testing.T) {
 func TestProgramEndsOrders(t *testing.T) {
 	t.Parallel()
 	_, adjust := programsFile(t, strings.ReplaceAll(goldProgram, "endsAt: SHIPPED", "endsAt: PRODUCED"))
-	sim := fast
-	sim.HoldNotifications = true
-	b := newBank(t, sim, adjust)
+	b := newBank(t, untold, adjust)
 	a := b.get(b.place(b.thales("early")))
 	if !strings.Contains(a.text, `"endsAt":"PRODUCED"`) {
 		t.Errorf("the order ends elsewhere: %s", a.text)
@@ -199,9 +197,7 @@ func TestListFilters(t *testing.T) {
 // when the first page was read.
 func TestPagesWhileOrdersComeIn(t *testing.T) {
 	t.Parallel()
-	sim := fast
-	sim.HoldNotifications = true
-	b := newBank(t, sim, func(cfg *config.Config) { cfg.Issuers[0].Sending.Poll = time.Hour })
+	b := newBank(t, untold, func(cfg *config.Config) { cfg.Issuers[0].Sending.Poll = time.Hour })
 	there := make(map[string]bool)
 	for i := range 30 {
 		there[b.place(b.thales(fmt.Sprint("there-", i)))] = true

@@ -299,9 +299,7 @@ func TestCallerHangsUp(t *testing.T) {
 
 func TestIdempotency(t *testing.T) {
 	t.Parallel()
-	sim := fast
-	sim.HoldNotifications = true
-	b := newBank(t, sim)
+	b := newBank(t, untold)
 	key := func(k string) http.Header { return http.Header{"Idempotency-Key": {k}} }
 	o := b.thales("same")
 	first := b.post(o, key("k1"))
@@ -368,9 +366,7 @@ func TestConcurrentIdenticalRequests(t *testing.T) {
 // A card has one open order; a created card is not created again for a while.
 func TestDuplicateGuard(t *testing.T) {
 	t.Parallel()
-	sim := fast
-	sim.HoldNotifications = true
-	b := newBank(t, sim)
+	b := newBank(t, untold)
 	o := b.thales("guarded")
 	first := b.place(o)
 	renewal := o.with(body{"issuerRequestId": "r2", "services": body{"issuance": "RENEWAL", "delivery": "POST"}})
@@ -400,9 +396,7 @@ func TestDuplicateGuard(t *testing.T) {
 
 func TestConcurrentOrdersForOneCard(t *testing.T) {
 	t.Parallel()
-	sim := fast
-	sim.HoldNotifications = true
-	b := newBank(t, sim)
+	b := newBank(t, untold)
 	o := b.thales("coveted")
 	var mu sync.Mutex
 	statuses := make(map[int]int)

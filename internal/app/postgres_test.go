@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -202,20 +201,8 @@ func (b *bank) everyAnswerKept() {
 // readyz returns the status of the admin listener's /readyz, and why.
 func (b *bank) readyz() (int, string) {
 	b.t.Helper()
-	r, err := http.NewRequestWithContext(b.t.Context(), http.MethodGet, strings.TrimSuffix(b.env.Ready.MetricsURL, "/metrics")+"/readyz", nil)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	res, err := http.DefaultClient.Do(r)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	defer func() { _ = res.Body.Close() }()
-	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	return res.StatusCode, string(text)
+	a := b.send(http.MethodGet, strings.TrimSuffix(b.env.Ready.MetricsURL, "/metrics")+"/readyz", nil, "")
+	return a.status, a.text
 }
 
 // notReady waits until /readyz says that the service cannot work, and why, in one of

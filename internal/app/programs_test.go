@@ -3,7 +3,6 @@ package app_test
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -58,20 +57,11 @@ func digestOf(text string) string {
 // read returns what stands at a URL.
 func (b *bank) read(url string) string {
 	b.t.Helper()
-	r, err := http.NewRequestWithContext(b.t.Context(), http.MethodGet, url, nil)
-	if err != nil {
-		b.t.Fatal(err)
+	a := b.send(http.MethodGet, url, nil, "")
+	if a.status != http.StatusOK {
+		b.t.Fatalf("%s: %d", url, a.status)
 	}
-	res, err := http.DefaultClient.Do(r)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	defer func() { _ = res.Body.Close() }()
-	text, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != http.StatusOK {
-		b.t.Fatalf("%s: %d, %v", url, res.StatusCode, err)
-	}
-	return strings.TrimSpace(string(text))
+	return strings.TrimSpace(a.text)
 }
 
 // wantPrograms demands that the given text is in effect, everywhere.

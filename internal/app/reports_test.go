@@ -3,7 +3,6 @@ package app_test
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -55,27 +54,15 @@ func TestDailyReport(t *testing.T) {
 		t.Errorf("the report says %+v", report)
 	}
 
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, b.env.Ready.APIURL+reports+"?from="+from+"&to="+to+"&timeZone="+zone.String(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Header.Set("Authorization", "Bearer "+b.env.Ready.Token)
-	r.Header.Set("Accept", "text/csv")
-	res, err := http.DefaultClient.Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = res.Body.Close() }()
-	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	header := bearer(b.env.Ready.Token)
+	header.Set("Accept", "text/csv")
+	a := b.send(http.MethodGet, b.env.Ready.APIURL+reports+"?from="+from+"&to="+to+"&timeZone="+zone.String(), header, "")
 	want := "date,cardProductId,batchId,accepted,submitted,produced,shipped,failed,cancelled,open\n"
 	for _, c := range report.Data {
 		want += fmt.Sprintf("%s,%s,,%d,%d,%d,%d,%d,%d,%d\n", c.Date, c.CardProductID, c.Accepted, c.Submitted, c.Produced, c.Shipped, c.Failed, c.Cancelled, c.Open)
 	}
-	if media := res.Header.Get("Content-Type"); string(text) != want || !strings.HasPrefix(media, "text/csv") {
-		t.Errorf("as %s:\n%s\nwant\n%s", media, text, want)
+	if media := a.header.Get("Content-Type"); a.text != want || !strings.HasPrefix(media, "text/csv") {
+		t.Errorf("as %s:\n%s\nwant\n%s", media, a.text, want)
 	}
 }
 

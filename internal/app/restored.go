@@ -17,11 +17,7 @@ func Restored(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 		return err
 	}
 	defer st.Close()
-	current, err := st.SchemaCurrent(ctx)
-	if err == nil && !current {
-		err = ErrSchema
-	}
-	if err != nil {
+	if err := checkSchema(ctx, st); err != nil {
 		return err
 	}
 	return st.Restored(ctx, longestLease(cfg))

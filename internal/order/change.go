@@ -35,9 +35,6 @@ const (
 	ChangeExpired   ChangeState = "EXPIRED"   // D1 never said
 )
 
-// ChangeStates lists them all.
-var ChangeStates = []ChangeState{ChangeRequested, ChangeSent, ChangeAccepted, ChangeRefused, ChangeExpired}
-
 // ChangeReason is why a change has its state.
 type ChangeReason string
 
@@ -56,11 +53,6 @@ const (
 	ReasonNoAnswer ChangeReason = "no-answer" // D1 got it and never said what it did
 	ReasonNotSent  ChangeReason = "not-sent"  // D1 could not be reached in time
 )
-
-// ChangeReasons lists them all.
-var ChangeReasons = []ChangeReason{
-	ReasonBeforeDispatch, ReasonRefused, ReasonShippedFirst, ReasonProducedFirst, ReasonOrderEnded, ReasonRetried, ReasonNoAnswer, ReasonNotSent,
-}
 
 // MayStillArrive tells that the card of a cancel may still arrive: nobody is certain that
 // it was stopped.
@@ -232,4 +224,4 @@ func DecodeChange(text []byte, rules *Rules, of ChangedOrder) (*ChangeRequest, F
 	return r, d.faults
 }
 
-var changeType = oneOf(string(ChangeCancel), string(ChangeAccelerate), string(ChangeRedirect), string(ChangeAccelerateAndRedirect))
+var changeType = oneOf(ChangeTypes...)

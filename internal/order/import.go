@@ -72,10 +72,10 @@ var atD1 = func() map[string]place {
 
 // importedStatus lists the words in the order of Statuses; D1's own are taken as well.
 var importedStatus = func() textRule {
-	var known []string
+	var known []Status
 	for _, s := range Statuses {
 		if _, ok := atD1[string(s)]; ok {
-			known = append(known, string(s))
+			known = append(known, s)
 		}
 	}
 	rule := oneOf(known...)

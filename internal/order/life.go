@@ -65,11 +65,6 @@ func (s State) Ended() bool {
 	return false
 }
 
-// Arrived tells whether the order ended as it was meant to.
-func (s State) Arrived() bool {
-	return s.Status == s.EndsAt || s.Rank > produced.rank && s.Status != Returned && s.Status != Cancelled
-}
-
 // Made tells whether the card was made, whatever became of it then.
 func (s State) Made() bool { return s.StepRank >= produced.rank }
 

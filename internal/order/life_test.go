@@ -520,7 +520,7 @@ func TestAdoptionAnswersQuestions(t *testing.T) {
 
 func TestWhereAnOrderStands(t *testing.T) {
 	t.Parallel()
-	type row struct{ ended, arrived, made, waiting bool }
+	type row struct{ ended, made, waiting bool }
 	states := map[order.Status]order.State{
 		order.Accepted:       after(),
 		order.OutcomeUnknown: after(order.LostAnswer{}),
@@ -553,8 +553,8 @@ func TestWhereAnOrderStands(t *testing.T) {
 		order.Failed:         {ended: true},
 		order.Cancelled:      {ended: true},
 		order.Produced:       {made: true},
-		order.Shipped:        {ended: true, arrived: true, made: true},
-		order.Delivered:      {ended: true, arrived: true, made: true},
+		order.Shipped:        {ended: true, made: true},
+		order.Delivered:      {ended: true, made: true},
 		order.Returned:       {ended: true, made: true},
 	}
 	for _, status := range order.Statuses {
@@ -566,9 +566,9 @@ func TestWhereAnOrderStands(t *testing.T) {
 			s.EndsAt = endsAt
 			w := want[status]
 			if status == order.Produced && endsAt == order.Produced {
-				w.ended, w.arrived = true, true
+				w.ended = true
 			}
-			if got := (row{s.Ended(), s.Arrived(), s.Made(), s.Waiting()}); got != w {
+			if got := (row{s.Ended(), s.Made(), s.Waiting()}); got != w {
 				t.Errorf("%s that ends at %s: got %+v, want %+v", status, endsAt, got, w)
 			}
 		}

@@ -51,12 +51,16 @@ func text(limit int) textRule {
 }
 
 // oneOf is a closed list of values.
-func oneOf(values ...string) textRule {
+func oneOf[T ~string](values ...T) textRule {
+	names := make([]string, len(values))
+	for i, v := range values {
+		names[i] = string(v)
+	}
 	return textRule{check: func(s string) (string, string) {
-		if slices.Contains(values, s) {
+		if slices.Contains(names, s) {
 			return "", ""
 		}
-		return CodeInvalidValue, "must be one of " + strings.Join(values, ", ")
+		return CodeInvalidValue, "must be one of " + strings.Join(names, ", ")
 	}}
 }
 
@@ -103,8 +107,8 @@ var (
 	encryptedData   = textRule{check: checkCompactJWE}
 	memberName      = textRule{check: checkMemberName, free: true}
 
-	channel      = oneOf(string(ChannelThales), string(ChannelInstant), string(ChannelCentral))
-	issuance     = oneOf(string(IssuanceCreation), string(IssuanceRenewal), string(IssuanceReplacement))
+	channel      = oneOf(Channels...)
+	issuance     = oneOf(IssuanceCreation, IssuanceRenewal, IssuanceReplacement)
 	shipmentType = oneOf(ShipmentIndividual, ShipmentBulk)
 )
 

@@ -266,7 +266,7 @@ func candidates(m store.Message, operations []d1client.Operation, around surroun
 		case makesCard(op) && (owned && owner.OrderID == m.OrderID || op.IssuerRequestID == m.IssuerRequestID):
 			mine = append(mine, op)
 		case !op.StartTime.IsZero() && op.StartTime.Before(m.FirstSentAt.Add(-order.ClockSkew)): // certainly older
-		case !owned && op.Operation == "PRODUCE" && op.OperationID != "" && op.IssuerRequestID == "" && !op.NotByCard && !op.StartTime.IsZero():
+		case !owned && op.Operation == store.OperationProduce && op.OperationID != "" && op.IssuerRequestID == "" && !op.NotByCard && !op.StartTime.IsZero():
 			nameless = append(nameless, op)
 		default:
 			doubtful = true
@@ -297,7 +297,7 @@ func others(m store.Message, operations []d1client.Operation, around surrounding
 	for _, op := range operations {
 		order, known := around.owners.Requests[op.IssuerRequestID]
 		_, owned := around.owners.Operations[op.OperationID]
-		if known && !owned && order != m.OrderID && op.Operation == "PRODUCE" && op.OperationID != "" {
+		if known && !owned && order != m.OrderID && op.Operation == store.OperationProduce && op.OperationID != "" {
 			list = append(list, store.OrderOperation{OrderID: order, OperationID: op.OperationID})
 		}
 	}
