@@ -332,6 +332,9 @@ func (s *Store) parkTogether(ctx context.Context, issuer string, list []*arrival
 func (s *Store) applyAlone(ctx context.Context, issuer string, n *arrival) error {
 	before := n.outcome
 	err := s.applyStored(ctx, &receiving{store: s, issuer: issuer, list: []*arrival{n}, stored: true})
+	if err == nil && n.outcome == "" {
+		n.outcome = before // somebody else has it in hand
+	}
 	if err == nil {
 		return nil
 	}

@@ -442,6 +442,22 @@ func TestPassingTroubleDelaysOnly(t *testing.T) {
 	}
 }
 
+// What another replica takes in hand at once was parked when it came: whoever counts the
+// outcomes knows no other word for it.
+func TestParkedNotificationThatAnotherHasInHand(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.submitted("card", "request", "operation")
+	f.exec(`CREATE FUNCTION trouble() RETURNS trigger LANGUAGE plpgsql AS
+		$$ BEGIN RAISE EXCEPTION 'canceling statement due to lock timeout' USING ERRCODE = '55P03'; END $$`)
+	f.exec(`CREATE TRIGGER trouble BEFORE UPDATE ON order_state EXECUTE FUNCTION trouble()`)
+	f.exec(`CREATE FUNCTION taken() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.outcome := 'applied'; RETURN NEW; END $$`)
+	f.exec(`CREATE TRIGGER taken BEFORE INSERT ON notifications FOR EACH ROW EXECUTE FUNCTION taken()`)
+	if outcomes := f.receive(notification(1, "operation", "CARD_PROD_READY")); !slices.Equal(outcomes, []store.Outcome{store.OutcomeParked}) {
+		t.Errorf("outcomes %q", outcomes)
+	}
+}
+
 // D1 may have an order that is new here: notifications that name it were parked.
 // It is then asked before anything is sent.
 func TestAcceptLooksAtParkedNotifications(t *testing.T) {
