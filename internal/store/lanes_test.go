@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"cardorder/internal/store"
 )
@@ -200,4 +201,41 @@ func TestStatsOfAnOrderBehindAnother(t *testing.T) {
 			t.Errorf("an order that could be sent has waited for %s: %+v", c.OldestDue, c)
 		}
 	}
+}
+
+// A vacuum keeps no dead rows, however long it takes.
+func TestStatsDuringAVacuum(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	f.exec(`CREATE TABLE large AS SELECT repeat('x', 200) AS text FROM generate_series(1, 20000)`)
+	f.exec(`DELETE FROM large`)
+	conn, err := pgx.Connect(t.Context(), f.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := conn.Exec(t.Context(), `SET vacuum_cost_delay = 100; SET vacuum_cost_limit = 1`)
+		if err == nil {
+			_, err = conn.Exec(t.Context(), `VACUUM large`)
+		}
+		ended <- err
+	}()
+	const age = `SELECT coalesce(max(clock_timestamp() - xact_start), '0') FROM pg_stat_activity
+		WHERE backend_xmin IS NOT NULL AND pid IN (SELECT pid FROM pg_stat_progress_vacuum WHERE datname = current_database())`
+	var vacuum time.Duration
+	for vacuum < time.Second/2 { // no snapshot of a look at it is as old
+		select {
+		case err := <-ended:
+			t.Fatalf("the vacuum was not seen: %v", err)
+		default:
+		}
+		vacuum = value[time.Duration](f, age)
+	}
+	stats, err := f.traced(nil).Stats(t.Context())
+	if err != nil || stats.OldestSnapshot >= vacuum {
+		t.Errorf("the oldest snapshot is %s old, the vacuum %s; %v", stats.OldestSnapshot, vacuum, err)
+	}
+	f.exec(`SELECT pg_terminate_backend($1)`, conn.PgConn().PID())
+	<-ended
 }

@@ -139,14 +139,15 @@ func (s *Store) readStats(ctx context.Context) (*Stats, error) {
 		return row.Scan(&stats.Waiting, &stats.WaitingSince)
 	})
 	// Only sessions of this database and those of no database, as standbys, hold back
-	// vacuum here.
+	// vacuum here, and no vacuum does another.
+	const holds = `pid <> pg_backend_pid() AND coalesce(datname, current_database()) = current_database()
+		AND pid NOT IN (SELECT pid FROM pg_stat_progress_vacuum)`
 	b.Queue(`
 		SELECT coalesce((SELECT n_dead_tup FROM pg_stat_user_tables WHERE relid = 'outbox'::regclass), 0),
 			greatest('0', (SELECT max(now() - xact_start) FROM pg_stat_activity
-					WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid() AND coalesce(datname, current_database()) = current_database()),
+					WHERE backend_xmin IS NOT NULL AND ` + holds + `),
 				(SELECT max(now() - prepared) FROM pg_prepared_xacts WHERE database = current_database())),
-			greatest(0, (SELECT max(age(backend_xmin)) FROM pg_stat_activity
-					WHERE pid <> pg_backend_pid() AND coalesce(datname, current_database()) = current_database()),
+			greatest(0, (SELECT max(age(backend_xmin)) FROM pg_stat_activity WHERE ` + holds + `),
 				(SELECT max(age(transaction)) FROM pg_prepared_xacts WHERE database = current_database()),
 				(SELECT max(age(xmin)) FROM pg_replication_slots))`).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&stats.DeadTuples, &stats.OldestSnapshot, &stats.OldestSnapshotXIDs)
