@@ -110,8 +110,9 @@ func (s *server) addNote(w http.ResponseWriter, r *http.Request) error {
 	note.Action, note.Key = action, key
 	added, replayed, err := s.Store.AddNote(r.Context(), note)
 	if e, ok := errors.AsType[*store.ConflictError](err); ok {
-		p := conflict(e)
-		p.Title, p.Detail = "The key belongs to another note", "The order has a note with this Idempotency-Key, and its text is another one."
+		p := newProblem(http.StatusUnprocessableEntity, "idempotency-conflict", "The key belongs to another note",
+			"The order has a note with this Idempotency-Key, and its text is another one.")
+		p.OrderID = e.OrderID.String()
 		return p
 	}
 	if err != nil {
