@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -285,9 +286,16 @@ func chunks(body []byte) iter.Seq[[][]byte] {
 }
 
 // parse reads what can be read of one operation, which must be valid JSON; what cannot, is
-// left empty.
-func (s *server) parse(issuer *Issuer, raw []byte, correlation string) store.Notification {
-	note := store.Notification{Raw: raw, Content: d1client.Canonical(raw), CorrelationID: correlation}
+// left empty. One on which a bug panics waits, for all that is known of it may be about an
+// order: it must end neither the process, again at each start, nor the others of its call.
+func (s *server) parse(issuer *Issuer, raw []byte, correlation string) (note store.Notification) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.Log.Error("panic while reading a notification", "panic", p, "stack", string(debug.Stack()))
+			note = store.Notification{Raw: raw, Content: raw, Operation: store.OperationProduce, CorrelationID: correlation}
+		}
+	}()
+	note = store.Notification{Raw: raw, Content: d1client.Canonical(raw), CorrelationID: correlation}
 	op, err := d1client.ParseElement(raw)
 	if err != nil {
 		return note
